@@ -1,0 +1,42 @@
+# make demo       trains the base loss and JOL side by side on generated scenes, some minutes on a CPU
+# make test       lint, types and tests
+# make test-all   the slow tests too
+# make lock       writes constraints.txt anew from the newest versions
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all lint lock clean
+
+demo: $(STAMP)
+	$(BIN)/jol demo
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+	TRITON_INTERPRET=1 $(BIN)/pytest -m "kernels and not slow"
+
+test-all: lint
+	$(BIN)/pytest
+	TRITON_INTERPRET=1 $(BIN)/pytest -m kernels
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[detectors,dev]"
+	touch $@
+
+lock:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[detectors,dev]"
+	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""Measurements: what the compiler makes of the kernels, and how fast they are."""
