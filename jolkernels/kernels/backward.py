@@ -1,0 +1,129 @@
+"""The backward kernel: one read of the logits, one write of their gradient.
+
+With upstream gradients g_c, g_r, and for a positive row i its losses a_i, r_i, scores s_i, v_i,
+extra weights alpha_i, beta_i and weight w_i = lam - s_i v_i (docs/mathematics.md):
+
+    G_i = dL/dw_i = g_c (alpha_i a_i + A_neg / P) / Z_cls + g_r beta_i r_i / Z_loc
+    dL/db_i = (g_r beta_i w_i / Z_loc) dr_i/db_i - G_i s_i dv_i/db_i
+    softmax:  dL/dz_ik = q_i (p_ik - [k = y_i]),  q_i = g_c alpha_i w_i / Z_cls + G_i v_i s_i
+    sigmoid:  dL/dz_ik = (g_c alpha_i w_i / Z_cls) a'(z_ik) - [k = y_i] G_i v_i s_i (1 - s_i)
+
+and for a negative row the same with w_neg in the place of w_i and G = 0.
+"""
+
+import triton
+import triton.language as tl
+
+from jolkernels.kernels.classification import sigmoid
+from jolkernels.kernels.forward import box_terms, load_factors, row_kinds, weight
+
+
+@triton.jit
+def store_box_gradient(
+    grad_boxes, rows, n, slot, positive, poison, d0, d1, d2, d3,
+    width, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write whole rows of the [N, width] gradient: d in the row's slot, 0 in all others."""
+    for start in range(0, width, BLOCK):
+        cols = start + tl.arange(0, BLOCK)[None, :]
+        part = cols % 4
+        low = tl.where(part == 0, d0[:, None], d1[:, None])
+        high = tl.where(part == 2, d2[:, None], d3[:, None])
+        d = tl.where(part < 2, low, high)
+        d = tl.where(positive[:, None] & (cols // 4 == slot[:, None]), d, 0.0) + poison
+        out = grad_boxes + rows[:, None] * width + cols
+        tl.store(out, d, mask=(rows < n)[:, None] & (cols < width))
+
+
+@triton.jit
+def gradients_kernel(
+    logits, stride_row, stride_col,
+    boxes, stride_box_row, stride_box_col,
+    labels, stride_label,
+    targets, stride_target_row, stride_target_col,
+    priors, stride_prior_row, stride_prior_col,
+    alphas, stride_alpha,
+    betas, stride_beta,
+    row_terms, scalars, grad_classification, grad_regression, grad_logits, grad_boxes, box_width,
+    n, columns, background, last, ignore,
+    SOFTMAX: tl.constexpr, CLASSIFY: tl.constexpr, CLASSIFY_PARAMS: tl.constexpr,
+    REGRESS: tl.constexpr, REGRESS_PARAMS: tl.constexpr, ON_CODES: tl.constexpr,
+    SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr,
+    DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
+    JOINT: tl.constexpr, CLASS_SCORE: tl.constexpr, LAM: tl.constexpr, CONSTANT: tl.constexpr,
+    CLASS_SPECIFIC: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of BLOCK_ROWS rows; grad_logits [N, C] and grad_boxes [N, 4S] are contiguous.
+
+    Either may be None. CONSTANT: the weights carry no gradient.
+    """
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    valid, positive, _bad, y = row_kinds(labels, stride_label, rows, n, background, last, ignore)
+    w_neg, mean_neg = tl.load(scalars), tl.load(scalars + 1)
+    g_cls = tl.load(grad_classification).to(ACC) * tl.load(scalars + 2)
+    g_loc = tl.load(grad_regression).to(ACC) * tl.load(scalars + 3)
+    poison = tl.load(scalars + 4)
+
+    # 1. The row: a, r, s, v and the weight.
+    z_y = tl.load(logits + rows * stride_row + y * stride_col, mask=positive, other=0.0).to(ACC)
+    row_term = tl.load(row_terms + rows, mask=valid, other=0.0)
+    if SOFTMAX:
+        a = row_term - z_y
+        s = tl.exp(-a)
+    else:
+        a = row_term
+        s = sigmoid(z_y)
+    slot = tl.where(positive, y, 0) if CLASS_SPECIFIC else y * 0
+    r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3 = box_terms(
+        boxes, stride_box_row, stride_box_col,
+        targets, stride_target_row, stride_target_col,
+        priors, stride_prior_row, stride_prior_col,
+        rows, slot, positive,
+        REGRESS, REGRESS_PARAMS, ON_CODES, SCORE, SCORE_PARAMS,
+        DECODE, ENCODE, PULL, CODING_PARAMS, ACC,
+    )  # fmt: skip
+    w = weight(s, v, LAM, JOINT, CLASS_SCORE)
+    alpha = load_factors(alphas, stride_alpha, rows, valid, ACC)
+    beta = load_factors(betas, stride_beta, rows, positive, ACC)
+    if CONSTANT:
+        d_w = tl.zeros_like(v)
+    else:
+        d_w = g_cls * (alpha * a + mean_neg) + g_loc * beta * r
+    if CLASS_SCORE:
+        to_v, d_s = d_w * s, d_w * v * s
+    else:
+        to_v, d_s = d_w, tl.zeros_like(v)
+
+    # 2. The boxes.
+    if grad_boxes is not None:
+        to_r = g_loc * beta * w
+        store_box_gradient(
+            grad_boxes, rows, n, slot, positive, poison,
+            to_r * dr0 - to_v * dv0, to_r * dr1 - to_v * dv1,
+            to_r * dr2 - to_v * dv2, to_r * dr3 - to_v * dv3,
+            box_width, BLOCK=32 if CLASS_SPECIFIC else 4,
+        )  # fmt: skip
+
+    # 3. The logits, a tile of columns at a time.
+    if grad_logits is not None:
+        scale = g_cls * alpha * tl.where(positive, w, w_neg)
+        if SOFTMAX:
+            scale += tl.where(positive, d_s, 0.0)
+        for start in range(0, columns, BLOCK_COLS):
+            cols = start + tl.arange(0, BLOCK_COLS).to(tl.int64)
+            z = tl.load(
+                logits + rows[:, None] * stride_row + cols[None, :] * stride_col,
+                mask=valid[:, None] & (cols < columns)[None, :],
+                other=0.0,
+            ).to(ACC)
+            is_label = cols[None, :] == y[:, None]
+            if SOFTMAX:
+                d = scale[:, None] * (tl.exp(z - row_term[:, None]) - is_label.to(ACC))
+            else:
+                is_true = is_label & positive[:, None]
+                _loss, d = CLASSIFY(z, is_true, CLASSIFY_PARAMS)
+                d = scale[:, None] * d - tl.where(is_true, (d_s * (1.0 - s))[:, None], 0.0)
+            d = tl.where(valid[:, None], d, 0.0) + poison
+            out = grad_logits + rows[:, None] * columns + cols[None, :]
+            tl.store(out, d, mask=(rows < n)[:, None] & (cols < columns)[None, :])

@@ -1,0 +1,61 @@
+"""Device functions of the classification losses.
+
+A sigmoid loss is one function of a tile of logits:
+
+    f(z, is_true, PARAMS) -> loss, dloss/dz        each of z's shape
+
+Softmax couples the columns of a row, so cross entropy is what the kernels do by themselves: its
+row's loss is lse - z_y and its gradient p - delta, of the online log-sum-exp below.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x in [0, 1], good to a few ulp also where 1 + x rounds."""
+    u = 1.0 + x
+    return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) without overflow."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) without overflow, its tail exact."""
+    return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def focal(z, is_true, PARAMS: tl.constexpr):
+    """torchvision.ops.sigmoid_focal_loss of single columns; PARAMS = alpha, gamma.
+
+    With u = -z in the true column and z elsewhere: alpha_t sigmoid(u)^gamma softplus(u).
+    """
+    ALPHA: tl.constexpr = PARAMS[0]
+    GAMMA: tl.constexpr = PARAMS[1]
+    u = tl.where(is_true, -z, z)
+    p = sigmoid(u)
+    ce = softplus(u)
+    if GAMMA == 2.0:
+        modulated = p * p
+    else:
+        modulated = tl.exp(-GAMMA * softplus(-u))  # sigmoid(u)^gamma, by its logarithm
+    modulated = tl.where(is_true, modulated * ALPHA, modulated * (1.0 - ALPHA))
+    d = modulated * (p + GAMMA * ce * sigmoid(-u))
+    return modulated * ce, tl.where(is_true, -d, d)
+
+
+@triton.jit
+def online_logsumexp(highest, total, z):
+    """Take a tile of logits [rows, columns] into a row's running maximum and sum of exp."""
+    new = tl.maximum(highest, tl.max(z, 1))
+    shift = tl.where(new == -float("inf"), 0.0, new)  # all -inf so far: no NaN yet
+    total = total * tl.exp(highest - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
+    return new, total

@@ -1,0 +1,249 @@
+"""The forward kernels: a pass over the rows that leaves partial sums, and their finish.
+
+Per program of `rows_kernel`, over its rows (docs/mathematics.md derives why this is enough):
+
+    P = #positives    N = #valid    W = sum_pos w_i    bad = #labels out of range
+    A_pos = sum_pos alpha_i w_i a_i    A_neg = sum_neg alpha_j a_j    R = sum_pos beta_i w_i r_i
+
+with the rows' classification losses a and box losses r. `finish_kernel` adds the programs' sums in
+a fixed order, so the same input gives the same bits:
+
+    w_neg = W / P    L_cls = (A_pos + w_neg A_neg) / Z_cls    L_loc = R / Z_loc
+"""
+
+import triton
+import triton.language as tl
+
+from jolkernels.kernels.classification import online_logsumexp, sigmoid
+
+SUMS = tl.constexpr(7)
+
+
+@triton.jit
+def row_kinds(labels, stride, rows, n, background, last, ignore):
+    """Which rows are valid, positive or badly labelled, and a label that is safe as an index."""
+    label = tl.load(labels + rows * stride, mask=rows < n, other=ignore)
+    counted = (rows < n) & (label != ignore)
+    bad = counted & ((label < 0) | (label > last))
+    valid = counted & (bad == 0)
+    return valid, valid & (label != background), bad, tl.where(valid, label, 0)
+
+
+@triton.jit
+def load_factors(pointer, stride, rows, mask, ACC: tl.constexpr):
+    """Extra weights of rows, 1 without any."""
+    if pointer is None:
+        factors = mask.to(ACC)
+    else:
+        factors = tl.load(pointer + rows * stride, mask=mask, other=0.0).to(ACC)
+    return factors
+
+
+@triton.jit
+def load_four(pointer, stride_row, stride_col, rows, first, mask, ACC: tl.constexpr):
+    """Columns first to first + 3 of some rows."""
+    p = pointer + rows * stride_row + first * stride_col
+    x0 = tl.load(p, mask=mask, other=0.0).to(ACC)
+    x1 = tl.load(p + stride_col, mask=mask, other=0.0).to(ACC)
+    x2 = tl.load(p + 2 * stride_col, mask=mask, other=0.0).to(ACC)
+    x3 = tl.load(p + 3 * stride_col, mask=mask, other=0.0).to(ACC)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def has_no_extent(x0, x1, x2, x3):
+    return (x2 <= x0) | (x3 <= x1)
+
+
+@triton.jit
+def box_terms(
+    boxes, stride_box_row, stride_box_col,
+    targets, stride_target_row, stride_target_col,
+    priors, stride_prior_row, stride_prior_col,
+    rows, slot, positive,
+    REGRESS: tl.constexpr, REGRESS_PARAMS: tl.constexpr, ON_CODES: tl.constexpr,
+    SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr,
+    DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Box loss r and location score v of positive rows, with their derivatives for the codes.
+
+    Returns r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3; what the caller does not use is dropped
+    by the compiler. Reads boxes, targets and priors of positive rows only.
+    """
+    b0, b1, b2, b3 = load_four(boxes, stride_box_row, stride_box_col, rows, 4 * slot, positive, ACC)
+    t0, t1, t2, t3 = load_four(
+        targets, stride_target_row, stride_target_col, rows, 0 * slot, positive, ACC
+    )
+    dead = has_no_extent(t0, t1, t2, t3)
+    if priors is None:
+        p0, p1, p2, p3 = t0, t1, t2, t3
+    else:
+        p0, p1, p2, p3 = load_four(
+            priors, stride_prior_row, stride_prior_col, rows, 0 * slot, positive, ACC
+        )
+        dead |= has_no_extent(p0, p1, p2, p3)
+    x0, x1, x2, x3 = DECODE(b0, b1, b2, b3, p0, p1, p2, p3, CODING_PARAMS)
+    dead |= has_no_extent(x0, x1, x2, x3)
+
+    if ON_CODES:
+        c0, c1, c2, c3 = ENCODE(t0, t1, t2, t3, p0, p1, p2, p3, CODING_PARAMS)
+        r, dr0, dr1, dr2, dr3 = REGRESS(b0, b1, b2, b3, c0, c1, c2, c3, REGRESS_PARAMS)
+    else:
+        r, g0, g1, g2, g3 = REGRESS(x0, x1, x2, x3, t0, t1, t2, t3, REGRESS_PARAMS)
+        dr0, dr1, dr2, dr3 = PULL(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, CODING_PARAMS)
+
+    if SCORE is None:
+        dv0 = tl.zeros_like(r)
+        v, dv1, dv2, dv3 = dv0 + 1.0, dv0, dv0, dv0
+    else:
+        v, g0, g1, g2, g3 = SCORE(x0, x1, x2, x3, t0, t1, t2, t3, SCORE_PARAMS)
+        v = tl.where(dead, 0.0, v)
+        g0, g1 = tl.where(dead, 0.0, g0), tl.where(dead, 0.0, g1)
+        g2, g3 = tl.where(dead, 0.0, g2), tl.where(dead, 0.0, g3)
+        dv0, dv1, dv2, dv3 = PULL(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, CODING_PARAMS)
+    return r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3
+
+
+@triton.jit
+def weight(s, v, LAM: tl.constexpr, JOINT: tl.constexpr, CLASS_SCORE: tl.constexpr):
+    """w_pos of Eq. 3, or 1."""
+    if not JOINT:
+        w = tl.zeros_like(v) + 1.0
+    elif CLASS_SCORE:
+        w = LAM - s * v
+    else:
+        w = LAM - v
+    return w
+
+
+@triton.jit
+def rows_kernel(
+    logits, stride_row, stride_col,
+    boxes, stride_box_row, stride_box_col,
+    labels, stride_label,
+    targets, stride_target_row, stride_target_col,
+    priors, stride_prior_row, stride_prior_col,
+    alphas, stride_alpha,
+    betas, stride_beta,
+    row_terms, partial_sums,
+    n, columns, background, last, ignore,
+    SOFTMAX: tl.constexpr, CLASSIFY: tl.constexpr, CLASSIFY_PARAMS: tl.constexpr,
+    REGRESS: tl.constexpr, REGRESS_PARAMS: tl.constexpr, ON_CODES: tl.constexpr,
+    SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr,
+    DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
+    JOINT: tl.constexpr, CLASS_SCORE: tl.constexpr, LAM: tl.constexpr,
+    CLASS_SPECIFIC: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of BLOCK_ROWS rows, and for each row lse (softmax) or its loss (sigmoid)."""
+    program = tl.program_id(0).to(tl.int64)
+    rows = program * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    valid, positive, bad, y = row_kinds(labels, stride_label, rows, n, background, last, ignore)
+    z_y = tl.load(
+        logits + rows * stride_row + y * stride_col, mask=valid & (y < columns), other=0.0
+    ).to(ACC)
+
+    # 1. The classification loss a of each row: one read of the logits, a tile of columns at a time.
+    highest = tl.full([BLOCK_ROWS], -float("inf"), ACC)
+    total = tl.zeros([BLOCK_ROWS], ACC)
+    for start in range(0, columns, BLOCK_COLS):
+        cols = start + tl.arange(0, BLOCK_COLS).to(tl.int64)
+        inside = valid[:, None] & (cols < columns)[None, :]
+        z = tl.load(
+            logits + rows[:, None] * stride_row + cols[None, :] * stride_col,
+            mask=inside,
+            other=0.0,
+        ).to(ACC)
+        if SOFTMAX:
+            z = tl.where((cols < columns)[None, :], z, -float("inf"))
+            highest, total = online_logsumexp(highest, total, z)
+        else:
+            loss, _d = CLASSIFY(z, cols[None, :] == y[:, None], CLASSIFY_PARAMS)
+            total += tl.sum(tl.where(inside, loss, 0.0), 1)
+    if SOFTMAX:
+        lse = tl.where(highest == -float("inf"), 0.0, highest) + tl.log(total)
+        a = lse - z_y
+        s = tl.exp(-a)
+        tl.store(row_terms + rows, lse, mask=rows < n)
+    else:
+        a = total
+        s = sigmoid(z_y)
+        tl.store(row_terms + rows, a, mask=rows < n)
+
+    # 2. Box loss, scores and weight of the positives.
+    slot = tl.where(positive, y, 0) if CLASS_SPECIFIC else y * 0
+    r, _, _, _, _, v, _, _, _, _ = box_terms(
+        boxes, stride_box_row, stride_box_col,
+        targets, stride_target_row, stride_target_col,
+        priors, stride_prior_row, stride_prior_col,
+        rows, slot, positive,
+        REGRESS, REGRESS_PARAMS, ON_CODES, SCORE, SCORE_PARAMS,
+        DECODE, ENCODE, PULL, CODING_PARAMS, ACC,
+    )  # fmt: skip
+    w = weight(s, v, LAM, JOINT, CLASS_SCORE)
+
+    # 3. The sums.
+    a = a * load_factors(alphas, stride_alpha, rows, valid, ACC)
+    r = r * load_factors(betas, stride_beta, rows, positive, ACC)
+    programs = tl.num_programs(0)
+    out = partial_sums + program
+    tl.store(out, tl.sum(positive.to(ACC)))
+    tl.store(out + programs, tl.sum(valid.to(ACC)))
+    tl.store(out + 2 * programs, tl.sum(tl.where(positive, w, 0.0)))
+    tl.store(out + 3 * programs, tl.sum(tl.where(positive, w * a, 0.0)))
+    tl.store(out + 4 * programs, tl.sum(tl.where(valid & (positive == 0), a, 0.0)))
+    tl.store(out + 5 * programs, tl.sum(tl.where(positive, w * r, 0.0)))
+    tl.store(out + 6 * programs, tl.sum(bad.to(ACC)))
+
+
+@triton.jit
+def inverse_normalizer(value, samples, positives, KIND: tl.constexpr):
+    """One over a normaliser in float64: "samples", "positives", "sum" or the number at `value`."""
+    if KIND == "samples":
+        z = tl.maximum(samples, 1.0)
+    elif KIND == "positives":
+        z = tl.maximum(positives, 1.0)
+    elif KIND == "sum":
+        z = tl.zeros_like(samples) + 1.0
+    else:
+        z = tl.load(value).to(tl.float64)
+    return 1.0 / z
+
+
+@triton.jit
+def finish_kernel(
+    partial_sums, programs, z_cls, z_loc,
+    classification, regression, negative_weight, num_positives, scalars,
+    Z_CLS: tl.constexpr, Z_LOC: tl.constexpr, JOINT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add the programs' sums in float64, in a fixed order, and form the results (one program)."""
+    sums = tl.zeros([8, BLOCK], tl.float64)
+    kind = tl.arange(0, 8)[:, None]
+    for start in range(0, programs, BLOCK):
+        i = start + tl.arange(0, BLOCK)[None, :]
+        mask = (kind < SUMS) & (i < programs)
+        sums += tl.load(partial_sums + kind * programs + i, mask=mask, other=0.0).to(tl.float64)
+    sums = tl.sum(sums, 1)[:, None]
+    positives = tl.sum(tl.where(kind == 0, sums, 0.0))
+    samples = tl.sum(tl.where(kind == 1, sums, 0.0))
+    weights = tl.sum(tl.where(kind == 2, sums, 0.0))
+    a_pos = tl.sum(tl.where(kind == 3, sums, 0.0))
+    a_neg = tl.sum(tl.where(kind == 4, sums, 0.0))
+    r = tl.sum(tl.where(kind == 5, sums, 0.0))
+    bad = tl.sum(tl.where(kind == 6, sums, 0.0))
+
+    poison = tl.where(bad > 0, float("nan"), 0.0)
+    some = tl.maximum(positives, 1.0)
+    w_neg = tl.where((positives > 0) & JOINT, weights / some, 1.0)
+    inv_z_cls = inverse_normalizer(z_cls, samples, positives, Z_CLS)
+    inv_z_loc = inverse_normalizer(z_loc, samples, positives, Z_LOC)
+    tl.store(classification, (a_pos + w_neg * a_neg) * inv_z_cls + poison)
+    tl.store(regression, r * inv_z_loc + poison)
+    tl.store(negative_weight, w_neg)
+    tl.store(num_positives, positives.to(tl.int64))
+    tl.store(scalars, w_neg)
+    tl.store(scalars + 1, a_neg / some)
+    tl.store(scalars + 2, inv_z_cls)
+    tl.store(scalars + 3, inv_z_loc)
+    tl.store(scalars + 4, poison)

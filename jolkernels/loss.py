@@ -1,0 +1,379 @@
+"""The loss as users import it: a module, a function and their results.
+
+Letters in shapes: N rows (samples), C class columns, K = C - 1 (cross entropy) or C (sigmoid
+losses) foreground classes, S = 1 or as many box slots a row as there are classes.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from jolkernels import ops, reference, spec
+from jolkernels.autograd import JointOptimizationFunction
+from jolkernels.spec import NORMALIZERS, Batch, Settings
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class JointLoss(NamedTuple):
+    """The two parts of the loss, divided by their normalisers, and two numbers to watch."""
+
+    classification: Tensor
+    regression: Tensor
+    negative_weight: Tensor
+    """w_neg, the mean weight of the positives; no gradient."""
+    num_positives: Tensor
+    """int64; no gradient."""
+
+    @property
+    def total(self) -> Tensor:
+        """classification + regression, what to call backward on."""
+        return self.classification + self.regression
+
+
+class PerSample(NamedTuple):
+    """What each row contributes, [N] each, without gradient; see JointOptimizationLoss.per_sample.
+
+    Scores and regression are 0 in rows that are not positive, weight is w_neg in negatives, and
+    everything is 0 in ignored rows. Losses are without weights and normalisers.
+    """
+
+    location_score: Tensor
+    class_score: Tensor
+    weight: Tensor
+    classification: Tensor
+    regression: Tensor
+
+
+class JointOptimizationLoss(nn.Module):
+    """Joint Optimization Loss (Shi, Fang, Xu; Remote Sens. 2025, 17, 1476, Eq. 2 to 4).
+
+    Every positive sample has the weight w = lam - S_loc * S_cls, every negative the mean weight of
+    the batch's positives, in both the classification and the box loss.
+
+    Args:
+        classification: "cross_entropy", "bce", "focal", "quality_focal", "varifocal" or a spec
+            such as Focal(alpha=.25, gamma=2) from jolkernels.spec.
+        regression: "l1", "smooth_l1", "l2", "iou", "giou", "diou", "ciou", "eiou" or a spec.
+        coding: how box predictions are coded: "xyxy", "delta", "ltrb" or a spec such as
+            Delta(weights=(10, 10, 5, 5)).
+        location_score: S_loc: "iou", "giou", "nwd", "simd", "dotd", a spec, or None: S_loc = 1.
+        class_score: S_cls: "probability" of the true class, or None: S_cls = 1.
+        lam: the paper's lambda, at least 1.
+        weighting: "joint", or "none": every weight is 1, the base loss of Eq. 1.
+        detach_weights: whether the weights are constants for the gradient.
+        background: "last" or "first", the background's column with cross entropy.
+        ignore_index: the label of rows that count for nothing.
+        sync_group: a torch.distributed ProcessGroup over whose ranks w_neg and the normalisers are
+            taken.
+
+    Raises:
+        ValueError, TypeError: an argument that is none of the above, by name.
+        NotImplementedError: a choice that this version does not compute yet.
+    """
+
+    def __init__(
+        self,
+        classification: str | spec.Classification = "cross_entropy",
+        regression: str | spec.Regression = "l1",
+        coding: str | spec.Coding = "xyxy",
+        location_score: str | spec.Score | None = "iou",
+        class_score: str | None = "probability",
+        lam: float = 2.0,
+        weighting: str = "joint",
+        detach_weights: bool = False,
+        background: str = "last",
+        ignore_index: int = -100,
+        sync_group: object | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = make_settings(
+            classification,
+            regression,
+            coding,
+            location_score,
+            class_score,
+            lam,
+            weighting,
+            detach_weights,
+            background,
+            ignore_index,
+            sync_group,
+        )
+
+    def forward(
+        self,
+        logits: Tensor,
+        box_preds: Tensor,
+        labels: Tensor,
+        target_boxes: Tensor,
+        priors: Tensor | None = None,
+        classification_weights: Tensor | None = None,
+        regression_weights: Tensor | None = None,
+        classification_normalizer: float | Tensor | str = "samples",
+        regression_normalizer: float | Tensor | str = "samples",
+    ) -> JointLoss:
+        """The loss of a batch of samples (anchors, points or proposals).
+
+        Args:
+            logits: [N, C] floating.
+            box_preds: [N, 4 * S] floating, coded as `coding` says. S is 1, or one slot a class,
+                slot = label: C or K with background "last" and with the sigmoid losses, C with
+                "first".
+            labels: [N] int64: a foreground class, the background (0 or C - 1 with cross entropy,
+                K with the sigmoid losses) or ignore_index.
+            target_boxes: [N, 4] x1 y1 x2 y2 in pixels, read for positives only.
+            priors: [N, 4] x1 y1 x2 y2 in pixels, anchors or proposals, for "delta" and "ltrb".
+            classification_weights: [N] floating, constant factors of the classification losses.
+            regression_weights: [N] floating, constant factors of the box losses.
+            classification_normalizer: what the sum is divided by: "samples" (max(1, valid rows)),
+                "positives" (max(1, positives)), "sum" (1), a number or a 0-dim tensor.
+            regression_normalizer: likewise for the box loss.
+
+        Raises:
+            ValueError, TypeError: a shape, dtype, device or name that does not fit, by name; a
+                label out of range, by index, on the CPU or with JOLKERNELS_VALIDATE=1 (otherwise
+                losses and gradients on a GPU are NaN).
+        """
+        batch = make_batch(
+            self.settings,
+            logits,
+            box_preds,
+            labels,
+            target_boxes,
+            priors,
+            classification_weights,
+            regression_weights,
+            classification_normalizer,
+            regression_normalizer,
+        )
+        return JointLoss(*JointOptimizationFunction.apply(self.settings, *batch))
+
+    @torch.no_grad()
+    def per_sample(self, *args: Any, **kwargs: Any) -> PerSample:
+        """Scores, weights and unweighted losses of single rows, for figures and debugging.
+
+        Takes what `forward` takes. Runs the plain reference, not the kernels.
+        """
+        batch = make_batch(self.settings, *args, **kwargs)
+        ops.check_labels(batch, self.settings)
+        r = reference.rows(batch, self.settings)
+        w_pos, w_neg = reference.weights(r, self.settings)
+
+        def at(rows: Tensor, values: Tensor) -> Tensor:
+            return values.new_zeros(len(batch.labels)).index_put_((rows,), values)
+
+        return PerSample(
+            location_score=at(r.positive, r.s_loc),
+            class_score=at(r.positive, r.s_cls),
+            weight=at(r.valid, w_neg.expand(len(r.valid))).index_put_((r.positive,), w_pos),
+            classification=at(r.valid, r.l_cls),
+            regression=at(r.positive, r.l_loc),
+        )
+
+    def extra_repr(self) -> str:
+        """The settings, as repr shows them."""
+        return ", ".join(f"{name}={value!r}" for name, value in vars(self.settings).items())
+
+
+def joint_optimization_loss(
+    logits: Tensor,
+    box_preds: Tensor,
+    labels: Tensor,
+    target_boxes: Tensor,
+    *,
+    priors: Tensor | None = None,
+    classification_weights: Tensor | None = None,
+    regression_weights: Tensor | None = None,
+    classification_normalizer: float | Tensor | str = "samples",
+    regression_normalizer: float | Tensor | str = "samples",
+    classification: str | spec.Classification = "cross_entropy",
+    regression: str | spec.Regression = "l1",
+    coding: str | spec.Coding = "xyxy",
+    location_score: str | spec.Score | None = "iou",
+    class_score: str | None = "probability",
+    lam: float = 2.0,
+    weighting: str = "joint",
+    detach_weights: bool = False,
+    background: str = "last",
+    ignore_index: int = -100,
+    sync_group: object | None = None,
+) -> JointLoss:
+    """JointOptimizationLoss as a function: see there for arguments, shapes and errors."""
+    settings = make_settings(
+        classification,
+        regression,
+        coding,
+        location_score,
+        class_score,
+        lam,
+        weighting,
+        detach_weights,
+        background,
+        ignore_index,
+        sync_group,
+    )
+    batch = make_batch(
+        settings,
+        logits,
+        box_preds,
+        labels,
+        target_boxes,
+        priors,
+        classification_weights,
+        regression_weights,
+        classification_normalizer,
+        regression_normalizer,
+    )
+    return JointLoss(*JointOptimizationFunction.apply(settings, *batch))
+
+
+def make_settings(
+    classification: str | spec.Classification,
+    regression: str | spec.Regression,
+    coding: str | spec.Coding,
+    location_score: str | spec.Score | None,
+    class_score: str | None,
+    lam: float,
+    weighting: str,
+    detach_weights: bool,
+    background: str,
+    ignore_index: int,
+    sync_group: object | None,
+) -> Settings:
+    """Check the choices of a loss; errors as JointOptimizationLoss says."""
+    one_of("weighting", weighting, ("joint", "none"))
+    one_of("background", background, ("last", "first"))
+    if class_score is not None:
+        one_of("class_score", class_score, ("probability",))
+    if isinstance(lam, bool) or not isinstance(lam, int | float):
+        raise TypeError(f"lam: got {lam!r}, wanted a number")
+    if not (lam >= 1 and math.isfinite(lam)):
+        raise ValueError(f"lam: got {lam}, wanted a finite number of at least 1")
+    if not isinstance(detach_weights, bool):
+        raise TypeError(f"detach_weights: got {detach_weights!r}, wanted True or False")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: got {ignore_index!r}, wanted an int")
+    if sync_group is not None:
+        raise NotImplementedError("sync_group is not implemented yet")
+    settings = Settings(
+        classification=spec.resolve("classification", classification),
+        regression=spec.resolve("regression", regression),
+        coding=spec.resolve("coding", coding),
+        location_score=(
+            None if location_score is None else spec.resolve("location_score", location_score)
+        ),
+        class_score=class_score,
+        lam=float(lam),
+        weighting=weighting,
+        detach_weights=detach_weights,
+        background=background,
+        ignore_index=ignore_index,
+    )
+    if background == "first" and not settings.classification.softmax:
+        raise ValueError(
+            f"background: got 'first' with {settings.classification}, wanted 'last': "
+            "a sigmoid loss has no background column"
+        )
+    return settings
+
+
+def make_batch(
+    settings: Settings,
+    logits: Tensor,
+    box_preds: Tensor,
+    labels: Tensor,
+    target_boxes: Tensor,
+    priors: Tensor | None = None,
+    classification_weights: Tensor | None = None,
+    regression_weights: Tensor | None = None,
+    classification_normalizer: float | Tensor | str = "samples",
+    regression_normalizer: float | Tensor | str = "samples",
+) -> Batch:
+    """Check the arguments of a call; errors as JointOptimizationLoss.forward says."""
+    least = 2 if settings.classification.softmax else 1
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < least:
+        raise wrong("logits", logits, f"a tensor of shape [N, C] with C >= {least}")
+    n, c = logits.shape
+    slots = {1, c, c - 1} if least == 2 and settings.background == "last" else {1, c}
+    widths = sorted(4 * s for s in slots if s)
+    if (
+        not isinstance(box_preds, Tensor)
+        or box_preds.ndim != 2
+        or len(box_preds) != n
+        or box_preds.shape[1] not in widths
+    ):
+        shapes = " or ".join(f"[{n}, {w}]" for w in widths)
+        raise wrong("box_preds", box_preds, f"a tensor of shape {shapes}, as logits are [{n}, {c}]")
+    check("labels", labels, (n,), logits, (torch.int64,))
+    check("target_boxes", target_boxes, (n, 4), logits)
+    if priors is not None:
+        check("priors", priors, (n, 4), logits)
+    elif settings.coding.uses_priors:
+        raise ValueError(f"priors: got None, wanted a [{n}, 4] tensor for {settings.coding}")
+    if classification_weights is not None:
+        check("classification_weights", classification_weights, (n,), logits)
+    if regression_weights is not None:
+        check("regression_weights", regression_weights, (n,), logits)
+    check("logits", logits, (n, c), logits)
+    check("box_preds", box_preds, tuple(box_preds.shape), logits)
+    return Batch(
+        logits,
+        box_preds,
+        labels,
+        target_boxes,
+        priors if settings.coding.uses_priors else None,
+        classification_weights,
+        regression_weights,
+        make_normalizer("classification_normalizer", classification_normalizer, logits, box_preds),
+        make_normalizer("regression_normalizer", regression_normalizer, logits, box_preds),
+    )
+
+
+def make_normalizer(
+    name: str, choice: float | Tensor | str, logits: Tensor, box_preds: Tensor
+) -> Tensor | str:
+    """A normaliser by name, or as a 0-dim tensor."""
+    if isinstance(choice, str):
+        one_of(name, choice, NORMALIZERS)
+        return choice
+    if isinstance(choice, Tensor):
+        check(name, choice, (), logits, (*FLOATS, torch.int64, torch.int32))
+        return choice.detach()
+    if isinstance(choice, bool) or not isinstance(choice, int | float):
+        wanted = f"a number, a 0-dim tensor or one of {', '.join(NORMALIZERS)}"
+        raise TypeError(f"{name}: got {choice!r}, wanted {wanted}")
+    double = torch.float64 in (logits.dtype, box_preds.dtype)
+    dtype = torch.float64 if double else torch.float32
+    return torch.full((), choice, dtype=dtype, device=logits.device)
+
+
+def one_of(name: str, choice: object, choices: tuple[str, ...]) -> None:
+    """Raise unless `choice` is one of the names."""
+    if choice not in choices:
+        raise ValueError(f"{name}: got {choice!r}, wanted one of {', '.join(choices)}")
+
+
+def check(
+    name: str,
+    tensor: object,
+    shape: tuple[int, ...],
+    logits: Tensor,
+    dtypes: tuple[torch.dtype, ...] = FLOATS,
+) -> None:
+    """Raise unless `tensor` has this shape, one of the dtypes, and the device of logits."""
+    if not isinstance(tensor, Tensor) or tensor.shape != shape:
+        raise wrong(name, tensor, f"a tensor of shape {list(shape)}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name}: got {tensor.dtype}, wanted {' or '.join(map(str, dtypes))}")
+    if tensor.device != logits.device:
+        raise ValueError(f"{name}: got device {tensor.device}, wanted logits' {logits.device}")
+
+
+def wrong(name: str, got: object, wanted: str) -> Exception:
+    """The error for something that is no tensor, or one of another shape."""
+    if isinstance(got, Tensor):
+        return ValueError(f"{name}: got shape {list(got.shape)}, wanted {wanted}")
+    return TypeError(f"{name}: got {type(got).__name__}, wanted {wanted}")

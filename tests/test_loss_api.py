@@ -1,0 +1,296 @@
+"""The loss as a citizen of PyTorch: errors, autograd, module habits, import without extras."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import INTERPRETED, gradients, random_batch
+
+from jolkernels import JointLoss, JointOptimizationLoss, joint_optimization_loss, spec
+from jolkernels.loss import make_batch
+
+pytestmark = pytest.mark.kernels
+
+
+@pytest.mark.parametrize(
+    ("choices", "error", "message"),
+    [
+        ({"classification": "hinge"}, ValueError, "classification: got 'hinge', wanted one of"),
+        ({"classification": spec.L1()}, TypeError, r"classification: got L1\(\), wanted"),
+        ({"classification": None}, TypeError, "classification: got None"),
+        ({"regression": "huber"}, ValueError, "regression: got 'huber'.*smooth_l1"),
+        ({"coding": "xywh"}, ValueError, "coding: got 'xywh'.*ltrb"),
+        ({"location_score": "iof"}, ValueError, "location_score: got 'iof'"),
+        ({"location_score": ""}, ValueError, "location_score: got ''"),
+        ({"class_score": "margin"}, ValueError, "class_score: got 'margin'"),
+        ({"lam": 0.5}, ValueError, "lam: got 0.5, wanted .* at least 1"),
+        ({"lam": float("nan")}, ValueError, "lam: got nan"),
+        ({"lam": float("inf")}, ValueError, "lam: got inf"),
+        ({"lam": "2"}, TypeError, "lam: got '2'"),
+        ({"weighting": "both"}, ValueError, "weighting: got 'both'"),
+        ({"background": "middle"}, ValueError, "background: got 'middle'"),
+        ({"classification": "focal", "background": "first"}, ValueError, "background.*sigmoid"),
+        ({"ignore_index": 1.5}, TypeError, "ignore_index: got 1.5"),
+        ({"detach_weights": "yes"}, TypeError, "detach_weights: got 'yes'"),
+    ],
+)
+def test_wrong_choices_are_named(choices, error, message):
+    with pytest.raises(error, match=message):
+        JointOptimizationLoss(**choices)
+
+
+@pytest.mark.parametrize("kind", sorted(spec.NOT_YET))
+def test_choices_that_are_not_there_yet_say_so(kind):
+    for name, choice in spec.CHOICES[kind].items():
+        if choice in spec.NOT_YET[kind]:
+            with pytest.raises(NotImplementedError, match=f"{kind}='{name}'"):
+                JointOptimizationLoss(**{kind: name})
+        else:
+            assert JointOptimizationLoss(**{kind: name}) is not None
+
+
+def test_wrong_parameters_of_specs_are_named():
+    with pytest.raises(ValueError, match="SmoothL1: beta is -1"):
+        spec.SmoothL1(beta=-1)
+    with pytest.raises(ValueError, match="Delta: weights"):
+        spec.Delta(weights=(1, 2, 3))
+    with pytest.raises(ValueError, match="Delta: weights"):
+        spec.Delta(weights=(1, 2, 3, 0))
+    assert spec.Delta(weights=[10, 10, 5, 5]) == spec.Delta(weights=(10.0, 10.0, 5.0, 5.0))
+
+
+N, C = 23, 6  # of random_batch
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("logits", [1.0], TypeError, r"logits: got list, wanted a tensor of shape \[N, C\]"),
+        ("logits", torch.zeros(N), ValueError, r"logits: got shape \[23\]"),
+        ("logits", torch.zeros(N, 1), ValueError, r"logits: got shape \[23, 1\].*C >= 2"),
+        ("logits", torch.zeros(N, C).int(), TypeError, "logits: got torch.int32"),
+        ("box_preds", torch.zeros(N, 5), ValueError, r"box_preds: got shape \[23, 5\]"),
+        ("box_preds", torch.zeros(N, 12), ValueError, r"\[23, 4\] or \[23, 20\] or \[23, 24\]"),
+        ("box_preds", torch.zeros(N - 1, 4), ValueError, r"box_preds: got shape \[22, 4\]"),
+        ("box_preds", torch.zeros(N, 4).long(), TypeError, "box_preds: got torch.int64"),
+        ("labels", torch.zeros(N), TypeError, "labels: got torch.float32, wanted torch.int64"),
+        ("labels", torch.zeros(N).int(), TypeError, "labels: got torch.int32"),
+        ("labels", torch.zeros(N, 1).long(), ValueError, r"labels: got shape \[23, 1\]"),
+        ("target_boxes", torch.zeros(N, 5), ValueError, r"target_boxes: got shape \[23, 5\]"),
+        ("target_boxes", None, TypeError, "target_boxes: got NoneType"),
+        ("priors", None, ValueError, r"priors: got None, wanted a \[23, 4\] tensor"),
+        ("priors", torch.zeros(4), ValueError, r"priors: got shape \[4\]"),
+        ("classification_weights", torch.ones(1), ValueError, "classification_weights: got shape"),
+        ("regression_weights", torch.ones(N).int(), TypeError, "regression_weights: got torch.int"),
+        ("classification_normalizer", "mean", ValueError, "classification_normalizer: got 'mean'"),
+        ("regression_normalizer", torch.ones(1), ValueError, "regression_normalizer: got shape"),
+        ("regression_normalizer", None, TypeError, "regression_normalizer: got None"),
+        ("target_boxes", torch.zeros(N, 4, device="meta"), ValueError, "device meta.*cpu"),
+    ],
+)
+def test_wrong_arguments_are_named(name, value, error, message):
+    with pytest.raises(error, match=message):
+        JointOptimizationLoss(coding="delta")(**random_batch(coding="delta") | {name: value})
+
+
+@pytest.mark.parametrize("head", [("cross_entropy", "last"), ("focal", "last")])
+@pytest.mark.parametrize("value", [-1, 7, 10**12, -(10**12)])
+def test_a_label_out_of_range_is_named_on_the_cpu(head, value):
+    batch = random_batch(head)
+    batch["labels"][4] = value
+    batch["labels"][9] = 99
+    last = 5
+    with pytest.raises(ValueError, match=rf"labels: got {value} at index 4, wanted 0 to {last}"):
+        JointOptimizationLoss(head[0])(**batch)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the kernels run with TRITON_INTERPRET=1")
+@pytest.mark.parametrize("value", [-1, 6, 10**12, -(10**12)])
+def test_a_label_out_of_range_makes_the_kernels_give_nan(value):
+    """What a GPU does: no look at the labels from outside, never a silent number."""
+    from jolkernels import kernels
+
+    criterion = JointOptimizationLoss()
+    batch = random_batch(class_specific=True)
+    batch["labels"][4] = value
+    fields = make_batch(criterion.settings, **{k: v.detach() for k, v in batch.items()})
+    result = kernels.forward(fields, criterion.settings)
+    assert result.classification.isnan() and result.regression.isnan()
+    one = torch.ones((), dtype=torch.float64)
+    saved = (result.rows, result.scalars, one, one, (True, True))
+    for gradient in kernels.backward(fields, criterion.settings, *saved):
+        assert gradient.isnan().all()
+
+
+def test_a_label_may_be_the_ignore_index_whatever_that_is():
+    batch = random_batch()
+    labels = torch.where(batch["labels"] == -100, 255, batch["labels"])
+    a = JointOptimizationLoss()(**batch)
+    b = JointOptimizationLoss(ignore_index=255)(**batch | {"labels": labels})
+    assert a == b
+
+
+def test_result():
+    loss = JointOptimizationLoss()(**random_batch())
+    assert isinstance(loss, JointLoss)
+    assert all(x.shape == () for x in loss)
+    assert loss.total == loss.classification + loss.regression
+    assert loss.num_positives.dtype == torch.int64
+    assert loss.classification.requires_grad and loss.regression.requires_grad
+    assert not loss.negative_weight.requires_grad and not loss.num_positives.requires_grad
+
+
+def test_double_backward_raises():
+    batch = random_batch()
+    loss = JointOptimizationLoss()(**batch)
+    (d_logits,) = torch.autograd.grad(loss.total, batch["logits"], create_graph=True)
+    assert d_logits.requires_grad
+    with pytest.raises(RuntimeError, match="second derivative"):
+        d_logits.square().sum().backward()
+
+
+def test_a_gradient_penalty_is_not_silently_lost():
+    """The penalty's upstream gradient needs no gradient, yet its term in the weights must raise."""
+    layer = torch.nn.Linear(4, 6).double()
+    batch = random_batch()
+    x = torch.randn(23, 4, dtype=torch.float64, requires_grad=True)
+    loss = JointOptimizationLoss()(**batch | {"logits": layer(x)})
+    (d_x,) = torch.autograd.grad(loss.total, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        (loss.total + d_x.square().sum()).backward()
+
+
+def test_two_backward_passes_agree():
+    batch = random_batch()
+    loss = JointOptimizationLoss()(**batch)
+    loss.total.backward(retain_graph=True)
+    first = batch["logits"].grad.clone(), batch["box_preds"].grad.clone()
+    batch["logits"].grad = batch["box_preds"].grad = None
+    loss.total.backward()
+    assert torch.equal(batch["logits"].grad, first[0])
+    assert torch.equal(batch["box_preds"].grad, first[1])
+
+
+@pytest.mark.parametrize("part", ["classification", "regression"])
+def test_one_part_alone(part):
+    batch = random_batch()
+    criterion = JointOptimizationLoss()
+    getattr(criterion(**batch), part).backward()
+    up = (1, 0) if part == "classification" else (0, 1)
+    expected = gradients(criterion(**batch), batch, up)
+    assert torch.equal(batch["logits"].grad, expected[0])
+    assert torch.equal(batch["box_preds"].grad, expected[1])
+
+
+@pytest.mark.parametrize("frozen", ["logits", "box_preds"])
+def test_an_input_that_needs_no_gradient(frozen):
+    batch = random_batch()
+    other = "box_preds" if frozen == "logits" else "logits"
+    criterion = JointOptimizationLoss()
+    expected = dict(zip(("logits", "box_preds"), gradients(criterion(**batch), batch), strict=True))
+    batch[frozen] = batch[frozen].detach()
+    loss = criterion(**batch)
+    (1.3 * loss.classification + 0.7 * loss.regression).backward()
+    assert batch[frozen].grad is None
+    assert torch.equal(batch[other].grad, expected[other])
+
+
+def test_without_grad():
+    batch = random_batch()
+    with torch.no_grad():
+        loss = JointOptimizationLoss()(**batch)
+    assert not loss.total.requires_grad
+    assert loss == JointOptimizationLoss()(**batch)
+
+
+def test_an_input_changed_before_backward_raises():
+    batch = random_batch()
+    logits = batch["logits"] * 1
+    loss = JointOptimizationLoss()(**batch | {"logits": logits})
+    logits += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.total.backward()
+
+
+def test_constants_carry_no_gradient():
+    batch = random_batch()
+    weights = batch["classification_weights"].requires_grad_()
+    z = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    JointOptimizationLoss()(**batch, classification_normalizer=z).total.backward()
+    assert weights.grad is None and z.grad is None
+
+
+def test_detached_weights_have_no_gradient_through_the_scores():
+    """With constant weights the gradient is that of a weighted base loss."""
+    batch = random_batch()
+    criterion = JointOptimizationLoss(detach_weights=True)
+    rows = criterion.per_sample(**batch)
+    base = dict(batch)
+    base["classification_weights"] = batch["classification_weights"] * rows.weight
+    base["regression_weights"] = batch["regression_weights"] * rows.weight
+    got = gradients(criterion(**batch), batch)
+    expected = gradients(JointOptimizationLoss(weighting="none")(**base), base)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    attached = gradients(JointOptimizationLoss()(**batch), batch)
+    assert not torch.allclose(got[0], attached[0]) and not torch.allclose(got[1], attached[1])
+
+
+def test_per_sample_adds_up_to_the_loss():
+    batch = random_batch(coding="delta")
+    criterion = JointOptimizationLoss("cross_entropy", "giou", "delta")
+    rows, loss = criterion.per_sample(**batch), criterion(**batch)
+    valid = batch["labels"] != -100
+    positive = valid & (batch["labels"] != 5)
+    assert not any(x.requires_grad for x in rows)
+    for x in rows:
+        assert x.shape == (23,) and (x[~valid] == 0).all()
+    assert (rows.regression[~positive] == 0).all() and (rows.location_score[~positive] == 0).all()
+    torch.testing.assert_close(
+        rows.weight[positive], 2 - rows.location_score[positive] * rows.class_score[positive]
+    )
+    assert (rows.weight[valid & ~positive] == loss.negative_weight).all()
+    total = (batch["classification_weights"] * rows.weight * rows.classification).sum()
+    torch.testing.assert_close(total / valid.sum(), loss.classification.detach())
+    total = (batch["regression_weights"] * rows.weight * rows.regression).sum()
+    torch.testing.assert_close(total / valid.sum(), loss.regression.detach())
+
+
+def test_module_habits():
+    criterion = JointOptimizationLoss("focal", spec.SmoothL1(beta=0.5), lam=1.5)
+    assert list(criterion.parameters()) == [] and criterion.state_dict() == {}
+    text = repr(criterion)
+    assert "Focal(alpha=0.25, gamma=2.0)" in text and "beta=0.5" in text and "lam=1.5" in text
+    batch = random_batch(("focal", "last"))
+    for clone in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert clone(**batch) == criterion(**batch)
+    assert criterion.to(torch.float16)(**batch) == criterion(**batch)
+
+
+def test_function_refuses_positional_choices():
+    batch = random_batch()
+    with pytest.raises(TypeError):
+        joint_optimization_loss(*batch.values(), "focal")
+
+
+def test_import_needs_torch_alone():
+    """Neither Triton nor torchvision, nor numpy's neighbours, are imported or needed."""
+    program = """
+import sys
+for name in ("triton", "torchvision", "matplotlib", "pycocotools", "faster_coco_eval"):
+    sys.modules[name] = None  # an import of it raises
+import torch, jolkernels
+z = torch.zeros(3, 4, requires_grad=True)
+boxes = torch.tensor([[0., 0, 4, 4]] * 3)
+loss = jolkernels.JointOptimizationLoss()(z, boxes, torch.tensor([0, 1, 3]), boxes + 1)
+loss.total.backward()
+assert z.grad.abs().sum() > 0
+print("fine")
+"""
+    environment = {"PATH": "/usr/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "fine\n", done.stderr

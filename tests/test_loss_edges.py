@@ -1,0 +1,255 @@
+"""What the loss does at the edges: no rows, unread rows, extreme numbers, degenerate boxes."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CODINGS, HEADS, REGRESSIONS, gradients, random_batch
+
+from jolkernels import JointOptimizationLoss
+
+pytestmark = pytest.mark.kernels
+
+
+def criterion_for(head, **choices) -> JointOptimizationLoss:
+    return JointOptimizationLoss(head[0], background=head[1], **choices)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_no_positives(head):
+    batch = random_batch(head)
+    background = 0 if head[1] == "first" else 5
+    batch["labels"][:] = background
+    batch["labels"][:3] = -100
+    loss = criterion_for(head)(**batch)
+    assert loss.negative_weight == 1 and loss.num_positives == 0
+    assert loss.regression == 0 and loss.classification > 0
+    d_logits, d_boxes = gradients(loss, batch)
+    assert torch.isfinite(d_logits).all() and d_logits[3:].abs().sum() > 0
+    assert (d_logits[:3] == 0).all() and (d_boxes == 0).all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("case", ["no rows", "all ignored"])
+def test_no_samples(head, case):
+    batch = random_batch(head, n=0 if case == "no rows" else 9)
+    batch["labels"][:] = -100
+    loss = criterion_for(head)(**batch)
+    assert loss.classification == 0 and loss.regression == 0
+    assert loss.negative_weight == 1 and loss.num_positives == 0
+    loss.total.backward()
+    for name in ("logits", "box_preds"):
+        assert batch[name].grad.shape == batch[name].shape
+        assert (batch[name].grad == 0).all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_rows_that_are_not_read_do_not_matter(head):
+    batch = random_batch(head, "delta")
+    criterion = criterion_for(head, coding="delta")
+    ignored = batch["labels"] == -100
+    assert ignored.any()
+    before = criterion(**batch)
+    expected = gradients(before, batch)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        with torch.no_grad():
+            batch["logits"][ignored] = value
+            batch["box_preds"][ignored] = value
+        after = criterion(**batch)
+        torch.testing.assert_close(tuple(after), tuple(before), rtol=0, atol=0)
+        got = gradients(after, batch)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        assert (got[0][ignored] == 0).all() and (got[1][ignored] == 0).all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_extreme_finite_logits_stay_finite(head, dtype):
+    batch = random_batch(head, dtype=dtype)
+    with torch.no_grad():
+        batch["logits"][:, 0] = 1e4
+        batch["logits"][:, 1] = -1e4
+        batch["logits"][::3] *= -1
+    loss = criterion_for(head)(**batch)
+    assert all(torch.isfinite(x) for x in loss)
+    assert all(torch.isfinite(g).all() for g in gradients(loss, batch))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("column", [0, 2, 5])
+def test_infinite_logits_never_give_a_finite_wrong_loss(head, value, column):
+    """A row is as PyTorch has it in the base loss, and so are its positives in the joint one."""
+    batch = random_batch(head)
+    del batch["classification_weights"]
+    column = min(column, batch["logits"].shape[1] - 1)
+    with torch.no_grad():
+        batch["logits"][batch["labels"] != -100, column] = value
+    labels, logits = batch["labels"], batch["logits"]
+    if head[0] == "cross_entropy":
+        expected = F.cross_entropy(logits, labels, ignore_index=-100)
+    else:
+        valid = labels != -100
+        one_hot = F.one_hot(labels[valid], 6)[:, :5].to(logits)
+        ops = pytest.importorskip("torchvision.ops")
+        expected = ops.sigmoid_focal_loss(logits[valid], one_hot, reduction="sum") / valid.sum()
+    base = criterion_for(head, weighting="none")(**batch)
+    joint = criterion_for(head)(**batch)
+    if torch.isfinite(expected):
+        torch.testing.assert_close(base.classification, expected)
+        assert torch.isfinite(joint.classification)
+    elif head[0] == "cross_entropy":
+        torch.testing.assert_close(base.classification, expected, equal_nan=True)
+    if not torch.isfinite(expected):
+        assert not torch.isfinite(base.classification)
+        assert not torch.isfinite(joint.classification)
+
+
+def test_a_row_of_minus_infinities_is_nan_as_in_pytorch():
+    batch = random_batch()
+    with torch.no_grad():
+        batch["logits"][batch["labels"] == 5] = -torch.inf
+    assert JointOptimizationLoss(weighting="none")(**batch).classification.isnan()
+
+
+DEGENERATE = [  # xyxy reads no priors; delta codes of a prior with an extent have one
+    (coding, which)
+    for coding in CODINGS
+    for which in ("box_preds", "target_boxes", "priors")
+    if (coding, which) not in (("xyxy", "priors"), ("delta", "box_preds"))
+]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("regression", REGRESSIONS)
+@pytest.mark.parametrize(("coding", "which"), DEGENERATE)
+@pytest.mark.parametrize("extent", [0.0, -3.0])
+def test_degenerate_boxes_score_nothing_and_stay_finite(head, regression, coding, which, extent):
+    batch = random_batch(head, coding)
+    with torch.no_grad():
+        if which != "box_preds" or coding == "xyxy":
+            batch[which][:, 2] = batch[which][:, 0] + extent
+        else:  # ltrb: right = -left is no width
+            batch[which][:, 2] = -batch[which][:, 0] + extent
+    choices = {"regression": regression, "coding": coding}
+    loss = criterion_for(head, **choices)(**batch)
+    assert all(torch.isfinite(x) for x in loss)
+    assert loss.negative_weight == 2  # every score is 0, every weight is lam
+    got = gradients(loss, batch)
+    assert all(torch.isfinite(g).all() for g in got)
+
+    # No gradient comes from the scores: the same as with constant weights.
+    constant = criterion_for(head, **choices, detach_weights=True)(**batch)
+    torch.testing.assert_close(got, gradients(constant, batch))
+
+
+def test_subgradients_at_ties():
+    """Identical boxes: half of each side's derivative; L1 of equal numbers: none."""
+    box = torch.tensor([[2.0, 3.0, 8.0, 7.0]], dtype=torch.float64)
+    batch = {
+        "logits": torch.zeros(1, 2, dtype=torch.float64, requires_grad=True),
+        "box_preds": box.clone().requires_grad_(),
+        "labels": torch.tensor([0]),
+        "target_boxes": box,
+    }
+    torchvision_ops = pytest.importorskip("torchvision.ops")
+    preds = box.clone().requires_grad_()
+    torchvision_ops.generalized_box_iou_loss(preds, box).sum().backward()
+    loss = JointOptimizationLoss("cross_entropy", "giou", weighting="none")(**batch)
+    torch.testing.assert_close(gradients(loss, batch, (0, 1))[1], preds.grad)
+    loss = JointOptimizationLoss("cross_entropy", "l1", weighting="none")(**batch)
+    assert (gradients(loss, batch)[1] == 0).all()
+
+
+def test_boxes_that_only_touch_do_not_overlap():
+    box = torch.tensor([[2.0, 3.0, 8.0, 7.0]], dtype=torch.float64)
+    batch = {
+        "logits": torch.zeros(1, 2, dtype=torch.float64, requires_grad=True),
+        "box_preds": (box + torch.tensor([6.0, 0, 6, 0])).requires_grad_(),
+        "labels": torch.tensor([0]),
+        "target_boxes": box,
+    }
+    loss = JointOptimizationLoss("cross_entropy", "iou")(**batch)
+    assert loss.negative_weight == 2 and loss.regression == 2
+    assert (gradients(loss, batch)[1] == 0).all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_lower_precision(head, dtype):
+    """Half inputs are computed in float32: within their own rounding of the float64 result."""
+    criterion = criterion_for(head, regression="giou")
+    low = random_batch(head, dtype=dtype)
+    exact = {
+        k: v.detach().double().requires_grad_(v.requires_grad) if v.is_floating_point() else v
+        for k, v in low.items()
+    }
+    loss, expected = criterion(**low), criterion(**exact)
+    assert loss.classification.dtype == loss.regression.dtype == torch.float32
+    for a, b in zip(loss[:3], expected[:3], strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
+    eps = torch.finfo(dtype).eps
+    for a, b in zip(gradients(loss, low), gradients(expected, exact), strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), b, rtol=4 * eps, atol=4 * eps * b.abs().max().item())
+
+
+def test_mixed_dtypes_compute_in_the_wider():
+    batch = random_batch()
+    logits = batch["logits"].detach().bfloat16().requires_grad_()
+    loss = JointOptimizationLoss()(**batch | {"logits": logits})
+    assert loss.classification.dtype == torch.float64
+    loss.total.backward()
+    assert logits.grad.dtype == torch.bfloat16 and batch["box_preds"].grad.dtype == torch.float64
+
+
+def strided(name: str, t: torch.Tensor) -> torch.Tensor:
+    """The same numbers with other strides."""
+    if name in ("logits", "box_preds"):
+        return t.detach().t().contiguous().t().requires_grad_()
+    wide = torch.stack((t, t), -1).flatten(-2) if t.ndim == 1 else torch.cat((t, t), 1)
+    return wide[::2] if t.ndim == 1 else wide[:, : t.shape[1]]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_strides_do_not_matter(head):
+    batch = random_batch(head, "delta", class_specific=True)
+    other = {name: strided(name, t) for name, t in batch.items()}
+    assert not any(t.is_contiguous() for t in other.values())
+    criterion = criterion_for(head, coding="delta")
+    a, b = criterion(**batch), criterion(**other)
+    assert a == b
+    torch.testing.assert_close(gradients(a, batch), gradients(b, other), rtol=0, atol=0)
+
+
+def test_expanded_inputs():
+    row = random_batch(n=1, seed=1)
+    row["labels"][:] = 2
+    row["box_preds"] = torch.tensor([[1.0, 1, 6, 6]], dtype=torch.float64)
+    row["target_boxes"] = torch.tensor([[2.0, 1, 7, 5]], dtype=torch.float64)
+    wide = {k: v.detach().expand(6, *v.shape[1:]) for k, v in row.items()}
+    full = {k: v.contiguous() for k, v in wide.items()}
+    a, b = JointOptimizationLoss()(**wide), JointOptimizationLoss()(**full)
+    assert a == b and a.num_positives == 6
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_inputs_are_never_written(coding):
+    batch = random_batch(coding=coding, class_specific=True)
+    before = copy.deepcopy({k: v.detach() for k, v in batch.items()})
+    loss = JointOptimizationLoss("cross_entropy", "giou", coding)(**batch)
+    gradients(loss, batch)
+    for name, tensor in batch.items():
+        torch.testing.assert_close(
+            tensor.detach(), before[name], rtol=0, atol=0, equal_nan=True, msg=name
+        )
+
+
+def test_the_same_input_gives_the_same_bits():
+    batch = random_batch(n=700, dtype=torch.float32)
+    criterion = JointOptimizationLoss("cross_entropy", "giou")
+    a, b = criterion(**batch), criterion(**batch)
+    assert a == b
+    for x, y in zip(gradients(a, batch), gradients(b, batch), strict=True):
+        assert torch.equal(x, y)

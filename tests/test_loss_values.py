@@ -1,0 +1,285 @@
+"""The loss against the reference, the reference against hand computation and torchvision."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CLASSIFICATIONS, CODINGS, HEADS, REGRESSIONS, SCORES, gradients, random_batch
+
+from jolkernels import JointOptimizationLoss, joint_optimization_loss, reference, spec
+from jolkernels.loss import make_batch
+
+pytestmark = pytest.mark.kernels
+
+
+def reference_loss(criterion: JointOptimizationLoss, batch: dict):
+    return reference.joint_optimization_loss(
+        make_batch(criterion.settings, **batch), criterion.settings
+    )
+
+
+def assert_equals_reference(criterion, batch, atol=1e-10):
+    loss, expected = criterion(**batch), reference_loss(criterion, batch)
+    assert [x.dtype for x in loss] == [x.dtype for x in expected]
+    torch.testing.assert_close(tuple(loss), tuple(expected), rtol=1e-10, atol=atol)
+    got, wanted = gradients(loss, batch), gradients(expected, batch)
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=atol)
+    assert all(torch.isfinite(g).all() and g.abs().sum() > 0 for g in got)
+
+
+@pytest.mark.parametrize(
+    ("head", "regression", "coding"), list(itertools.product(HEADS, REGRESSIONS, CODINGS))
+)
+def test_values_and_gradients_equal_the_reference(head, regression, coding):
+    criterion = JointOptimizationLoss(head[0], regression, coding, background=head[1])
+    batch = random_batch(head, coding, class_specific=regression == "l1")
+    assert_equals_reference(criterion, batch | {"regression_normalizer": "positives"})
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("location_score", [*SCORES, None])
+@pytest.mark.parametrize("class_score", ["probability", None])
+@pytest.mark.parametrize(
+    "weights", [{}, {"detach_weights": True}, {"weighting": "none"}, {"lam": 1.25}, {"lam": 3.7}]
+)
+def test_weights_equal_the_reference(head, location_score, class_score, weights):
+    criterion = JointOptimizationLoss(
+        head[0],
+        "smooth_l1",
+        "delta",
+        background=head[1],
+        location_score=location_score,
+        class_score=class_score,
+        **weights,
+    )
+    assert_equals_reference(criterion, random_batch(head, "delta"))
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"classification": spec.Focal(alpha=0.6, gamma=1.5)},
+        {"classification": spec.Focal(alpha=1.0, gamma=0.0)},
+        {"regression": spec.SmoothL1(beta=0.0)},
+        {"regression": spec.SmoothL1(beta=2.0)},
+        {"coding": spec.Delta(weights=(10, 10, 5, 5))},
+        {"coding": spec.Delta(weights=(1, 2, 3, 4), clip=0.1), "regression": "giou"},
+    ],
+    ids=str,
+)
+def test_parameters_of_specs_equal_the_reference(choices):
+    criterion = JointOptimizationLoss(**{"regression": "l1", "coding": "delta"} | choices)
+    head = ("focal" if "classification" in choices else "cross_entropy", "last")
+    assert_equals_reference(criterion, random_batch(head, "delta"))
+
+
+@pytest.mark.parametrize("name", ["classification_normalizer", "regression_normalizer"])
+@pytest.mark.parametrize("value", ["samples", "positives", "sum", 3, 2.5, torch.tensor(7.5)])
+def test_normalizers_equal_the_reference(name, value):
+    assert_equals_reference(JointOptimizationLoss(), random_batch() | {name: value})
+
+
+@pytest.mark.parametrize("classes", [1, 2, 80, 1500])
+@pytest.mark.parametrize("head", HEADS)
+def test_class_counts_equal_the_reference(head, classes):
+    batch = random_batch(head, classes=classes, n=9, class_specific=classes < 100)
+    assert_equals_reference(JointOptimizationLoss(head[0], background=head[1]), batch)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
+def test_row_counts_equal_the_reference(n):
+    batch = random_batch(n=n, seed=3)
+    batch["labels"][0] = 1
+    for name in ("box_preds", "target_boxes"):
+        batch[name].data[0] = torch.tensor([1.0, 2.0, 5.0, 7.0])
+    assert_equals_reference(JointOptimizationLoss("cross_entropy", "giou"), batch)
+
+
+def test_slots_without_the_background_equal_the_reference():
+    batch = random_batch(slots=5)
+    assert batch["box_preds"].shape[1] == 20 and batch["logits"].shape[1] == 6
+    assert_equals_reference(JointOptimizationLoss(), batch)
+
+
+def test_class_specific_boxes_read_the_slot_of_the_label():
+    batch = random_batch(class_specific=True)
+    rows = torch.arange(len(batch["labels"]))
+    slot = batch["labels"].clamp(min=0)
+    single = batch["box_preds"].detach().unflatten(1, (-1, 4))[rows, slot].requires_grad_()
+    criterion = JointOptimizationLoss()
+    a, b = criterion(**batch), criterion(**batch | {"box_preds": single})
+    torch.testing.assert_close(tuple(a), tuple(b))
+    (wide,) = torch.autograd.grad(a.total, batch["box_preds"])
+    (narrow,) = torch.autograd.grad(b.total, single)
+    torch.testing.assert_close(wide.unflatten(1, (-1, 4))[rows, slot], narrow)
+    assert torch.count_nonzero(wide) == torch.count_nonzero(narrow) > 0
+
+
+def test_background_first_is_background_last_with_the_column_moved():
+    last = random_batch(("cross_entropy", "last"))
+    logits = last["logits"].detach().roll(1, 1).requires_grad_()
+    labels = torch.where(last["labels"] >= 0, (last["labels"] + 1) % 6, last["labels"])
+    a = JointOptimizationLoss()(**last)
+    b = JointOptimizationLoss(background="first")(**last | {"logits": logits, "labels": labels})
+    torch.testing.assert_close(tuple(a), tuple(b))
+
+
+def test_function_equals_module():
+    batch = random_batch(coding="delta")
+    a = JointOptimizationLoss("cross_entropy", "smooth_l1", "delta", lam=1.5)(**batch)
+    b = joint_optimization_loss(
+        **batch, classification="cross_entropy", regression="smooth_l1", coding="delta", lam=1.5
+    )
+    assert a == b
+
+
+# By hand: plain Python numbers, no tensor operation of ours.
+
+
+def hand_iou(a, b):
+    w = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    h = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h
+    return w * h / union
+
+
+HAND = {
+    "logits": [[2.0, 0.5, -1.0], [0.3, 1.2, 0.1], [-0.5, 0.2, 1.5], [1.0, 0.0, 0.5]],
+    "box_preds": [[0, 0, 10, 8], [3, 3, 9, 12], [0, 0, 1, 1], [5, 5, 6, 6]],
+    "labels": [0, 1, 2, 2],  # two positives, two of the background (column 2)
+    "target_boxes": [[1, 1, 11, 9], [3, 2, 8, 12], [0, 0, 0, 0], [0, 0, 0, 0]],
+}
+
+
+def hand_batch() -> dict:
+    return {
+        name: torch.tensor(v, dtype=torch.int64 if name == "labels" else torch.float64)
+        for name, v in HAND.items()
+    }
+
+
+def test_equations_2_to_4_by_hand():
+    def nll(i):
+        z = HAND["logits"][i]
+        return math.log(sum(math.exp(x) for x in z)) - z[HAND["labels"][i]]
+
+    lam, weights, losses, l1 = 2.0, [], [], []
+    for i in (0, 1):
+        box, target = HAND["box_preds"][i], HAND["target_boxes"][i]
+        weights.append(lam - hand_iou(box, target) * math.exp(-nll(i)))  # Eq. 3
+        losses.append(weights[i] * nll(i))
+        l1.append(weights[i] * sum(abs(p - q) for p, q in zip(box, target, strict=True)))
+    w_neg = sum(weights) / 2  # Eq. 4
+    classification = sum(losses) + w_neg * (nll(2) + nll(3))  # Eq. 2
+    regression = sum(l1)
+
+    criterion = JointOptimizationLoss()
+    batch = hand_batch() | {
+        "classification_normalizer": "sum",
+        "regression_normalizer": "sum",
+    }
+    for loss in (criterion(**batch), reference_loss(criterion, batch)):
+        assert [x.item() for x in loss] == pytest.approx(
+            [classification, regression, w_neg, 2], rel=1e-14
+        )
+
+
+def test_equation_6_by_hand():
+    """One positive sample with cross entropy and IoU loss: (2 - p iou)(-log p + 1 - iou)."""
+    z, box, target = [1.2, -0.3], [2, 1, 12, 9], [4, 2, 13, 10]
+    p = math.exp(z[0]) / (math.exp(z[0]) + math.exp(z[1]))
+    iou = hand_iou(box, target)
+    expected = (2 - p * iou) * (-math.log(p) + 1 - iou)
+
+    criterion = JointOptimizationLoss("cross_entropy", "iou")
+    batch = {
+        "logits": torch.tensor([z], dtype=torch.float64),
+        "box_preds": torch.tensor([box], dtype=torch.float64),
+        "labels": torch.tensor([0]),
+        "target_boxes": torch.tensor([target], dtype=torch.float64),
+    }
+    assert criterion(**batch).total.item() == pytest.approx(expected, rel=1e-14)
+    parts = reference_loss(criterion, batch)
+    assert (parts[0] + parts[1]).item() == pytest.approx(expected, rel=1e-14)
+
+
+# Against the sources that the design names: with weighting="none" the base losses of PyTorch and
+# torchvision, in float64 to 1e-12.
+
+
+def base_loss_terms(head, regression, coding, batch, weights):
+    """Eq. 1 by torch and torchvision's own functions: sums over rows, box loss over positives."""
+    ops = pytest.importorskip("torchvision.ops")
+    from torchvision.models.detection import _utils as det_utils
+
+    logits, labels = batch["logits"], batch["labels"]
+    valid = labels != -100
+    positive = valid & (labels != (0 if head[1] == "first" else 5))
+    if head[0] == "cross_entropy":
+        cls = F.cross_entropy(logits[valid], labels[valid], reduction="sum")
+    else:
+        one_hot = F.one_hot(labels.clamp(min=0), 6)[:, :5].to(logits)
+        cls = ops.sigmoid_focal_loss(logits[valid], one_hot[valid], reduction="sum")
+    codes, targets = batch["box_preds"][positive], batch["target_boxes"][positive]
+    priors = batch["priors"][positive]
+    if coding == "delta":
+        coder = det_utils.BoxCoder(weights)
+        decoded, encoded = coder.decode_single(codes, priors), coder.encode_single(targets, priors)
+    elif coding == "ltrb":
+        coder = det_utils.BoxLinearCoder(normalize_by_size=True)
+        decoded, encoded = coder.decode(codes, priors), coder.encode(priors, targets)
+    else:
+        decoded, encoded = codes, targets
+    if regression == "giou":
+        loc = ops.generalized_box_iou_loss(decoded, targets, reduction="sum")
+    elif regression == "smooth_l1":
+        loc = F.smooth_l1_loss(codes, encoded, beta=1 / 9, reduction="sum")
+    else:
+        loc = F.l1_loss(codes, encoded, reduction="sum")
+    return cls, loc
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("regression", ["l1", "smooth_l1", "giou"])
+@pytest.mark.parametrize("head", [h for h in HEADS if h[0] in ("cross_entropy", "focal")])
+def test_base_loss_is_torchvisions(head, regression, coding):
+    weights = (10.0, 10.0, 5.0, 5.0)
+    batch = random_batch(head, coding)
+    del batch["classification_weights"], batch["regression_weights"]
+    if coding == "ltrb":  # torchvision encodes with the *priors* as its first argument
+        batch["priors"] = batch["priors"].round()
+    criterion = JointOptimizationLoss(
+        head[0],
+        regression,
+        spec.Delta(weights) if coding == "delta" else coding,
+        background=head[1],
+        weighting="none",
+    )
+    loss = criterion(**batch, classification_normalizer="sum", regression_normalizer="sum")
+    expected = base_loss_terms(head, regression, coding, batch, weights)
+    torch.testing.assert_close(tuple(loss[:2]), expected, rtol=1e-12, atol=1e-12)
+    assert loss.negative_weight == 1
+    got, wanted = gradients(loss, batch), gradients(expected, batch)
+    for g, w in zip(got, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("classification", CLASSIFICATIONS)
+@pytest.mark.parametrize(
+    ("regression", "coding"), list(zip(REGRESSIONS, itertools.cycle(CODINGS), strict=False))
+)
+def test_gradcheck(classification, regression, coding):
+    batch = random_batch((classification, "last"), coding, n=4, classes=2, seed=5)
+    assert ((batch["labels"] >= 0) & (batch["labels"] < 2)).any() and (batch["labels"] == 2).any()
+    criterion = JointOptimizationLoss(classification, regression, coding)
+    names = [n for n in batch if n not in ("logits", "box_preds")]
+
+    def parts(logits, box_preds):
+        loss = criterion(logits, box_preds, **{n: batch[n] for n in names})
+        return loss.classification, loss.regression
+
+    # Numerical differences need finite inputs everywhere, also in rows that are not read.
+    box_preds = batch["box_preds"].detach().nan_to_num(0.5).requires_grad_()
+    assert torch.autograd.gradcheck(parts, (batch["logits"], box_preds), atol=1e-6)
