@@ -1,0 +1,1 @@
+"""Reference detectors, training harness and demo around the Joint Optimization Loss."""

@@ -1,0 +1,257 @@
+"""COCO-format detection data: reading, checking, decoding, and reproducible training batches.
+
+Everything a file can get wrong is found when `CocoDetection` is built, except what only the
+pixels can tell; it is reported as a `DataError` that names the file and the annotation or image.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from detectors.coco import DataError, read_coco
+
+__all__ = ["CocoDetection", "DataError", "train_batches"]
+
+Target = dict[str, Any]  # "boxes" float32 [n, 4], "labels" int64 [n], "image_id" int
+Sample = tuple[Tensor, Target]
+Batch = tuple[list[Tensor], list[Target]]
+
+# ImageNet's mean colour, which the detectors' normalisation turns into (nearly) the 0 that
+# torchvision pads with when it forms a batch.
+PAD_COLOUR = np.array([124, 116, 104], dtype=np.uint8)
+MIN_AREA_LEFT = 0.4  # a cropped box stays a target if this share of it is left, or its centre
+MIN_SIDE_LEFT = 2.0  # pixels; a cropped box thinner than this is a sliver nobody could recognise
+
+
+class CocoDetection(Dataset[Sample]):
+    """Images and boxes of a COCO-format annotation file.
+
+    The annotation file is read and checked in full here; an image is decoded by `dataset[i]`,
+    which gives `(image, target)`: image uint8 [3, H, W]; target with "boxes" float32 [n, 4]
+    (x1 y1 x2 y2, pixels), "labels" int64 [n] (0-based) and "image_id" (int).
+
+    Image files are found by the rule of `read_coco`.
+    Boxes marked `iscrowd` or `ignore` are no targets; in `ground_truth` they carry `iscrowd` 1,
+    so that evaluation counts them neither as missed nor, when detected, as wrong.
+
+    Attributes:
+        class_names: label → name; labels follow the category ids in ascending order.
+        category_ids: label → COCO category id.
+        image_ids: index → COCO image id, in the order of the file.
+        ground_truth: COCO dict (images, annotations, categories) with the boxes as used.
+        skipped: a line for each box that was left out, clipped, or is crowd or ignored.
+        digest: sha256 of the annotation file, hexadecimal.
+
+    Raises:
+        DataError: unusable files, ids, categories, boxes or images.
+    """
+
+    def __init__(self, images: Path, annotations: Path) -> None:
+        """Read and check `annotations`, whose images lie in the folder `images`."""
+        self._source = Path(annotations)
+        coco = read_coco(self._source, Path(images))
+        self.category_ids: list[int] = [category["id"] for category in coco.categories]
+        self.class_names: list[str] = [category["name"] for category in coco.categories]
+        self.image_ids: list[int] = [image["id"] for image in coco.images]
+        self.ground_truth: dict[str, Any] = {
+            "images": coco.images,
+            "annotations": coco.annotations,
+            "categories": coco.categories,
+        }
+        self.skipped: list[str] = coco.skipped
+        self.digest: str = coco.digest
+        self._files = coco.files
+        self._targets = _targets(coco.annotations, self.image_ids, self.category_ids)
+
+    def __len__(self) -> int:
+        """Number of images, those without objects included."""
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Decode image `index`; raises DataError if it cannot be, or has another size."""
+        record = self.ground_truth["images"][index]
+        where = f"{self._source}: image {record['id']}"
+        image = _decode(self._files[index], (record["width"], record["height"]), where)
+        boxes, labels = self._targets[index]
+        target = {"boxes": boxes.clone(), "labels": labels.clone(), "image_id": record["id"]}
+        return image, target
+
+
+def _targets(
+    annotations: list[dict[str, Any]], image_ids: list[int], category_ids: list[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """For each image, boxes float32 [n, 4] (x1 y1 x2 y2) and labels int64 [n]; no crowds."""
+    label = {category: index for index, category in enumerate(category_ids)}
+    boxes: dict[int, list[list[float]]] = {image_id: [] for image_id in image_ids}
+    labels: dict[int, list[int]] = {image_id: [] for image_id in image_ids}
+    for record in annotations:
+        if not record["iscrowd"]:
+            x, y, w, h = record["bbox"]
+            boxes[record["image_id"]].append([x, y, x + w, y + h])
+            labels[record["image_id"]].append(label[record["category_id"]])
+    return [
+        (
+            torch.tensor(boxes[image_id], dtype=torch.float32).reshape(-1, 4),
+            torch.tensor(labels[image_id], dtype=torch.int64),
+        )
+        for image_id in image_ids
+    ]
+
+
+def _decode(file: Path, size: tuple[int, int], where: str) -> Tensor:
+    """The image as uint8 [3, H, W] RGB, of the (width, height) the annotation file promises.
+
+    An EXIF orientation is followed only where that is what makes the size right: boxes are
+    drawn on the pixels as stored by some tools and as shown by others, and only the size tells.
+    """
+    try:
+        with Image.open(file) as opened:
+            picture: Image.Image = opened
+            picture.load()
+            stored = picture.size
+            if stored != size and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                picture = ImageOps.exif_transpose(picture)
+            if picture.size == size:
+                return torch.from_numpy(np.ascontiguousarray(_rgb(picture).transpose(2, 0, 1)))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: {file} cannot be decoded: {error}") from error
+    found, wanted = f"{stored[0]}x{stored[1]}", f"{size[0]}x{size[1]}"
+    raise DataError(f"{where}: {file} is {found} pixels, the annotation file says {wanted}")
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    """Pixels uint8 [H, W, 3]. Alpha is dropped; of 16-bit greys the upper 8 bits are used."""
+    if picture.mode.startswith("I"):  # Pillow's own conversion would clip 16 bits at 255
+        grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65535) >> 8
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no defined range; wanted 8 or 16 bits")
+    if picture.mode in ("P", "PA"):  # by way of RGBA, the form a palette's transparency fits
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB"))
+
+
+class Samples(Protocol):
+    """A data set of known length, such as CocoDetection."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def train_batches(
+    dataset: Samples,
+    *,
+    batch_size: int,
+    crop: int | None,
+    seed: int,
+    steps: int,
+    start_step: int = 0,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Augmented batches for the training steps start_step, start_step + 1, ..., steps - 1.
+
+    Each epoch is a new permutation of the whole data set; a batch may span two. A sample is
+    cropped at random to crop x crop pixels (a smaller image is padded to that; crop=None keeps
+    images whole) and mirrored with probability one half. Batch s depends on (seed, s) only: not
+    on `workers`, `start_step` or any global random state, none of which is touched either. So
+    two runs see the same data, and a resumed run goes on where it stopped.
+
+    Yields:
+        (images, targets): lists of `batch_size` float32 [3, h, w] tensors in 0..1 and targets
+        as CocoDetection gives them.
+
+    Raises:
+        ValueError: a setting out of range. DataError: an image cannot be used.
+    """
+    for name, value in {"batch_size": batch_size, "crop": 1 if crop is None else crop}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}, wanted at least 1")
+    if min(seed, start_step, workers) < 0:
+        got = f"seed {seed}, start_step {start_step}, workers {workers}"
+        raise ValueError(f"wanted numbers of 0 or more, got {got}")
+    loader = DataLoader(
+        _Augmented(dataset, crop, seed),
+        batch_sampler=list(_schedule(len(dataset), batch_size, seed, start_step, steps)),
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # its own: the loader would draw from the global one
+    )
+    return _unpack(loader)
+
+
+def _unpack(loader: DataLoader[Any]) -> Iterator[Batch]:
+    for samples in loader:
+        for sample in samples:
+            if isinstance(sample, DataError):
+                raise sample
+        yield [image for image, _ in samples], [target for _, target in samples]
+
+
+def _schedule(
+    size: int, batch_size: int, seed: int, start_step: int, steps: int
+) -> Iterator[list[tuple[int, int]]]:
+    """For each step the (index, position) of its samples; position counts samples since step 0."""
+    epoch, order = -1, np.empty(0, dtype=np.int64)
+    for step in range(start_step, steps):
+        batch = []
+        for position in range(step * batch_size, (step + 1) * batch_size):
+            if position // size != epoch:
+                epoch = position // size
+                order = np.random.default_rng((seed, 0, epoch)).permutation(size)
+            batch.append((int(order[position % size]), position))
+        yield batch
+
+
+class _Augmented(Dataset[Any]):
+    """`dataset` seen through the augmentation; indexed by (index, position)."""
+
+    def __init__(self, dataset: Samples, crop: int | None, seed: int) -> None:
+        self.dataset, self.crop, self.seed = dataset, crop, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
+        index, position = key
+        try:
+            image, target = self.dataset[index]
+        except DataError as error:
+            return error  # raised, it would leave a worker wrapped in a traceback
+        random = np.random.default_rng((self.seed, 1, position))
+        # Pixels in numpy: on images this small torch's threads cost more than they bring.
+        pixels = image.numpy()
+        if self.crop is not None:
+            pixels, target = _crop(pixels, target, self.crop, random)
+        if random.random() < 0.5:
+            pixels = pixels[:, :, ::-1]
+            x1, y1, x2, y2 = target["boxes"].unbind(1)
+            width = pixels.shape[2]
+            target["boxes"] = torch.stack([width - x2, y1, width - x1, y2], dim=1)
+        return torch.from_numpy(np.divide(pixels, 255, dtype=np.float32)), target
+
+
+def _crop(
+    image: np.ndarray, target: Target, size: int, random: np.random.Generator
+) -> tuple[np.ndarray, Target]:
+    """A random window of size x size pixels, padded at the right and below a smaller image."""
+    height, width = image.shape[1:]
+    top = int(random.integers(max(height - size, 0) + 1))
+    left = int(random.integers(max(width - size, 0) + 1))
+    part = image[:, top : top + size, left : left + size]
+    window = np.empty((3, size, size), dtype=np.uint8)
+    window[:] = PAD_COLOUR[:, None, None]
+    window[:, : part.shape[1], : part.shape[2]] = part
+
+    moved = target["boxes"] - torch.tensor([left, top, left, top], dtype=torch.float32)
+    inside = moved.clamp(0, size)
+    sides, full = inside[:, 2:] - inside[:, :2], moved[:, 2:] - moved[:, :2]
+    centre = (moved[:, :2] + moved[:, 2:]) / 2
+    seen = ((centre >= 0) & (centre < size)).all(1)
+    seen |= sides.prod(1) >= MIN_AREA_LEFT * full.prod(1)
+    whole = (inside == moved).all(1)
+    keep = whole | (seen & (sides >= MIN_SIDE_LEFT).all(1))
+    return window, {**target, "boxes": inside[keep], "labels": target["labels"][keep]}

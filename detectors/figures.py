@@ -1,0 +1,201 @@
+"""Figures of a run: precision-recall curves, and detections drawn against the ground truth.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; every distinction is made
+by line style too.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from detectors.evaluation import Evaluation
+
+Row = tuple[Tensor, Tensor, Mapping[str, tuple[Tensor, Tensor]]]
+
+RUN_STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
+STYLE_OF = {"base": 0, "jol": 1}  # the same in every figure, also alone
+OBJECT: dict[str, Any] = {"edgecolor": "#FFFFFF", "linestyle": "-"}
+FOUND: dict[str, Any] = {"edgecolor": "#2BE0A0", "linestyle": "-"}
+WRONG: dict[str, Any] = {"edgecolor": "#56B4E9", "linestyle": "--"}
+MISSED: dict[str, Any] = {"edgecolor": "#FF5A46", "linestyle": ":"}
+WINDOW = 256  # pixels; of a larger image, the part of this size with the most objects is shown
+
+
+def pr_curves(evaluations: Mapping[str, Evaluation], path: Path) -> None:
+    """Draw precision over recall at IoU 0.5 and 0.75, a line for each run, as a PNG at `path`.
+
+    The curves are the interpolated ones that AP is the area under, averaged over the classes
+    that have objects; objects of all sizes. `evaluations`: name of the run → its evaluation, in
+    the order of the legend; "base" is solid and "jol" dashed.
+    """
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, iou in zip(panels, (0.50, 0.75), strict=True):
+        for position, (name, evaluation) in enumerate(evaluations.items()):
+            colour, style = RUN_STYLES[STYLE_OF.get(name, position) % len(RUN_STYLES)]
+            curve = mean_curve(evaluation, iou)
+            label = f"{name}: AP = {curve.mean():.3f}"
+            axes.plot(
+                evaluation.recall_points, curve, style, color=colour, label=label, linewidth=2
+            )
+        axes.set(title=f"IoU ≥ {iou:g}", xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
+        if evaluations:
+            axes.legend(handlelength=3)
+    panels[0].set_ylabel("precision, mean over classes")
+    figure.savefig(path, dpi=150)
+
+
+def mean_curve(evaluation: Evaluation, iou: float) -> np.ndarray:
+    """Precision [R] at an IoU threshold, averaged over the classes that have objects.
+
+    Its mean is AP at that threshold; all NaN if no class has objects.
+    """
+    (at,) = np.flatnonzero(np.isclose(evaluation.iou_thresholds, iou))
+    classes = evaluation.precision[at]  # [R, K]
+    known = classes[:, ~np.isnan(classes).any(axis=0)]
+    return known.mean(axis=1) if known.shape[1] else np.full(len(classes), np.nan)
+
+
+def detections_figure(rows: Sequence[Row], path: Path) -> None:
+    """Draw objects and detections as a PNG at `path`: a row an image, a column a run.
+
+    The first column shows the objects alone; in a run's column each detection is found or
+    wrong and each object without a detection missed, at IoU 0.5 and whatever the class.
+
+    Args:
+        rows: (image uint8 [3, H, W], object boxes [n, 4], runs), runs mapping a name to (boxes
+            [m, 4], scores [m]); boxes x1 y1 x2 y2 in pixels, all on the CPU. All rows have the
+            same runs. Every detection given is drawn: leave out those with low scores.
+        path: where to write.
+
+    Raises:
+        ValueError: no rows, or rows with different runs.
+    """
+    if not rows:
+        raise ValueError("no rows to draw, wanted at least one image")
+    names = list(rows[0][2])
+    for index, row in enumerate(rows):
+        if list(row[2]) != names:
+            raise ValueError(f"row {index} has the runs {list(row[2])}, row 0 has {names}")
+    columns = 1 + len(names)
+    figure = Figure(figsize=(4.2 * columns, 4.5 * len(rows) + 0.5), layout="constrained")
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (image, objects, runs) in zip(panels, rows, strict=True):
+        window = _window(image, objects)
+        shown = _inside(objects, window)
+        _panel(line[0], image, window, f"ground truth: {int(shown.sum())} objects")
+        _draw(line[0], objects[shown], OBJECT)
+        for axes, (name, (boxes, scores)) in zip(line[1:], runs.items(), strict=True):
+            found, missed = match(objects, boxes, scores)
+            here = _inside(boxes, window)
+            kinds = [
+                (boxes[here & found], FOUND, "found"),
+                (boxes[here & ~found], WRONG, "wrong"),
+                (objects[shown & missed], MISSED, "missed"),
+            ]
+            counts = ", ".join(f"{len(group)} {word}" for group, _, word in kinds)
+            _panel(axes, image, window, f"{name}: {counts}")
+            for group, style, _ in kinds:
+                _draw(axes, group, style)
+    _legend(figure)
+    figure.savefig(path, dpi=130)
+
+
+def match(
+    objects: Tensor, boxes: Tensor, scores: Tensor, iou: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Match detections to objects: by falling score, each takes the free object it fits best.
+
+    Args:
+        objects: [n, 4] x1 y1 x2 y2.
+        boxes: [m, 4] detected boxes, likewise.
+        scores: [m] their scores.
+        iou: what a match needs at least.
+
+    Returns:
+        found: bool [m], whether the detection has an object (a true positive, else a false one).
+        missed: bool [n], whether the object is left without a detection (a false negative).
+    """
+    overlaps = box_iou(boxes.double(), objects.double())
+    found = torch.zeros(len(boxes), dtype=torch.bool)
+    missed = torch.ones(len(objects), dtype=torch.bool)
+    if not len(objects):
+        return found, missed
+    for index in scores.argsort(descending=True, stable=True).tolist():
+        free = overlaps[index].masked_fill(~missed, -1)
+        best = int(free.argmax())
+        if free[best] >= iou:
+            found[index], missed[best] = True, False
+    return found, missed
+
+
+def _window(image: Tensor, objects: Tensor) -> tuple[int, int, int, int]:
+    """The part to show, x1 y1 x2 y2: all of a small image, else the most crowded window."""
+    height, width = image.shape[1:]
+    w, h = min(width, WINDOW), min(height, WINDOW)
+    best = (-1, 0, 0)
+    for top in {*range(0, height - h + 1, WINDOW // 4), height - h}:
+        for left in {*range(0, width - w + 1, WINDOW // 4), width - w}:
+            count = int(_inside(objects, (left, top, left + w, top + h)).sum())
+            best = max(best, (count, -top, -left))  # of equals, the upper left one
+    _, top, left = best
+    return -left, -top, -left + w, -top + h
+
+
+def _inside(boxes: Tensor, window: tuple[int, int, int, int]) -> Tensor:
+    """Bool [n]: whether the box's centre lies in the window."""
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    start, end = centre.new_tensor(window[:2]), centre.new_tensor(window[2:])
+    return ((centre >= start) & (centre < end)).all(dim=1)
+
+
+def _panel(axes: Axes, image: Tensor, window: tuple[int, int, int, int], title: str) -> None:
+    x1, y1, x2, y2 = window
+    extent = (x1, x2, y2, y1)  # pixel edges, as the boxes have them; imshow's own are centres
+    part = image[:, y1:y2, x1:x2].permute(1, 2, 0).numpy()
+    axes.imshow(part, interpolation="nearest", extent=extent)
+    axes.set(xlim=(x1, x2), ylim=(y2, y1), xticks=[], yticks=[])
+    axes.set_title(title, fontsize=12)
+
+
+def _draw(axes: Axes, boxes: Tensor, style: dict[str, Any]) -> None:
+    """Frames one pixel outside the boxes, so that an object of a few pixels stays in sight."""
+    dark = [Stroke(linewidth=3.8, foreground="black", alpha=0.55), Normal()]
+    for x1, y1, x2, y2 in boxes.tolist():
+        corner, width, height = (x1 - 1, y1 - 1), x2 - x1 + 2, y2 - y1 + 2
+        frame = Rectangle(corner, width, height, fill=False, linewidth=2.0, **style)
+        frame.set_path_effects(dark)
+        axes.add_patch(frame)
+
+
+def _legend(figure: Figure) -> None:
+    entries = [
+        (OBJECT, "object (ground truth)"),
+        (FOUND, "found: detection that fits an object (IoU ≥ 0.5, any class)"),
+        (WRONG, "wrong: detection without an object"),
+        (MISSED, "missed: object without a detection"),
+    ]
+    handles = [
+        Line2D([], [], color=style["edgecolor"], linestyle=style["linestyle"], label=label)
+        for style, label in entries
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=2,
+        fontsize=12,
+        handlelength=3,
+        facecolor="#404040",
+        labelcolor="white",
+    )

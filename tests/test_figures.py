@@ -1,0 +1,146 @@
+"""The data behind the figures, and that the files are written."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detectors.evaluation import Evaluation
+from detectors.figures import _window, detections_figure, match, mean_curve, pr_curves
+
+
+def boxes(*values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, 4)
+
+
+def matched(objects, detections, scores, **options):
+    found, missed = match(objects, detections, torch.tensor(scores), **options)
+    return found.tolist(), missed.tolist()
+
+
+def test_match_finds_true_false_and_missed():
+    objects = boxes([0, 0, 10, 10], [50, 50, 60, 60])
+    detections = boxes([1, 0, 11, 10], [80, 80, 90, 90])
+    assert matched(objects, detections, [0.3, 0.9]) == ([True, False], [False, True])
+
+
+def test_match_gives_an_object_to_one_detection_the_surest():
+    objects = boxes([0, 0, 10, 10])
+    detections = boxes([0, 0, 10, 10], [0, 0, 10, 9])
+    assert matched(objects, detections, [0.3, 0.9]) == ([False, True], [False])
+    assert matched(objects, detections, [0.9, 0.3]) == ([True, False], [False])
+
+
+def test_match_takes_the_best_free_object():
+    # Both detections fit both objects; the first takes the nearer one, the second the other.
+    objects = boxes([0, 0, 10, 10], [2, 0, 12, 10])
+    detections = boxes([2, 0, 12, 10], [1.9, 0, 11.9, 10])
+    assert matched(objects, detections, [0.9, 0.8]) == ([True, True], [False, False])
+    assert matched(objects, detections[:1], [0.9]) == ([True], [True, False])
+
+
+def test_match_keeps_to_the_threshold():
+    objects = boxes([0, 0, 10, 10])
+    half = boxes([0, 0, 10, 5])
+    assert matched(objects, half, [0.9]) == ([True], [False])
+    assert matched(objects, half, [0.9], iou=0.51) == ([False], [True])
+
+
+def test_match_without_objects_or_detections():
+    one = boxes([0, 0, 10, 10])
+    assert matched(boxes(), one, [0.5]) == ([False], [])
+    assert matched(one, boxes(), []) == ([], [True])
+    assert matched(boxes(), boxes(), []) == ([], [])
+
+
+def evaluation(level: float) -> Evaluation:
+    """Three classes, the last without objects; precision falls with recall and with IoU."""
+    recall, ious = np.linspace(0, 1, 101), np.linspace(0.5, 0.95, 10)
+    curve = level * (1 - recall)[None, :, None] * (1.5 - ious)[:, None, None]
+    precision = np.concatenate([curve, curve / 2, np.full_like(curve, math.nan)], axis=2)
+    return Evaluation({"AP": level}, {}, precision, recall, ious)
+
+
+def test_mean_curve_averages_the_classes_with_objects():
+    found = mean_curve(evaluation(0.8), 0.5)
+    assert found == pytest.approx(0.8 * 0.75 * (1 - np.linspace(0, 1, 101)))
+    assert mean_curve(evaluation(0.8), 0.75)[0] == pytest.approx(0.8 * 0.75 * 0.75)
+    nothing = Evaluation({}, {}, np.full((10, 101, 2), math.nan), *(evaluation(1).__dict__[k]
+        for k in ("recall_points", "iou_thresholds")))  # fmt: skip
+    assert np.isnan(mean_curve(nothing, 0.5)).all()
+
+
+def opened(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_pr_curves_are_written(tmp_path):
+    pr_curves({"base": evaluation(0.7), "jol": evaluation(0.9)}, tmp_path / "both.png")
+    pixels = opened(tmp_path / "both.png")
+    assert 400 < pixels.shape[0] < 1200 and 900 < pixels.shape[1] < 2000
+    blue, orange = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
+    for colour in (blue, orange):
+        assert (pixels == colour).all(axis=2).sum() > 300
+    pr_curves({"jol": evaluation(0.9)}, tmp_path / "one.png")  # looks as it does beside "base"
+    pixels = opened(tmp_path / "one.png")
+    assert (pixels == orange).all(axis=2).any() and not (pixels == blue).all(axis=2).any()
+    nothing = Evaluation({}, {}, np.full((10, 101, 1), math.nan), np.arange(101) / 100,
+                         np.linspace(0.5, 0.95, 10))  # fmt: skip
+    pr_curves({"base": nothing}, tmp_path / "none.png")
+    pr_curves({}, tmp_path / "empty.png")
+    assert opened(tmp_path / "none.png").size and opened(tmp_path / "empty.png").size
+
+
+def row(runs: dict, size: tuple[int, int] = (64, 96)) -> tuple:
+    image = torch.full((3, *size), 40, dtype=torch.uint8)
+    return image, boxes([10, 10, 18, 18], [40, 20, 52, 30]), runs
+
+
+@pytest.mark.filterwarnings("error")
+def test_detections_are_drawn_by_their_kind(tmp_path):
+    fitting = (boxes([10, 10, 18, 18], [40, 20, 52, 30]), torch.tensor([0.9, 0.8]))
+    astray = (boxes([70, 40, 80, 50]), torch.tensor([0.9]))
+    nothing = (boxes(), torch.tensor([]))
+    green, blue, red, white = (0x2B, 0xE0, 0xA0), (0x56, 0xB4, 0xE9), (0xFF, 0x5A, 0x46), (255,) * 3
+    expected = {
+        "fitting": (fitting, {green}),
+        "astray": (astray, {blue, red}),
+        "nothing": (nothing, {red}),
+    }
+    for name, (run, colours) in expected.items():
+        detections_figure([row({"run": run})], tmp_path / "one.png")
+        pixels = opened(tmp_path / "one.png")
+        upper = pixels[: int(0.8 * len(pixels))]  # without the legend
+        for colour in (green, blue, red):
+            drawn = (upper == colour).all(axis=2).sum()
+            assert (drawn > 50) == (colour in colours), (name, colour, drawn)
+        assert (upper == white).all(axis=2).sum() > 50
+    rows = [row({"base": fitting, "jol": astray}), row({"base": nothing, "jol": fitting})]
+    detections_figure(rows, tmp_path / "two.png")
+    pixels = opened(tmp_path / "two.png")
+    assert pixels.shape[1] > 1000 and pixels.shape[0] > 600
+
+
+def test_a_large_image_is_shown_where_most_objects_are():
+    image = torch.zeros(3, 700, 1000, dtype=torch.uint8)
+    crowd = torch.tensor([[800.0 + 9 * i, 600, 806 + 9 * i, 608] for i in range(10)])
+    x1, y1, x2, y2 = _window(image, torch.cat([boxes([5, 5, 12, 12]), crowd]))
+    assert x2 - x1 == y2 - y1 == 256 and x2 <= 1000 and y2 <= 700
+    assert x1 <= 800 and x2 >= 887 and y1 <= 600 and y2 >= 608
+    assert _window(image, boxes()) == (0, 0, 256, 256)
+    assert _window(image[:, :64, :96], crowd) == (0, 0, 96, 64)
+
+
+def test_rows_must_agree(tmp_path):
+    run = (boxes(), torch.tensor([]))
+    with pytest.raises(ValueError, match="no rows"):
+        detections_figure([], tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"row 1 has the runs \['jol'\], row 0 has \['base'\]"):
+        detections_figure([row({"base": run}), row({"jol": run})], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
