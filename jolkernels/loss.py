@@ -162,15 +162,15 @@ class JointOptimizationLoss(nn.Module):
         r = reference.rows(batch, self.settings)
         w_pos, w_neg = reference.weights(r, self.settings)
 
-        def at(rows: Tensor, values: Tensor) -> Tensor:
-            return values.new_zeros(len(batch.labels)).index_put_((rows,), values)
+        def of_positives(values: Tensor) -> Tensor:
+            return torch.zeros_like(r.l_cls).index_put_((r.positive,), values)
 
         return PerSample(
-            location_score=at(r.positive, r.s_loc),
-            class_score=at(r.positive, r.s_cls),
-            weight=at(r.valid, w_neg.expand(len(r.valid))).index_put_((r.positive,), w_pos),
-            classification=at(r.valid, r.l_cls),
-            regression=at(r.positive, r.l_loc),
+            location_score=of_positives(r.s_loc),
+            class_score=of_positives(r.s_cls),
+            weight=of_positives(w_pos).index_put_((r.negative,), w_neg),
+            classification=r.l_cls,
+            regression=of_positives(r.l_loc),
         )
 
     def extra_repr(self) -> str:

@@ -181,11 +181,11 @@ def location_scores(boxes: Tensor, targets: Tensor, priors: Tensor, settings: Se
 
 
 class Rows(NamedTuple):
-    """The terms of Eq. 2 for a batch: valid rows [n], positives [P] and where they stand in it."""
+    """The terms of Eq. 2 for a batch."""
 
-    valid: Tensor  # [n] row indices
     positive: Tensor  # [P] row indices
-    l_cls: Tensor  # [n]
+    negative: Tensor  # [N - P - ignored] row indices
+    l_cls: Tensor  # [N], 0 in ignored rows
     l_loc: Tensor  # [P]
     s_cls: Tensor  # [P]
     s_loc: Tensor  # [P]
@@ -197,8 +197,11 @@ def rows(batch: Batch, settings: Settings) -> Rows:
     logits, labels, columns = batch.logits.to(dtype), batch.labels, batch.logits.shape[1]
 
     is_valid = labels != settings.ignore_index
-    valid = is_valid.nonzero()[:, 0]
-    positive = (is_valid & (labels != settings.background_label(columns))).nonzero()[:, 0]
+    is_background = labels == settings.background_label(columns)
+    valid, positive, negative = (
+        mask.nonzero()[:, 0]
+        for mask in (is_valid, is_valid & ~is_background, is_valid & is_background)
+    )
 
     y = labels[positive]
     slots = batch.box_preds.to(dtype)[positive].unflatten(1, (-1, 4))  # [P, S, 4]
@@ -211,12 +214,13 @@ def rows(batch: Batch, settings: Settings) -> Rows:
         compared = codes, ENCODE[type(settings.coding)](targets, priors, settings.coding)
     else:
         compared = boxes, targets
+    l_cls = CLASSIFICATION[type(settings.classification)](
+        logits[valid], labels[valid], settings.classification
+    )
     return Rows(
-        valid=valid,
         positive=positive,
-        l_cls=CLASSIFICATION[type(settings.classification)](
-            logits[valid], labels[valid], settings.classification
-        ),
+        negative=negative,
+        l_cls=l_cls.new_zeros(len(labels)).index_put((valid,), l_cls),
         l_loc=REGRESSION[type(settings.regression)](*compared, settings.regression),
         s_cls=classification_scores(logits[positive], y, settings),
         s_loc=location_scores(boxes, targets, priors, settings),
@@ -252,14 +256,17 @@ def joint_optimization_loss(
     r = rows(batch, settings)
     w_pos, w_neg = weights(r, settings)
 
-    w = torch.zeros(len(batch.labels), dtype=w_pos.dtype, device=w_pos.device)
-    w = (w + w_neg).index_put((r.positive,), w_pos)[r.valid]  # w_pos or w_neg for each valid row
-    a = 1 if batch.classification_weights is None else batch.classification_weights[r.valid]
-    b = 1 if batch.regression_weights is None else batch.regression_weights[r.positive]
+    l_cls, l_loc = r.l_cls, r.l_loc
+    if batch.classification_weights is not None:
+        l_cls = batch.classification_weights.detach() * l_cls
+    if batch.regression_weights is not None:
+        l_loc = batch.regression_weights.detach()[r.positive] * l_loc
+    classification = (w_pos * l_cls[r.positive]).sum() + w_neg * l_cls[r.negative].sum()
+    regression = (w_pos * l_loc).sum()
 
-    samples, positives = len(r.valid), len(r.positive)
-    z_cls = normalizer(batch.classification_normalizer, samples, positives)
-    z_loc = normalizer(batch.regression_normalizer, samples, positives)
-    classification = (a * w * r.l_cls).sum() / z_cls
-    regression = (b * w_pos * r.l_loc).sum() / z_loc
+    positives, samples = len(r.positive), len(r.positive) + len(r.negative)
+    classification = classification / normalizer(
+        batch.classification_normalizer, samples, positives
+    )
+    regression = regression / normalizer(batch.regression_normalizer, samples, positives)
     return classification, regression, w_neg.detach(), batch.labels.new_tensor(positives)
