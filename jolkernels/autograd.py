@@ -4,40 +4,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from jolkernels import ops
-from jolkernels.spec import Batch, Settings
 
 
 class JointOptimizationFunction(torch.autograd.Function):
-    """Forward and backward of jolkernels.ops: apply(settings, *batch).
+    """The operators of jolkernels.ops as a differentiable function: apply(key, *tensors).
 
     Returns classification, regression, negative_weight and num_positives; the last two carry no
     gradient. Keeps the inputs, one number a row and five scalars.
     """
 
     @staticmethod
-    def forward(ctx: Any, settings: Settings, *fields: Any) -> tuple[Tensor, ...]:
-        batch = Batch(*fields)
-        result = ops.forward(batch, settings)
-        ctx.settings = settings
-        ctx.names = [x if isinstance(x, str) else None for x in batch]  # normalisers by name
-        tensors = [x if isinstance(x, Tensor) else None for x in batch]
-        ctx.save_for_backward(*tensors, result.rows, result.scalars)
-        ctx.mark_non_differentiable(result.negative_weight, result.num_positives)
-        return result[:4]
+    def forward(ctx: Any, key: str, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        *results, rows, scalars = ops.forward(tensors, key)
+        ctx.key = key
+        ctx.save_for_backward(*tensors, rows, scalars)
+        ctx.mark_non_differentiable(*results[2:])
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, rows, scalars = ctx.saved_tensors
-        pairs = zip(tensors, ctx.names, strict=True)
-        batch = Batch(*(tensor if name is None else name for tensor, name in pairs))
         needs = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-        grad_logits, grad_boxes = JointOptimizationBackward.apply(
-            ctx.settings, rows, scalars, grads[0], grads[1], needs, *batch
+        saved = (rows, scalars, grads[0], grads[1])
+        if torch.compiler.is_compiling():  # a compiled backward is never differentiated
+            gradients = ops.backward(tensors, ctx.key, saved, needs)
+        else:
+            gradients = JointOptimizationBackward.apply(ctx.key, needs, *saved, *tensors)
+        grad_logits, grad_boxes = (
+            g if needed else None for g, needed in zip(gradients, needs, strict=True)
         )
-        return None, grad_logits, grad_boxes, *[None] * (len(batch) - 2)
+        return None, grad_logits, grad_boxes, *[None] * (len(tensors) - 2)
 
 
 class JointOptimizationBackward(torch.autograd.Function):
@@ -49,18 +47,9 @@ class JointOptimizationBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        settings: Settings,
-        rows: Tensor,
-        scalars: Tensor,
-        grad_classification: Tensor,
-        grad_regression: Tensor,
-        needs: tuple[bool, bool],
-        *fields: Any,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        return ops.backward(
-            Batch(*fields), settings, rows, scalars, grad_classification, grad_regression, needs
-        )
+        ctx: Any, key: str, needs: tuple[bool, bool], *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return ops.backward(tensors[4:], key, tensors[:4], needs)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:

@@ -8,6 +8,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from jolkernels import ops, reference, spec
@@ -71,7 +72,6 @@ class JointOptimizationLoss(nn.Module):
 
     Raises:
         ValueError, TypeError: an argument that is none of the above, by name.
-        NotImplementedError: a choice that this version does not compute yet.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class JointOptimizationLoss(nn.Module):
         detach_weights: bool = False,
         background: str = "last",
         ignore_index: int = -100,
-        sync_group: object | None = None,
+        sync_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.settings = make_settings(
@@ -102,6 +102,7 @@ class JointOptimizationLoss(nn.Module):
             ignore_index,
             sync_group,
         )
+        self.encoded = self.settings.encode()
 
     def forward(
         self,
@@ -149,7 +150,8 @@ class JointOptimizationLoss(nn.Module):
             classification_normalizer,
             regression_normalizer,
         )
-        return JointLoss(*JointOptimizationFunction.apply(self.settings, *batch))
+        tensors, key = ops.pack(batch, self.encoded)
+        return JointLoss(*JointOptimizationFunction.apply(key, *tensors))
 
     @torch.no_grad()
     def per_sample(self, *args: Any, **kwargs: Any) -> PerSample:
@@ -199,10 +201,10 @@ def joint_optimization_loss(
     detach_weights: bool = False,
     background: str = "last",
     ignore_index: int = -100,
-    sync_group: object | None = None,
+    sync_group: dist.ProcessGroup | None = None,
 ) -> JointLoss:
     """JointOptimizationLoss as a function: see there for arguments, shapes and errors."""
-    settings = make_settings(
+    criterion = JointOptimizationLoss(
         classification,
         regression,
         coding,
@@ -215,8 +217,7 @@ def joint_optimization_loss(
         ignore_index,
         sync_group,
     )
-    batch = make_batch(
-        settings,
+    return criterion(
         logits,
         box_preds,
         labels,
@@ -227,7 +228,6 @@ def joint_optimization_loss(
         classification_normalizer,
         regression_normalizer,
     )
-    return JointLoss(*JointOptimizationFunction.apply(settings, *batch))
 
 
 def make_settings(
@@ -241,7 +241,7 @@ def make_settings(
     detach_weights: bool,
     background: str,
     ignore_index: int,
-    sync_group: object | None,
+    sync_group: dist.ProcessGroup | None,
 ) -> Settings:
     """Check the choices of a loss; errors as JointOptimizationLoss says."""
     one_of("weighting", weighting, ("joint", "none"))
@@ -256,8 +256,8 @@ def make_settings(
         raise TypeError(f"detach_weights: got {detach_weights!r}, wanted True or False")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: got {ignore_index!r}, wanted an int")
-    if sync_group is not None:
-        raise NotImplementedError("sync_group is not implemented yet")
+    if sync_group is not None and not isinstance(sync_group, dist.ProcessGroup):
+        raise TypeError(f"sync_group: got {sync_group!r}, wanted a torch.distributed ProcessGroup")
     settings = Settings(
         classification=spec.resolve("classification", classification),
         regression=spec.resolve("regression", regression),
@@ -271,6 +271,7 @@ def make_settings(
         detach_weights=detach_weights,
         background=background,
         ignore_index=ignore_index,
+        sync_group=None if sync_group is None else sync_group.group_name,
     )
     if background == "first" and not settings.classification.softmax:
         raise ValueError(
@@ -297,8 +298,8 @@ def make_batch(
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < least:
         raise wrong("logits", logits, f"a tensor of shape [N, C] with C >= {least}")
     n, c = logits.shape
-    slots = {1, c, c - 1} if least == 2 and settings.background == "last" else {1, c}
-    widths = sorted(4 * s for s in slots if s)
+    slots = [1, c - 1, c] if least == 2 and settings.background == "last" else [1, c]
+    widths = [4 * s for s in slots]
     if (
         not isinstance(box_preds, Tensor)
         or box_preds.ndim != 2

@@ -1,19 +1,74 @@
-"""The two operators of the loss, forward and backward, and which implementation runs them.
+"""The two operators of the loss, jolkernels::forward and jolkernels::backward.
 
 CUDA and HIP tensors go to the Triton kernels, and so do CPU tensors where TRITON_INTERPRET=1 was
 set before the import; everything else goes to the tensor operations of jolkernels.cpu.
+
+Operators are what torch.compile, torch.export and fake tensors see. Plain tensors in eager mode go
+past them, straight to the implementation: the boundary costs more than a small batch's kernels.
 """
 
 import importlib.util
 import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from jolkernels import cpu
-from jolkernels.spec import Batch, Forward, Settings
+from jolkernels.spec import Batch, Forward, Settings, accumulator
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+
+# The fields of a Batch, normalisers by name as None, and a key that names them and the settings.
+BATCH = (
+    "Tensor logits, Tensor box_preds, Tensor labels, Tensor target_boxes, Tensor? priors, "
+    "Tensor? classification_weights, Tensor? regression_weights, "
+    "Tensor? classification_normalizer, Tensor? regression_normalizer, str key"
+)
+torch.library.define(
+    "jolkernels::forward", f"({BATCH}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+torch.library.define(
+    "jolkernels::backward",
+    f"({BATCH}, Tensor rows, Tensor scalars, Tensor grad_classification, Tensor grad_regression, "
+    "bool needs_logits, bool needs_boxes) -> (Tensor, Tensor)",
+)
+
+Tensors = Sequence[Tensor | None]
+
+
+def pack(batch: Batch, settings: str) -> tuple[list[Tensor | None], str]:
+    """A batch and its encoded settings as the operators take them: tensors and a key."""
+    *tensors, z_cls, z_loc = batch
+    names = [z if isinstance(z, str) else "" for z in (z_cls, z_loc)]
+    numbers = [None if isinstance(z, str) else z for z in (z_cls, z_loc)]
+    return [*tensors, *numbers], f"{names[0]},{names[1]},{settings}"
+
+
+@lru_cache
+def parse(key: str) -> tuple[str, str, Settings]:
+    """What a key names: the two normalisers ("": a number is given) and the settings."""
+    z_cls, z_loc, settings = key.split(",", 2)
+    return z_cls, z_loc, Settings.decode(settings)
+
+
+def unpack(tensors: Tensors, key: str) -> tuple[Batch, Settings]:
+    """The batch and settings that `pack` took apart."""
+    z_cls, z_loc, settings = parse(key)
+    fields: Any = (*tensors[:7], z_cls or tensors[7], z_loc or tensors[8])
+    return Batch(*fields), settings
+
+
+def in_eager_mode(tensors: Tensors) -> bool:
+    """Whether nobody watches: no compiler, no dispatch mode, no tensor subclass."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors if t is not None)
+    )
 
 
 def runs_on_triton(tensor: Tensor) -> bool:
@@ -21,47 +76,107 @@ def runs_on_triton(tensor: Tensor) -> bool:
     return HAS_TRITON and (tensor.is_cuda or (INTERPRETED and tensor.device.type == "cpu"))
 
 
-def forward(batch: Batch, settings: Settings) -> Forward:
-    """Both losses and what `backward` needs beside the inputs."""
-    check_labels(batch, settings)
-    if runs_on_triton(batch.logits):
-        from jolkernels import kernels
-
-        return kernels.forward(batch, settings)
-    return cpu.forward(batch, settings)
+def forward(tensors: Tensors, key: str) -> tuple[Tensor, ...]:
+    """The fields of jolkernels.spec.Forward."""
+    if in_eager_mode(tensors):
+        return run_forward(*tensors, key)
+    return torch.ops.jolkernels.forward(*tensors, key)
 
 
 def backward(
-    batch: Batch,
-    settings: Settings,
-    rows: Tensor,
-    scalars: Tensor,
-    grad_classification: Tensor,
-    grad_regression: Tensor,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients for logits [N, C] and box_preds [N, 4S], each where `needs` asks for it."""
-    saved = (rows, scalars, grad_classification, grad_regression, needs)
+    tensors: Tensors, key: str, saved: Sequence[Tensor], needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Gradients for logits [N, C] and box_preds [N, 4S], empty where `needs` does not ask.
+
+    `saved` are rows, scalars and the upstream gradients of both losses.
+    """
+    if in_eager_mode([*tensors, *saved]):
+        return run_backward(*tensors, key, *saved, *needs)
+    return torch.ops.jolkernels.backward(*tensors, key, *saved, *needs)
+
+
+def run_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    """jolkernels::forward on real tensors."""
+    *tensors, key = arguments
+    batch, settings = unpack(tensors, key)
+    looks = batch.labels.device.type == "cpu" or os.environ.get("JOLKERNELS_VALIDATE") == "1"
+    if looks and settings.sync_group is None:
+        check_labels(batch, settings)
     if runs_on_triton(batch.logits):
         from jolkernels import kernels
 
-        return kernels.backward(batch, settings, *saved)
-    return cpu.backward(batch, settings, *saved)
+        result = kernels.forward(batch, settings)
+    else:
+        result = cpu.forward(batch, settings)
+    if looks and settings.sync_group is not None and result.scalars[4].isnan():
+        check_labels(batch, settings)
+        raise ValueError("labels: a label is out of range on another rank of sync_group")
+    return tuple(result)
+
+
+def run_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """jolkernels::backward on real tensors."""
+    batch, settings = unpack(arguments[:9], arguments[9])
+    *saved, needs_logits, needs_boxes = arguments[10:]
+    implementation: Any = cpu.backward
+    if runs_on_triton(batch.logits):
+        from jolkernels import kernels
+
+        implementation = kernels.backward
+    grad_logits, grad_boxes = implementation(batch, settings, *saved, (needs_logits, needs_boxes))
+    nothing = batch.logits.new_empty(0)
+    return (
+        nothing if grad_logits is None else grad_logits,
+        nothing.clone() if grad_boxes is None else grad_boxes,
+    )
+
+
+def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    """Shapes and dtypes of jolkernels::forward."""
+    *tensors, key = arguments
+    batch, _ = unpack(tensors, key)
+
+    def empty(*shape: int) -> Tensor:
+        return batch.logits.new_empty(shape, dtype=accumulator(batch))
+
+    return tuple(
+        Forward(
+            classification=empty(),
+            regression=empty(),
+            negative_weight=empty(),
+            num_positives=batch.labels.new_empty(()),
+            rows=empty(batch.labels.shape[0]),
+            scalars=empty(5),
+        )
+    )
+
+
+def fake_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Shapes and dtypes of jolkernels::backward."""
+    logits, box_preds = arguments[:2]
+    needs_logits, needs_boxes = arguments[-2:]
+    return (
+        logits.new_empty(logits.shape if needs_logits else 0),
+        box_preds.new_empty(box_preds.shape) if needs_boxes else logits.new_empty(0),
+    )
+
+
+torch.library.impl("jolkernels::forward", "default", run_forward)
+torch.library.impl("jolkernels::backward", "default", run_backward)
+torch.library.register_fake("jolkernels::forward", fake_forward)
+torch.library.register_fake("jolkernels::backward", fake_backward)
 
 
 def check_labels(batch: Batch, settings: Settings) -> None:
-    """Raise for a label out of range, where looking costs no synchronisation with a GPU.
+    """Raise for a label out of range.
 
-    On a GPU the kernels turn losses and gradients into NaN instead; JOLKERNELS_VALIDATE=1 makes
-    this check run there too.
+    Runs where looking costs no wait for a GPU: on the CPU, or with JOLKERNELS_VALIDATE=1. On a GPU
+    the kernels turn both losses and all gradients into NaN.
 
     Raises:
         ValueError: with the first bad index and its value.
     """
-    labels = batch.labels
-    if labels.device.type != "cpu" and os.environ.get("JOLKERNELS_VALIDATE") != "1":
-        return
-    last = settings.last_label(batch.logits.shape[1])
+    labels, last = batch.labels, settings.last_label(batch.logits.shape[1])
     bad = ((labels < 0) | (labels > last)) & (labels != settings.ignore_index)
     if bad.any():
         i = int(bad.nonzero()[0, 0])

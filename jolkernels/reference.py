@@ -10,6 +10,7 @@ class. Slow and readable; users get the same numbers from jolkernels.loss.
 Shapes: N rows (samples), C class columns, P positives; boxes are [P, 4] as x1 y1 x2 y2 in pixels.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,21 +22,52 @@ from jolkernels import spec
 from jolkernels.spec import Batch, Settings, accumulator
 
 MIN_EXTENT = 1e-6
-"""Boxes are taken to be at least this wide and high, in pixels, when they are encoded."""
+"""In encodings and aspect ratios boxes are at least this wide and high, in pixels."""
+EPS = 1e-7
+"""torchvision's, in the places where its box losses have it."""
 
-# Classification losses of rows: (logits [n, C], labels [n], spec) -> [n]
+# Classification losses of rows: (logits [n, C], labels [n], quality [n], spec) -> [n]. Label C of
+# a sigmoid loss is the background; quality is the IoU of a positive's box, a constant.
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, _: spec.CrossEntropy) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, _: Tensor, __: spec.CrossEntropy) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def focal(logits: Tensor, labels: Tensor, spec: spec.Focal) -> Tensor:
-    """torchvision.ops.sigmoid_focal_loss, summed over the columns; label C is the background."""
-    one_hot = F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
+def one_hot_columns(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 in the column of a row's true class, 0 elsewhere and for the background."""
+    return F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
+
+
+def bce(logits: Tensor, labels: Tensor, _: Tensor, __: spec.BCE) -> Tensor:
+    target = one_hot_columns(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+
+
+def focal(logits: Tensor, labels: Tensor, _: Tensor, spec: spec.Focal) -> Tensor:
+    """torchvision.ops.sigmoid_focal_loss, summed over the columns."""
+    one_hot = one_hot_columns(logits, labels)
     toward = torch.where(one_hot == 1, -logits, logits)  # the larger, the more wrong
     alpha = spec.alpha * one_hot + (1 - spec.alpha) * (1 - one_hot)
     return (alpha * torch.sigmoid(toward) ** spec.gamma * F.softplus(toward)).sum(1)
+
+
+def quality_focal(
+    logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.QualityFocal
+) -> Tensor:
+    """Generalized Focal Loss, Eq. 3: |y - sigma|^beta BCE(sigma, y), y the quality or 0."""
+    target = one_hot_columns(logits, labels) * quality[:, None]
+    modulation = (target - logits.sigmoid()).abs() ** spec.beta
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (modulation * bce).sum(1)
+
+
+def varifocal(logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.Varifocal) -> Tensor:
+    """VarifocalNet, Eq. 2: q BCE(p, q) where the quality q > 0, else alpha p^gamma BCE(p, 0)."""
+    target = one_hot_columns(logits, labels) * quality[:, None]
+    negative = spec.alpha * logits.sigmoid() ** spec.gamma
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (torch.where(target > 0, target, negative) * bce).sum(1)
 
 
 # Box losses: (x [P, 4], target [P, 4], spec) -> [P]; codes or corner boxes, as spec.on_codes says
@@ -47,6 +79,10 @@ def l1(x: Tensor, target: Tensor, _: spec.L1) -> Tensor:
 
 def smooth_l1(x: Tensor, target: Tensor, spec: spec.SmoothL1) -> Tensor:
     return F.smooth_l1_loss(x, target, beta=spec.beta, reduction="none").sum(1)
+
+
+def l2(x: Tensor, target: Tensor, _: spec.L2) -> Tensor:
+    return (x - target).square().sum(1)
 
 
 def extents(boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,20 +111,93 @@ def iou_loss(x: Tensor, target: Tensor, _: spec.IoU) -> Tensor:
     return 1 - iou(x, target)
 
 
-def giou_loss(x: Tensor, target: Tensor, _: spec.GIoU, eps: float = 1e-7) -> Tensor:
+def hull_extents(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Width and height of the smallest box around both."""
+    w = torch.max(x[:, 2], target[:, 2]) - torch.min(x[:, 0], target[:, 0])
+    h = torch.max(x[:, 3], target[:, 3]) - torch.min(x[:, 1], target[:, 1])
+    return w, h
+
+
+def giou_loss(x: Tensor, target: Tensor, _: spec.GIoU) -> Tensor:
     """torchvision.ops.generalized_box_iou_loss."""
     intersection, union = intersection_and_union(x, target)
-    hull_w = torch.max(x[:, 2], target[:, 2]) - torch.min(x[:, 0], target[:, 0])
-    hull_h = torch.max(x[:, 3], target[:, 3]) - torch.min(x[:, 1], target[:, 1])
+    hull_w, hull_h = hull_extents(x, target)
     hull = hull_w * hull_h
-    return 1 - (intersection / (union + eps) - (hull - union) / (hull + eps))
+    return 1 - (intersection / (union + EPS) - (hull - union) / (hull + EPS))
 
 
-# Location scores: (boxes [P, 4], targets [P, 4], spec) -> [P] in [0, 1]
+def center_offsets(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    d = 0.5 * (x[:, :2] + x[:, 2:] - target[:, :2] - target[:, 2:])
+    return d[:, 0], d[:, 1]
+
+
+def diou_loss(x: Tensor, target: Tensor, _: spec.DIoU) -> Tensor:
+    """torchvision.ops.distance_box_iou_loss."""
+    intersection, union = intersection_and_union(x, target)
+    hull_w, hull_h = hull_extents(x, target)
+    dx, dy = center_offsets(x, target)
+    distance = (dx**2 + dy**2) / (hull_w**2 + hull_h**2 + EPS)
+    return 1 - intersection / (union + EPS) + distance
+
+
+def aspect_angle(boxes: Tensor) -> Tensor:
+    """atan(w / h), extents at least MIN_EXTENT."""
+    w, h = extents(boxes)
+    return torch.atan(w.clamp(min=MIN_EXTENT) / h.clamp(min=MIN_EXTENT))
+
+
+def ciou_loss(x: Tensor, target: Tensor, _: spec.CIoU) -> Tensor:
+    """torchvision.ops.complete_box_iou_loss; the trade-off factor alpha is a constant."""
+    intersection, union = intersection_and_union(x, target)
+    v = 4 / math.pi**2 * (aspect_angle(target) - aspect_angle(x)) ** 2
+    alpha = (v / (1 - intersection / (union + EPS) + v + EPS)).detach()
+    return diou_loss(x, target, spec.DIoU()) + alpha * v
+
+
+def eiou_loss(x: Tensor, target: Tensor, _: spec.EIoU) -> Tensor:
+    """DIoU and the differences of width and height against the hull's, eps as in DIoU."""
+    (w, h), (target_w, target_h) = extents(x), extents(target)
+    hull_w, hull_h = hull_extents(x, target)
+    sides = (w - target_w) ** 2 / (hull_w**2 + EPS) + (h - target_h) ** 2 / (hull_h**2 + EPS)
+    return diou_loss(x, target, spec.DIoU()) + sides
+
+
+# Location scores: (boxes [P, 4], targets [P, 4], spec) -> [P] in [0, 1], for boxes with an extent
 
 
 def iou_score(boxes: Tensor, targets: Tensor, _: spec.IoU) -> Tensor:
     return iou(boxes, targets)
+
+
+def giou_score(boxes: Tensor, targets: Tensor, spec: spec.GIoU) -> Tensor:
+    return 1 - giou_loss(boxes, targets, spec) / 2  # (1 + GIoU) / 2
+
+
+def root(squares: Tensor) -> Tensor:
+    """Square root whose derivative at 0 is 0."""
+    positive = squares > 0
+    return torch.where(positive, torch.where(positive, squares, 1).sqrt(), 0 * squares)
+
+
+def nwd_score(boxes: Tensor, targets: Tensor, spec: spec.NWD) -> Tensor:
+    dx, dy = center_offsets(boxes, targets)
+    (w, h), (target_w, target_h) = extents(boxes), extents(targets)
+    wasserstein = root(dx**2 + dy**2 + ((w - target_w) ** 2 + (h - target_h) ** 2) / 4)
+    return torch.exp(-wasserstein / spec.constant)
+
+
+def simd_score(boxes: Tensor, targets: Tensor, spec: spec.SimD) -> Tensor:
+    dx, dy = center_offsets(boxes, targets)
+    (w, h), (target_w, target_h) = extents(boxes), extents(targets)
+    per_w, per_h = spec.m / (w + target_w), spec.n / (h + target_h)
+    location = root((dx * per_w) ** 2 + (dy * per_h) ** 2)
+    shape = root(((w - target_w) * per_w) ** 2 + ((h - target_h) * per_h) ** 2)
+    return torch.exp(-(location + shape)).clamp(min=1e-6)
+
+
+def dotd_score(boxes: Tensor, targets: Tensor, spec: spec.DotD) -> Tensor:
+    dx, dy = center_offsets(boxes, targets)
+    return torch.exp(-root(dx**2 + dy**2) / spec.size)
 
 
 # Codings, [P, 4] all: decode (codes, priors, spec) -> boxes; encode (boxes, priors, spec) -> codes
@@ -141,15 +250,28 @@ def encode_ltrb(boxes: Tensor, priors: Tensor, _: spec.LTRB) -> Tensor:
 # One row a choice. Nothing else in the package names these functions.
 CLASSIFICATION: dict[type, Callable[..., Tensor]] = {
     spec.CrossEntropy: cross_entropy,
+    spec.BCE: bce,
     spec.Focal: focal,
+    spec.QualityFocal: quality_focal,
+    spec.Varifocal: varifocal,
 }
 REGRESSION: dict[type, Callable[..., Tensor]] = {
     spec.L1: l1,
     spec.SmoothL1: smooth_l1,
+    spec.L2: l2,
     spec.IoU: iou_loss,
     spec.GIoU: giou_loss,
+    spec.DIoU: diou_loss,
+    spec.CIoU: ciou_loss,
+    spec.EIoU: eiou_loss,
 }
-SCORE: dict[type, Callable[..., Tensor]] = {spec.IoU: iou_score}
+SCORE: dict[type, Callable[..., Tensor]] = {
+    spec.IoU: iou_score,
+    spec.GIoU: giou_score,
+    spec.NWD: nwd_score,
+    spec.SimD: simd_score,
+    spec.DotD: dotd_score,
+}
 DECODE: dict[type, Callable[..., Tensor]] = {
     spec.XYXY: decode_xyxy,
     spec.Delta: decode_delta,
@@ -170,14 +292,18 @@ def classification_scores(logits: Tensor, labels: Tensor, settings: Settings) ->
     return p.gather(1, labels[:, None])[:, 0]
 
 
-def location_scores(boxes: Tensor, targets: Tensor, priors: Tensor, settings: Settings) -> Tensor:
-    """S_loc of predicted and target boxes, [P]; 0 where a box has no extent."""
-    if settings.location_score is None:
+def location_scores(
+    boxes: Tensor, targets: Tensor, priors: Tensor, score: spec.Score | None, settings: Settings
+) -> Tensor:
+    """S_loc of predicted and target boxes, [P]; 0 where a box has no extent, 1 for no score."""
+    if score is None:
         return boxes.new_ones(len(boxes))
     used = (boxes, targets, priors) if settings.coding.uses_priors else (boxes, targets)
     degenerate = torch.stack([(e <= 0) for b in used for e in extents(b)]).any(0)
-    score = SCORE[type(settings.location_score)](boxes, targets, settings.location_score)
-    return torch.where(degenerate, 0, score)
+    # Boxes of one pixel stand in for degenerate ones, whose scores could be NaN or infinite.
+    unit = boxes.new_tensor([0, 0, 1, 1])
+    boxes, targets = (torch.where(degenerate[:, None], unit, b) for b in (boxes, targets))
+    return torch.where(degenerate, 0, SCORE[type(score)](boxes, targets, score))
 
 
 class Rows(NamedTuple):
@@ -214,8 +340,10 @@ def rows(batch: Batch, settings: Settings) -> Rows:
         compared = codes, ENCODE[type(settings.coding)](targets, priors, settings.coding)
     else:
         compared = boxes, targets
+    iou_now = location_scores(boxes, targets, priors, spec.IoU(), settings).detach()
+    quality = logits.new_zeros(len(labels)).index_put((positive,), iou_now)
     l_cls = CLASSIFICATION[type(settings.classification)](
-        logits[valid], labels[valid], settings.classification
+        logits[valid], labels[valid], quality[valid], settings.classification
     )
     return Rows(
         positive=positive,
@@ -223,7 +351,7 @@ def rows(batch: Batch, settings: Settings) -> Rows:
         l_cls=l_cls.new_zeros(len(labels)).index_put((valid,), l_cls),
         l_loc=REGRESSION[type(settings.regression)](*compared, settings.regression),
         s_cls=classification_scores(logits[positive], y, settings),
-        s_loc=location_scores(boxes, targets, priors, settings),
+        s_loc=location_scores(boxes, targets, priors, settings.location_score, settings),
     )
 
 

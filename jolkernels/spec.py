@@ -1,12 +1,14 @@
 """The choices of the loss, by name: frozen dataclasses that loss, kernels and tests share.
 
 A string stands for a choice with its defaults: "focal" is Focal(), "smooth_l1" is SmoothL1().
-Each choice knows two things about itself where they differ: whether its classes are exclusive
-(`softmax`), and whether a box loss compares coded numbers or corner boxes (`on_codes`).
+Each choice knows how it is used: whether classes are exclusive (`softmax`), whether the target of
+the true class is the box's IoU (`soft`), whether a box loss compares coded numbers or corners
+(`on_codes`), whether a coding needs priors (`uses_priors`).
 """
 
+import ast
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ class CrossEntropy:
     """-log softmax at the label; C = K + 1 columns, one of them the background."""
 
     softmax: ClassVar[bool] = True
+    soft: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class BCE:
     """Binary cross entropy summed over the C = K columns."""
 
     softmax: ClassVar[bool] = False
+    soft: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Focal:
     alpha: float = 0.25
     gamma: float = 2.0
     softmax: ClassVar[bool] = False
+    soft: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class QualityFocal:
 
     beta: float = 2.0
     softmax: ClassVar[bool] = False
+    soft: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Varifocal:
     alpha: float = 0.75
     gamma: float = 2.0
     softmax: ClassVar[bool] = False
+    soft: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ class CIoU:
 
 @dataclass(frozen=True)
 class EIoU:
-    """Efficient IoU (arXiv 2101.08158, Eq. 7)."""
+    """Efficient IoU (arXiv 2101.08158, Eq. 7): DIoU and the differences of width and height."""
 
     on_codes: ClassVar[bool] = False
 
@@ -199,13 +206,7 @@ CHOICES: dict[str, dict[str, type]] = {
     "location_score": {"iou": IoU, "giou": GIoU, "nwd": NWD, "simd": SimD, "dotd": DotD},
 }
 
-NOT_YET: dict[str, frozenset[type]] = {
-    "classification": frozenset({BCE, QualityFocal, Varifocal}),
-    "regression": frozenset({L2, DIoU, CIoU, EIoU}),
-    "coding": frozenset(),
-    "location_score": frozenset({GIoU, NWD, SimD, DotD}),
-}
-"""Choices that are named but raise NotImplementedError in this version."""
+BY_CLASS_NAME = {c.__name__: c for choices in CHOICES.values() for c in choices.values()}
 
 NORMALIZERS = ("samples", "positives", "sum")
 
@@ -224,6 +225,20 @@ class Settings:
     detach_weights: bool
     background: str
     ignore_index: int
+    sync_group: str | None = None  # a process group's name: groups themselves cannot be copied
+
+    def encode(self) -> str:
+        """The settings as a string, for operators whose schema knows no dataclasses."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        chosen = [None if c is None else (type(c).__name__, params(c)) for c in values[:4]]
+        return repr((*chosen, *values[4:]))
+
+    @staticmethod
+    def decode(text: str) -> "Settings":
+        """The settings that `encode` gave as a string."""
+        values = ast.literal_eval(text)
+        chosen: list[Any] = [None if c is None else BY_CLASS_NAME[c[0]](*c[1]) for c in values[:4]]
+        return Settings(*chosen, *values[4:])
 
     @property
     def weighted(self) -> bool:
@@ -277,13 +292,17 @@ def accumulator(batch: Batch) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
+def params(choice: Any) -> tuple[Any, ...]:
+    """The fields of a spec, in order."""
+    return tuple(getattr(choice, field.name) for field in fields(choice))
+
+
 def resolve(kind: str, choice: object) -> Any:
     """The dataclass that `choice` (a name or a spec) of `kind` (a key of CHOICES) stands for.
 
     Raises:
         TypeError: `choice` is neither a string nor one of the specs of this kind.
         ValueError: a name that is not a choice of this kind.
-        NotImplementedError: a choice that this version does not compute yet.
     """
     choices = CHOICES[kind]
     if isinstance(choice, str):
@@ -295,7 +314,4 @@ def resolve(kind: str, choice: object) -> Any:
         raise TypeError(
             f"{kind}: got {choice!r}, wanted a name or one of {wanted} (jolkernels.spec)"
         )
-    if type(choice) in NOT_YET[kind]:
-        name = next(n for n, c in choices.items() if c is type(choice))
-        raise NotImplementedError(f"{kind}={name!r} is not implemented yet")
     return choice

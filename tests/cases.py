@@ -3,22 +3,32 @@
 import itertools
 import os
 
+import pytest
 import torch
 from torch import Tensor
 
-from jolkernels.spec import CHOICES, NOT_YET
+from jolkernels.spec import CHOICES
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 CLASSIFICATIONS, REGRESSIONS, CODINGS, SCORES = (
-    [name for name, choice in CHOICES[kind].items() if choice not in NOT_YET[kind]]
-    for kind in ("classification", "regression", "coding", "location_score")
+    list(CHOICES[kind]) for kind in ("classification", "regression", "coding", "location_score")
 )
 HEADS = [  # classification and background that go together
     (name, background)
     for name, background in itertools.product(CLASSIFICATIONS, ("last", "first"))
     if background == "last" or CHOICES["classification"][name].softmax
 ]
+
+
+def sampled(cases: list, every: int) -> list:
+    """All cases; with interpreted kernels, each a hundred times slower, the others are slow."""
+    if not INTERPRETED:
+        return cases
+    slow = pytest.mark.slow
+    return [
+        case if i % every == 0 else pytest.param(*case, marks=slow) for i, case in enumerate(cases)
+    ]
 
 
 def boxes(n: int, g: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -42,16 +42,6 @@ def test_wrong_choices_are_named(choices, error, message):
         JointOptimizationLoss(**choices)
 
 
-@pytest.mark.parametrize("kind", sorted(spec.NOT_YET))
-def test_choices_that_are_not_there_yet_say_so(kind):
-    for name, choice in spec.CHOICES[kind].items():
-        if choice in spec.NOT_YET[kind]:
-            with pytest.raises(NotImplementedError, match=f"{kind}='{name}'"):
-                JointOptimizationLoss(**{kind: name})
-        else:
-            assert JointOptimizationLoss(**{kind: name}) is not None
-
-
 def test_wrong_parameters_of_specs_are_named():
     with pytest.raises(ValueError, match="SmoothL1: beta is -1"):
         spec.SmoothL1(beta=-1)

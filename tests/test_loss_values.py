@@ -6,10 +6,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CLASSIFICATIONS, CODINGS, HEADS, REGRESSIONS, SCORES, gradients, random_batch
+from cases import (
+    CLASSIFICATIONS,
+    CODINGS,
+    HEADS,
+    REGRESSIONS,
+    SCORES,
+    gradients,
+    random_batch,
+    sampled,
+)
 
 from jolkernels import JointOptimizationLoss, joint_optimization_loss, reference, spec
 from jolkernels.loss import make_batch
+from jolkernels.spec import CHOICES
 
 pytestmark = pytest.mark.kernels
 
@@ -30,7 +40,8 @@ def assert_equals_reference(criterion, batch, atol=1e-10):
 
 
 @pytest.mark.parametrize(
-    ("head", "regression", "coding"), list(itertools.product(HEADS, REGRESSIONS, CODINGS))
+    ("head", "regression", "coding"),
+    sampled(list(itertools.product(HEADS, REGRESSIONS, CODINGS)), every=5),
 )
 def test_values_and_gradients_equal_the_reference(head, regression, coding):
     criterion = JointOptimizationLoss(head[0], regression, coding, background=head[1])
@@ -38,11 +49,28 @@ def test_values_and_gradients_equal_the_reference(head, regression, coding):
     assert_equals_reference(criterion, batch | {"regression_normalizer": "positives"})
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("location_score", [*SCORES, None])
-@pytest.mark.parametrize("class_score", ["probability", None])
 @pytest.mark.parametrize(
-    "weights", [{}, {"detach_weights": True}, {"weighting": "none"}, {"lam": 1.25}, {"lam": 3.7}]
+    ("head", "location_score", "coding"),
+    sampled(list(itertools.product(HEADS, SCORES, ["delta", "xyxy"])), every=7),
+)
+def test_location_scores_equal_the_reference(head, location_score, coding):
+    criterion = JointOptimizationLoss(
+        head[0], "smooth_l1", coding, background=head[1], location_score=location_score
+    )
+    batch = random_batch(head, coding)
+    positive = criterion.per_sample(**batch).location_score
+    assert ((positive >= 0) & (positive <= 1)).all() and positive.max() > 0.01
+    assert_equals_reference(criterion, batch)
+
+
+WEIGHTS = [{}, {"detach_weights": True}, {"weighting": "none"}, {"lam": 1.25}, {"lam": 3.7}]
+
+
+@pytest.mark.parametrize(
+    ("head", "location_score", "class_score", "weights"),
+    sampled(
+        list(itertools.product(HEADS[1:], ["iou", None], ["probability", None], WEIGHTS)), every=7
+    ),
 )
 def test_weights_equal_the_reference(head, location_score, class_score, weights):
     criterion = JointOptimizationLoss(
@@ -62,6 +90,13 @@ def test_weights_equal_the_reference(head, location_score, class_score, weights)
     [
         {"classification": spec.Focal(alpha=0.6, gamma=1.5)},
         {"classification": spec.Focal(alpha=1.0, gamma=0.0)},
+        {"classification": spec.QualityFocal(beta=1.0)},
+        {"classification": spec.QualityFocal(beta=2.6)},
+        {"classification": spec.Varifocal(alpha=0.4, gamma=1.5)},
+        {"location_score": spec.NWD(constant=3.3)},
+        {"location_score": spec.SimD(m=1.1, n=0.7)},
+        {"location_score": spec.SimD(m=9.1, n=8.7)},  # far boxes reach its floor
+        {"location_score": spec.DotD(size=5.3)},
         {"regression": spec.SmoothL1(beta=0.0)},
         {"regression": spec.SmoothL1(beta=2.0)},
         {"coding": spec.Delta(weights=(10, 10, 5, 5))},
@@ -71,7 +106,7 @@ def test_weights_equal_the_reference(head, location_score, class_score, weights)
 )
 def test_parameters_of_specs_equal_the_reference(choices):
     criterion = JointOptimizationLoss(**{"regression": "l1", "coding": "delta"} | choices)
-    head = ("focal" if "classification" in choices else "cross_entropy", "last")
+    head = ("bce" if "classification" in choices else "cross_entropy", "last")
     assert_equals_reference(criterion, random_batch(head, "delta"))
 
 
@@ -205,6 +240,78 @@ def test_equation_6_by_hand():
     assert (parts[0] + parts[1]).item() == pytest.approx(expected, rel=1e-14)
 
 
+def hand_eiou(a, b):
+    cw, ch = max(a[2], b[2]) - min(a[0], b[0]), max(a[3], b[3]) - min(a[1], b[1])
+    dx, dy = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
+    dw, dh = (a[2] - a[0]) - (b[2] - b[0]), (a[3] - a[1]) - (b[3] - b[1])
+    loss = 1 - hand_iou(a, b) + (dx**2 + dy**2) / (cw**2 + ch**2)
+    return loss + dw**2 / cw**2 + dh**2 / ch**2
+
+
+def test_eiou_by_hand():
+    boxes, targets = HAND["box_preds"][:2], HAND["target_boxes"][:2]
+    expected = [hand_eiou(a, b) for a, b in zip(boxes, targets, strict=True)]
+    rows = JointOptimizationLoss("cross_entropy", "eiou").per_sample(**hand_batch())
+    assert rows.regression[:2].tolist() == pytest.approx(expected, rel=1e-6)  # but for eps
+
+
+def test_location_scores_by_hand():
+    """Boxes 0 0 10 8 and 1 1 11 9: dx = dy = 1, the same size; 3 3 9 12 and 3 2 8 12: another."""
+    dx, dy, w, h, wt, ht = 0.5, 0.5, 6, 9, 5, 10  # of the second pair
+    m, n, c = 6.13, 4.59, 12.7
+    expected = {
+        "nwd": [
+            math.exp(-math.sqrt(2) / c),
+            math.exp(-math.sqrt(dx**2 + dy**2 + ((w - wt) ** 2 + (h - ht) ** 2) / 4) / c),
+        ],
+        "dotd": [math.exp(-math.sqrt(2) / c), math.exp(-math.sqrt(dx**2 + dy**2) / c)],
+        "simd": [
+            math.exp(-math.sqrt((m / 20) ** 2 + (n / 16) ** 2)),
+            math.exp(
+                -math.sqrt((m * dx / (w + wt)) ** 2 + (n * dy / (h + ht)) ** 2)
+                - math.sqrt((m * (w - wt) / (w + wt)) ** 2 + (n * (h - ht) / (h + ht)) ** 2)
+            ),
+        ],
+        # union 160 - 63 = 97 of a hull 11 x 9; union 54 + 50 - 45 = 59 of a hull 6 x 10
+        "giou": [(1 + 63 / 97 - (99 - 97) / 99) / 2, (1 + 45 / 59 - (60 - 59) / 60) / 2],
+        "iou": [63 / 97, 45 / 59],
+    }
+    for name, scores in expected.items():
+        rows = JointOptimizationLoss(location_score=name).per_sample(**hand_batch())
+        assert rows.location_score.tolist() == pytest.approx([*scores, 0, 0], rel=1e-8), name
+
+
+@pytest.mark.parametrize("name", ["quality_focal", "varifocal"])
+def test_soft_targets_by_hand(name):
+    """One positive of IoU q, true class 0 of 2, and one negative row."""
+    z = [[0.7, -1.1], [0.2, 0.4]]
+    box, target = [2, 1, 12, 9], [4, 2, 13, 10]
+    q = hand_iou(box, target)
+
+    def p(x):
+        return 1 / (1 + math.exp(-x))
+
+    def ce(x, y):
+        return -y * math.log(p(x)) - (1 - y) * math.log(1 - p(x))
+
+    def term(x, y):
+        if name == "quality_focal":
+            return abs(y - p(x)) ** 2 * ce(x, y)
+        return y * ce(x, y) if y > 0 else 0.75 * p(x) ** 2 * ce(x, 0)
+
+    batch = {
+        "logits": torch.tensor(z, dtype=torch.float64),
+        "box_preds": torch.tensor([box, box], dtype=torch.float64),
+        "labels": torch.tensor([0, 2]),
+        "target_boxes": torch.tensor([target, target], dtype=torch.float64),
+    }
+    for location_score in ("iou", "dotd", None):  # the target is the IoU whatever the score
+        criterion = JointOptimizationLoss(name, weighting="none", location_score=location_score)
+        loss = criterion(**batch, classification_normalizer="sum")
+        expected = term(z[0][0], q) + term(z[0][1], 0) + term(z[1][0], 0) + term(z[1][1], 0)
+        assert loss.classification.item() == pytest.approx(expected, rel=1e-12)
+
+
 # Against the sources that the design names: with weighting="none" the base losses of PyTorch and
 # torchvision, in float64 to 1e-12.
 
@@ -217,10 +324,12 @@ def base_loss_terms(head, regression, coding, batch, weights):
     logits, labels = batch["logits"], batch["labels"]
     valid = labels != -100
     positive = valid & (labels != (0 if head[1] == "first" else 5))
+    one_hot = F.one_hot(labels.clamp(min=0), 6)[:, :5].to(logits)
     if head[0] == "cross_entropy":
         cls = F.cross_entropy(logits[valid], labels[valid], reduction="sum")
+    elif head[0] == "bce":
+        cls = F.binary_cross_entropy_with_logits(logits[valid], one_hot[valid], reduction="sum")
     else:
-        one_hot = F.one_hot(labels.clamp(min=0), 6)[:, :5].to(logits)
         cls = ops.sigmoid_focal_loss(logits[valid], one_hot[valid], reduction="sum")
     codes, targets = batch["box_preds"][positive], batch["target_boxes"][positive]
     priors = batch["priors"][positive]
@@ -232,18 +341,27 @@ def base_loss_terms(head, regression, coding, batch, weights):
         decoded, encoded = coder.decode(codes, priors), coder.encode(priors, targets)
     else:
         decoded, encoded = codes, targets
-    if regression == "giou":
-        loc = ops.generalized_box_iou_loss(decoded, targets, reduction="sum")
-    elif regression == "smooth_l1":
-        loc = F.smooth_l1_loss(codes, encoded, beta=1 / 9, reduction="sum")
-    else:
-        loc = F.l1_loss(codes, encoded, reduction="sum")
-    return cls, loc
+    box_losses = {
+        "l1": lambda: F.l1_loss(codes, encoded, reduction="sum"),
+        "smooth_l1": lambda: F.smooth_l1_loss(codes, encoded, beta=1 / 9, reduction="sum"),
+        "l2": lambda: F.mse_loss(codes, encoded, reduction="sum"),
+        "giou": lambda: ops.generalized_box_iou_loss(decoded, targets, reduction="sum"),
+        "diou": lambda: ops.distance_box_iou_loss(decoded, targets, reduction="sum"),
+        "ciou": lambda: ops.complete_box_iou_loss(decoded, targets, reduction="sum"),
+    }
+    return cls, box_losses[regression]()
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-@pytest.mark.parametrize("regression", ["l1", "smooth_l1", "giou"])
-@pytest.mark.parametrize("head", [h for h in HEADS if h[0] in ("cross_entropy", "focal")])
+TORCHVISION = [
+    [h for h in HEADS if h[0] in ("cross_entropy", "bce", "focal")],
+    ["l1", "smooth_l1", "l2", "giou", "diou", "ciou"],
+    CODINGS,
+]
+
+
+@pytest.mark.parametrize(
+    ("head", "regression", "coding"), sampled(list(itertools.product(*TORCHVISION)), every=5)
+)
 def test_base_loss_is_torchvisions(head, regression, coding):
     weights = (10.0, 10.0, 5.0, 5.0)
     batch = random_batch(head, coding)
@@ -266,9 +384,12 @@ def test_base_loss_is_torchvisions(head, regression, coding):
         torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("classification", CLASSIFICATIONS)
+BOXES = zip(REGRESSIONS, itertools.cycle(CODINGS), strict=False)
+
+
 @pytest.mark.parametrize(
-    ("regression", "coding"), list(zip(REGRESSIONS, itertools.cycle(CODINGS), strict=False))
+    ("classification", "regression", "coding"),
+    sampled([(c, *b) for c, b in itertools.product(CLASSIFICATIONS, BOXES)], every=7),
 )
 def test_gradcheck(classification, regression, coding):
     batch = random_batch((classification, "last"), coding, n=4, classes=2, seed=5)
@@ -280,6 +401,9 @@ def test_gradcheck(classification, regression, coding):
         loss = criterion(logits, box_preds, **{n: batch[n] for n in names})
         return loss.classification, loss.regression
 
-    # Numerical differences need finite inputs everywhere, also in rows that are not read.
-    box_preds = batch["box_preds"].detach().nan_to_num(0.5).requires_grad_()
+    # Numerical differences need finite inputs everywhere, also in rows that are not read. They see
+    # what the losses take as constants: the quality of soft targets, the factor of CIoU.
+    box_preds = batch["box_preds"].detach().nan_to_num(0.5)
+    constant = CHOICES["classification"][classification].soft or regression == "ciou"
+    box_preds.requires_grad_(not constant)
     assert torch.autograd.gradcheck(parts, (batch["logits"], box_preds), atol=1e-6)

@@ -48,7 +48,7 @@ def gradients_kernel(
     n, columns, background, last, ignore,
     SOFTMAX: tl.constexpr, CLASSIFY: tl.constexpr, CLASSIFY_PARAMS: tl.constexpr,
     REGRESS: tl.constexpr, REGRESS_PARAMS: tl.constexpr, ON_CODES: tl.constexpr,
-    SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr,
+    SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr, SOFT: tl.constexpr,
     DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
     JOINT: tl.constexpr, CLASS_SCORE: tl.constexpr, LAM: tl.constexpr, CONSTANT: tl.constexpr,
     CLASS_SPECIFIC: tl.constexpr, ACC: tl.constexpr,
@@ -75,12 +75,12 @@ def gradients_kernel(
         a = row_term
         s = sigmoid(z_y)
     slot = tl.where(positive, y, 0) if CLASS_SPECIFIC else y * 0
-    r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3 = box_terms(
+    r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3, quality = box_terms(
         boxes, stride_box_row, stride_box_col,
         targets, stride_target_row, stride_target_col,
         priors, stride_prior_row, stride_prior_col,
         rows, slot, positive,
-        REGRESS, REGRESS_PARAMS, ON_CODES, SCORE, SCORE_PARAMS,
+        REGRESS, REGRESS_PARAMS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
         DECODE, ENCODE, PULL, CODING_PARAMS, ACC,
     )  # fmt: skip
     w = weight(s, v, LAM, JOINT, CLASS_SCORE)
@@ -122,7 +122,7 @@ def gradients_kernel(
                 d = scale[:, None] * (tl.exp(z - row_term[:, None]) - is_label.to(ACC))
             else:
                 is_true = is_label & positive[:, None]
-                _loss, d = CLASSIFY(z, is_true, CLASSIFY_PARAMS)
+                _loss, d = CLASSIFY(z, is_true, quality[:, None], CLASSIFY_PARAMS)
                 d = scale[:, None] * d - tl.where(is_true, (d_s * (1.0 - s))[:, None], 0.0)
             d = tl.where(valid[:, None], d, 0.0) + poison
             out = grad_logits + rows[:, None] * columns + cols[None, :]

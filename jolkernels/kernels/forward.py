@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from jolkernels.kernels.classification import online_logsumexp, sigmoid
+from jolkernels.kernels.regression import iou
 
 SUMS = tl.constexpr(7)
 
@@ -62,14 +63,15 @@ def box_terms(
     priors, stride_prior_row, stride_prior_col,
     rows, slot, positive,
     REGRESS: tl.constexpr, REGRESS_PARAMS: tl.constexpr, ON_CODES: tl.constexpr,
-    SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr,
+    SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr, SOFT: tl.constexpr,
     DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
     """Box loss r and location score v of positive rows, with their derivatives for the codes.
 
-    Returns r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3; what the caller does not use is dropped
-    by the compiler. Reads boxes, targets and priors of positive rows only.
+    Returns r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3 and, for a SOFT classification loss, the
+    IoU; what the caller does not use is dropped by the compiler. Reads boxes, targets and priors
+    of positive rows only.
     """
     b0, b1, b2, b3 = load_four(boxes, stride_box_row, stride_box_col, rows, 4 * slot, positive, ACC)
     t0, t1, t2, t3 = load_four(
@@ -102,7 +104,11 @@ def box_terms(
         g0, g1 = tl.where(dead, 0.0, g0), tl.where(dead, 0.0, g1)
         g2, g3 = tl.where(dead, 0.0, g2), tl.where(dead, 0.0, g3)
         dv0, dv1, dv2, dv3 = PULL(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, CODING_PARAMS)
-    return r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3
+    quality = tl.zeros_like(r)
+    if SOFT:
+        overlap, _0, _1, _2, _3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 0.0)
+        quality = tl.where(dead, 0.0, overlap)
+    return r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3, quality
 
 
 @triton.jit
@@ -130,7 +136,7 @@ def rows_kernel(
     n, columns, background, last, ignore,
     SOFTMAX: tl.constexpr, CLASSIFY: tl.constexpr, CLASSIFY_PARAMS: tl.constexpr,
     REGRESS: tl.constexpr, REGRESS_PARAMS: tl.constexpr, ON_CODES: tl.constexpr,
-    SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr,
+    SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr, SOFT: tl.constexpr,
     DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
     JOINT: tl.constexpr, CLASS_SCORE: tl.constexpr, LAM: tl.constexpr,
     CLASS_SPECIFIC: tl.constexpr, ACC: tl.constexpr,
@@ -144,7 +150,18 @@ def rows_kernel(
         logits + rows * stride_row + y * stride_col, mask=valid & (y < columns), other=0.0
     ).to(ACC)
 
-    # 1. The classification loss a of each row: one read of the logits, a tile of columns at a time.
+    # 1. Box loss and scores of the positives.
+    slot = tl.where(positive, y, 0) if CLASS_SPECIFIC else y * 0
+    r, _d0, _d1, _d2, _d3, v, _e0, _e1, _e2, _e3, quality = box_terms(
+        boxes, stride_box_row, stride_box_col,
+        targets, stride_target_row, stride_target_col,
+        priors, stride_prior_row, stride_prior_col,
+        rows, slot, positive,
+        REGRESS, REGRESS_PARAMS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
+        DECODE, ENCODE, PULL, CODING_PARAMS, ACC,
+    )  # fmt: skip
+
+    # 2. The classification loss a of each row: one read of the logits, a tile of columns at a time.
     highest = tl.full([BLOCK_ROWS], -float("inf"), ACC)
     total = tl.zeros([BLOCK_ROWS], ACC)
     for start in range(0, columns, BLOCK_COLS):
@@ -159,7 +176,8 @@ def rows_kernel(
             z = tl.where((cols < columns)[None, :], z, -float("inf"))
             highest, total = online_logsumexp(highest, total, z)
         else:
-            loss, _d = CLASSIFY(z, cols[None, :] == y[:, None], CLASSIFY_PARAMS)
+            is_true = positive[:, None] & (cols[None, :] == y[:, None])
+            loss, _d = CLASSIFY(z, is_true, quality[:, None], CLASSIFY_PARAMS)
             total += tl.sum(tl.where(inside, loss, 0.0), 1)
     if SOFTMAX:
         lse = tl.where(highest == -float("inf"), 0.0, highest) + tl.log(total)
@@ -171,19 +189,8 @@ def rows_kernel(
         s = sigmoid(z_y)
         tl.store(row_terms + rows, a, mask=rows < n)
 
-    # 2. Box loss, scores and weight of the positives.
-    slot = tl.where(positive, y, 0) if CLASS_SPECIFIC else y * 0
-    r, _, _, _, _, v, _, _, _, _ = box_terms(
-        boxes, stride_box_row, stride_box_col,
-        targets, stride_target_row, stride_target_col,
-        priors, stride_prior_row, stride_prior_col,
-        rows, slot, positive,
-        REGRESS, REGRESS_PARAMS, ON_CODES, SCORE, SCORE_PARAMS,
-        DECODE, ENCODE, PULL, CODING_PARAMS, ACC,
-    )  # fmt: skip
+    # 3. The weights and the sums.
     w = weight(s, v, LAM, JOINT, CLASS_SCORE)
-
-    # 3. The sums.
     a = a * load_factors(alphas, stride_alpha, rows, valid, ACC)
     r = r * load_factors(betas, stride_beta, rows, positive, ACC)
     programs = tl.num_programs(0)
@@ -212,38 +219,47 @@ def inverse_normalizer(value, samples, positives, KIND: tl.constexpr):
 
 
 @triton.jit
+def one_sum(sums, kind, INDEX: tl.constexpr):
+    """One of the rows of [8, 1] sums."""
+    return tl.sum(tl.where(kind == INDEX, sums, 0.0))
+
+
+@triton.jit
 def finish_kernel(
-    partial_sums, programs, z_cls, z_loc,
+    partial_sums, programs, totals, ranks, z_cls, z_loc,
     classification, regression, negative_weight, num_positives, scalars,
     Z_CLS: tl.constexpr, Z_LOC: tl.constexpr, JOINT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the programs' sums in float64, in a fixed order, and form the results (one program)."""
-    sums = tl.zeros([8, BLOCK], tl.float64)
+    """Add the programs' sums in float64, in a fixed order, and form the results (one program).
+
+    totals: the sums of all ranks of a process group, of which there are `ranks`, or None.
+    """
+    local = tl.zeros([8, BLOCK], tl.float64)
     kind = tl.arange(0, 8)[:, None]
     for start in range(0, programs, BLOCK):
         i = start + tl.arange(0, BLOCK)[None, :]
         mask = (kind < SUMS) & (i < programs)
-        sums += tl.load(partial_sums + kind * programs + i, mask=mask, other=0.0).to(tl.float64)
-    sums = tl.sum(sums, 1)[:, None]
-    positives = tl.sum(tl.where(kind == 0, sums, 0.0))
-    samples = tl.sum(tl.where(kind == 1, sums, 0.0))
-    weights = tl.sum(tl.where(kind == 2, sums, 0.0))
-    a_pos = tl.sum(tl.where(kind == 3, sums, 0.0))
-    a_neg = tl.sum(tl.where(kind == 4, sums, 0.0))
-    r = tl.sum(tl.where(kind == 5, sums, 0.0))
-    bad = tl.sum(tl.where(kind == 6, sums, 0.0))
+        local += tl.load(partial_sums + kind * programs + i, mask=mask, other=0.0).to(tl.float64)
+    local = tl.sum(local, 1)[:, None]
+    if totals is None:
+        total = local
+    else:
+        total = tl.load(totals + kind, mask=kind < SUMS, other=0.0)
+    positives, samples = one_sum(total, kind, 0), one_sum(total, kind, 1)
+    weights, bad = one_sum(total, kind, 2), one_sum(total, kind, 6)
+    a_pos, a_neg, r = one_sum(local, kind, 3), one_sum(local, kind, 4), one_sum(local, kind, 5)
 
-    poison = tl.where(bad > 0, float("nan"), 0.0)
+    poison = tl.where(bad > 0, bad * float("nan"), bad * 0.0)
     some = tl.maximum(positives, 1.0)
     w_neg = tl.where((positives > 0) & JOINT, weights / some, 1.0)
-    inv_z_cls = inverse_normalizer(z_cls, samples, positives, Z_CLS)
-    inv_z_loc = inverse_normalizer(z_loc, samples, positives, Z_LOC)
+    inv_z_cls = ranks * inverse_normalizer(z_cls, samples, positives, Z_CLS)
+    inv_z_loc = ranks * inverse_normalizer(z_loc, samples, positives, Z_LOC)
     tl.store(classification, (a_pos + w_neg * a_neg) * inv_z_cls + poison)
     tl.store(regression, r * inv_z_loc + poison)
     tl.store(negative_weight, w_neg)
     tl.store(num_positives, positives.to(tl.int64))
     tl.store(scalars, w_neg)
-    tl.store(scalars + 1, a_neg / some)
+    tl.store(scalars + 1, one_sum(total, kind, 4) / some)
     tl.store(scalars + 2, inv_z_cls)
     tl.store(scalars + 3, inv_z_loc)
     tl.store(scalars + 4, poison)

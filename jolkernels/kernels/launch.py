@@ -1,30 +1,45 @@
 """From a batch and its settings to kernel launches: tables of device functions, tiles, strides."""
 
-import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from jolkernels import spec
+from jolkernels import spec, sync
 from jolkernels.kernels import classification, coding, regression, scores
 from jolkernels.kernels.backward import gradients_kernel
 from jolkernels.kernels.forward import SUMS, finish_kernel, rows_kernel
-from jolkernels.spec import Batch, Forward, Settings, accumulator
+from jolkernels.spec import Batch, Forward, Settings, accumulator, params
 
 # One row a choice; CrossEntropy is the kernels' own (SOFTMAX).
-CLASSIFY = {spec.CrossEntropy: None, spec.Focal: classification.focal}
+CLASSIFY = {
+    spec.CrossEntropy: None,
+    spec.BCE: classification.bce,
+    spec.Focal: classification.focal,
+    spec.QualityFocal: classification.quality_focal,
+    spec.Varifocal: classification.varifocal,
+}
 REGRESS = {
     spec.L1: regression.l1,
     spec.SmoothL1: regression.smooth_l1,
+    spec.L2: regression.l2,
     spec.IoU: regression.iou_loss,
     spec.GIoU: regression.giou_loss,
+    spec.DIoU: regression.diou_loss,
+    spec.CIoU: regression.ciou_loss,
+    spec.EIoU: regression.eiou_loss,
 }
-SCORE: dict[type, Any] = {spec.IoU: scores.iou_score}
+SCORE: dict[type, Any] = {
+    spec.IoU: scores.iou_score,
+    spec.GIoU: scores.giou_score,
+    spec.NWD: scores.nwd_score,
+    spec.SimD: scores.simd_score,
+    spec.DotD: scores.dotd_score,
+}
 CODING = {
     spec.XYXY: (coding.decode_xyxy, coding.encode_xyxy, coding.pull_xyxy),
     spec.Delta: (coding.decode_delta, coding.encode_delta, coding.pull_delta),
@@ -32,11 +47,6 @@ CODING = {
 }
 
 FINISH_BLOCK = 256
-
-
-def params(choice: Any) -> tuple:
-    """The fields of a spec, as the kernels' constexpr tuple."""
-    return tuple(getattr(choice, f.name) for f in dataclasses.fields(choice))
 
 
 @lru_cache
@@ -53,6 +63,7 @@ def constants(settings: Settings) -> dict[str, Any]:
         "ON_CODES": settings.regression.on_codes,
         "SCORE": None if score is None else SCORE[type(score)],
         "SCORE_PARAMS": () if score is None else params(score),
+        "SOFT": settings.classification.soft,
         "DECODE": decode,
         "ENCODE": encode,
         "PULL": pull,
@@ -104,13 +115,33 @@ def arguments(batch: Batch, settings: Settings) -> tuple[tuple, tuple, dict[str,
     return inputs, sizes, compile_time
 
 
+class Launch(NamedTuple):
+    """A kernel with all it is called with; bench.aot compiles it without calling it."""
+
+    kernel: Any
+    programs: int
+    arguments: tuple[Any, ...]
+    compile_time: dict[str, Any]
+
+    def __call__(self) -> None:
+        """Launch the kernel on the current device."""
+        if self.programs:
+            self.kernel[(self.programs,)](*self.arguments, **self.compile_time)
+
+
 def on_device(tensor: Tensor) -> AbstractContextManager:
     """Triton launches on the current device; make that the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def forward(batch: Batch, settings: Settings) -> Forward:
-    """Both losses, and for `backward` lse or loss of the rows [N] and five scalars."""
+def plan_forward(
+    batch: Batch, settings: Settings
+) -> tuple[Forward, list[Launch], tuple[Tensor, Tensor | None]]:
+    """The results, allocated, the launches that fill them, and what to sync between these.
+
+    The last is the programs' sums [7, programs] and, with several ranks, the place for the sums of
+    all of them, float64 [7].
+    """
     inputs, sizes, compile_time = arguments(batch, settings)
     n, dtype = len(batch.labels), accumulator(batch)
     programs = triton.cdiv(n, compile_time["BLOCK_ROWS"])
@@ -126,25 +157,77 @@ def forward(batch: Batch, settings: Settings) -> Forward:
         rows=empty(n),
         scalars=empty(5),
     )
-    partial_sums = empty(SUMS.value * programs)
+    partial_sums = empty(SUMS.value, programs)
+    totals = empty(SUMS.value, dtype=torch.float64) if settings.sync_group else None
     z_cls, z_loc = batch.classification_normalizer, batch.regression_normalizer
+    finish = {
+        "Z_CLS": z_cls if isinstance(z_cls, str) else "number",
+        "Z_LOC": z_loc if isinstance(z_loc, str) else "number",
+        "JOINT": settings.weighted,
+        "BLOCK": FINISH_BLOCK,
+        "num_warps": 4,
+        "enable_fp_fusion": True,
+    }
+    finish_arguments = (
+        partial_sums,
+        programs,
+        totals,
+        sync.size(settings.sync_group),
+        z_cls if isinstance(z_cls, Tensor) else None,
+        z_loc if isinstance(z_loc, Tensor) else None,
+        *result[:4],
+        result.scalars,
+    )
+    rows_arguments = (*inputs, result.rows, partial_sums, *sizes)
+    launches = [
+        Launch(rows_kernel, programs, rows_arguments, compile_time),
+        Launch(finish_kernel, 1, finish_arguments, finish),
+    ]
+    return result, launches, (partial_sums, totals)
+
+
+def plan_backward(
+    batch: Batch,
+    settings: Settings,
+    rows: Tensor,
+    scalars: Tensor,
+    grad_classification: Tensor,
+    grad_regression: Tensor,
+    needs: tuple[bool, bool],
+) -> tuple[tuple[Tensor | None, Tensor | None], list[Launch]]:
+    """The gradients, allocated, and the launch that fills them."""
+    inputs, sizes, compile_time = arguments(batch, settings)
+    programs = triton.cdiv(len(batch.labels), compile_time["BLOCK_ROWS"])
+    grad_logits, grad_boxes = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) if needed else None
+        for x, needed in zip((batch.logits, batch.box_preds), needs, strict=True)
+    )
+    launch_arguments = (
+        *inputs,
+        rows,
+        scalars,
+        grad_classification,
+        grad_regression,
+        grad_logits,
+        grad_boxes,
+        batch.box_preds.shape[1],
+        *sizes,
+    )
+    compile_time["CONSTANT"] = not settings.weights_have_gradient
+    return (grad_logits, grad_boxes), [
+        Launch(gradients_kernel, programs, launch_arguments, compile_time)
+    ]
+
+
+def forward(batch: Batch, settings: Settings) -> Forward:
+    """Both losses, and for `backward` lse or loss of the rows [N] and five scalars."""
+    result, (rows, finish), (partial_sums, totals) = plan_forward(batch, settings)
     with on_device(batch.logits):
-        if programs:
-            rows_kernel[(programs,)](*inputs, result.rows, partial_sums, *sizes, **compile_time)
-        finish_kernel[(1,)](
-            partial_sums,
-            programs,
-            z_cls if isinstance(z_cls, Tensor) else None,
-            z_loc if isinstance(z_loc, Tensor) else None,
-            *result[:4],
-            result.scalars,
-            Z_CLS=z_cls if isinstance(z_cls, str) else "number",
-            Z_LOC=z_loc if isinstance(z_loc, str) else "number",
-            JOINT=settings.weighted,
-            BLOCK=FINISH_BLOCK,
-            num_warps=4,
-            enable_fp_fusion=True,
-        )
+        rows()
+        if totals is not None and settings.sync_group is not None:
+            torch.sum(partial_sums, 1, dtype=torch.float64, out=totals)
+            sync.all_reduce(totals, settings.sync_group)
+        finish()
     return result
 
 
@@ -158,25 +241,10 @@ def backward(
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients for logits [N, C] and box_preds [N, 4S], each where `needs` asks for it."""
-    inputs, sizes, compile_time = arguments(batch, settings)
-    programs = triton.cdiv(len(batch.labels), compile_time["BLOCK_ROWS"])
-    grad_logits, grad_boxes = (
-        torch.empty_like(x, memory_format=torch.contiguous_format) if needed else None
-        for x, needed in zip((batch.logits, batch.box_preds), needs, strict=True)
+    gradients, launches = plan_backward(
+        batch, settings, rows, scalars, grad_classification, grad_regression, needs
     )
-    if programs:
-        with on_device(batch.logits):
-            gradients_kernel[(programs,)](
-                *inputs,
-                rows,
-                scalars,
-                grad_classification,
-                grad_regression,
-                grad_logits,
-                grad_boxes,
-                batch.box_preds.shape[1],
-                *sizes,
-                **compile_time,
-                CONSTANT=not settings.weights_have_gradient,
-            )
-    return grad_logits, grad_boxes
+    with on_device(batch.logits):
+        for launch in launches:
+            launch()
+    return gradients

@@ -1,0 +1,261 @@
+"""What the compilers make of the kernels, on a machine without a GPU.
+
+    python -m bench.aot --out DIR [--targets sm_90 gfx942] [--dtypes fp32 bf16]
+
+Compiles the kernels ahead of time for several GPUs, exactly as jolkernels.kernels.launch would
+launch them, and writes aot.json and aot.md: registers, spills and shared memory as the assembler
+reports them, the width in bits of the loads and stores of the logits, and the bytes that a row
+moves against the model of three passes over the logits (docs/mathematics.md).
+"""
+
+import argparse
+import inspect
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.backends.nvidia
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from jolkernels import JointOptimizationLoss
+from jolkernels.kernels import launch
+from jolkernels.kernels.launch import Launch
+from jolkernels.loss import make_batch
+from jolkernels.spec import CHOICES, accumulator
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16,
+          "bf16": torch.bfloat16}  # fmt: skip
+POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16",
+            torch.bfloat16: "*bf16", torch.int64: "*i64"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to use the loss: choices, columns of the logits, box slots, dtype."""
+
+    name: str
+    choices: tuple[tuple[str, Any], ...]
+    columns: int
+    slots: int = 1
+    dtype: str = "fp32"
+
+    def launches(self) -> list[Launch]:
+        """The launches of its forward and backward, on tensors without memory."""
+        criterion = JointOptimizationLoss(**dict(self.choices))
+        n, dtype = 4096, DTYPES[self.dtype]
+        boxes = torch.float64 if dtype == torch.float64 else torch.float32
+
+        def empty(*shape: int, dtype: torch.dtype = boxes) -> Tensor:
+            return torch.empty(shape, device="meta", dtype=dtype)
+
+        batch = make_batch(
+            criterion.settings,
+            empty(n, self.columns, dtype=dtype),
+            empty(n, 4 * self.slots, dtype=dtype),
+            empty(n, dtype=torch.int64),
+            empty(n, 4),
+            empty(n, 4),
+        )
+        result, forward, _ = launch.plan_forward(batch, criterion.settings)
+        upstream = torch.empty((), dtype=accumulator(batch), device="meta")
+        saved = (result.rows, result.scalars, upstream, upstream, (True, True))
+        return forward + launch.plan_backward(batch, criterion.settings, *saved)[1]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one kernel of a variant became on one target; bytes and bits as named."""
+
+    variant: str
+    dtype: str
+    columns: int
+    kernel: str
+    target: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    load_bits: int | None
+    store_bits: int | None
+    row_bytes: int | None
+    model_bytes: int | None
+
+
+def heads() -> list[Variant]:
+    """The heads of the reference detectors at their real widths."""
+    rcnn = (("classification", "cross_entropy"), ("regression", "smooth_l1"), ("coding", "delta"),
+            ("background", "first"))  # fmt: skip
+    retinanet = (("classification", "focal"), ("regression", "l1"), ("coding", "delta"))
+    fcos = (("classification", "focal"), ("regression", "giou"), ("coding", "ltrb"))
+    return [
+        *(Variant("faster_rcnn", rcnn, c, c) for c in (9, 81, 1204)),
+        *(Variant("cascade_rcnn", rcnn, c) for c in (9, 81, 13205)),
+        *(Variant("retinanet", retinanet, c) for c in (8, 80)),
+        *(Variant("fcos", fcos, c) for c in (8, 80)),
+    ]
+
+
+def single_choices() -> Iterator[Variant]:
+    """Every choice of the specification once, the others as the default detector has them."""
+    for kind, names in CHOICES.items():
+        for name in names:
+            choices = {"regression": "smooth_l1", "coding": "delta", kind: name}
+            yield Variant(f"{kind}={name}", tuple(choices.items()), columns=9)
+    for constant in (("weighting", "none"), ("detach_weights", True), ("class_score", None),
+                     ("location_score", None)):  # fmt: skip
+        yield Variant(f"{constant[0]}={constant[1]}", (("coding", "delta"), constant), 9)
+
+
+def compile_launch(call: Launch, target: GPUTarget) -> Any:
+    """Compile a launch as Triton's just-in-time compiler would specialise it."""
+    options = dict(call.compile_time)
+    constants = {p.name: options.pop(p.name) for p in call.kernel.params if p.is_constexpr}
+    values = dict(zip((p.name for p in call.kernel.params if not p.is_constexpr), call.arguments,
+                      strict=True)) | constants  # fmt: skip
+    signature: dict[str, str] = {}
+    constexprs: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], Any] = {}
+    for i, parameter in enumerate(call.kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[parameter.name] = "constexpr"
+            constexprs[(i,)] = value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(call.kernel, signature, constexprs, attributes)
+    return triton.compile(source, target=target, options=options)
+
+
+def resources(compiled: Any) -> tuple[int, int, int]:
+    """Registers a thread, bytes spilled a thread, bytes of shared memory a program."""
+    if "amdgcn" in compiled.asm:
+        found = {
+            key: int(re.findall(rf"\.{key}:\s+(\d+)", compiled.asm["amdgcn"])[0])
+            for key in ("vgpr_count", "vgpr_spill_count", "group_segment_fixed_size")
+        }
+        return found["vgpr_count"], 4 * found["vgpr_spill_count"], found["group_segment_fixed_size"]
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    used = {key: int(re.findall(rf"{key}:(\d+)", text)[0]) for key in ("REG", "STACK", "LOCAL")}
+    return used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared
+
+
+def widths(call: Launch, compiled: Any, dtype: torch.dtype) -> tuple[int | None, int | None]:
+    """Bits of the widest load and store that PTX has on the source lines of a tile of logits."""
+    if "ptx" not in compiled.asm:
+        return None, None
+    lines, first = inspect.getsourcelines(call.kernel.fn)
+    text = "".join(lines)
+    marks = {"ld": r"z = tl\.load\(.*?\)\.to", "st": r"tl\.store\(out, d, "}
+    found: dict[str, int | None] = {"ld": None, "st": None}
+    for operation, mark in marks.items():
+        match = re.search(mark, text, re.DOTALL)
+        if match is None:
+            continue
+        numbers = range(
+            first + text.count("\n", 0, match.start()), first + text.count("\n", 0, match.end()) + 1
+        )
+        line = 0
+        for row in compiled.asm["ptx"].splitlines():
+            if location := re.match(r"\s*\.loc\s+\d+\s+(\d+)", row):
+                line = int(location[1])
+            access = re.search(rf"\b{operation}\.global\S*?(?:\.v(\d))?\.b(\d+)", row)
+            if access and line in numbers:
+                bits = int(access[1] or 1) * int(access[2])
+                found[operation] = max(found[operation] or 0, bits)
+    return found["ld"], found["st"]
+
+
+def row_bytes(variant: Variant, kernel: str) -> tuple[int | None, int | None]:
+    """Bytes that a positive row moves, and the model's: one or two passes over the logits."""
+    size = DTYPES[variant.dtype].itemsize
+    logits = variant.columns * size
+    row = 8 + 4 * size + 4 * 4 + 4 * 4 + 4  # label, box, target, prior, lse or row loss
+    if kernel == "rows_kernel":
+        return logits + row, logits
+    if kernel == "gradients_kernel":
+        return 2 * logits + row + 4 * variant.slots * size, 2 * logits
+    return None, None
+
+
+def report(variant: Variant, target: str) -> list[Report]:
+    """Compile all kernels of a variant for a target."""
+    reports = []
+    for call in variant.launches():
+        compiled = compile_launch(call, TARGETS[target])
+        name = call.kernel.fn.__name__
+        reports.append(
+            Report(
+                variant.name,
+                variant.dtype,
+                variant.columns,
+                name,
+                target,
+                *resources(compiled),
+                *widths(call, compiled, DTYPES[variant.dtype]),
+                *row_bytes(variant, name),
+            )
+        )
+    return reports
+
+
+def as_markdown(reports: list[Report]) -> str:
+    """The reports as a table."""
+    columns = list(asdict(reports[0]))
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for r in reports:
+        cells = ("" if v is None else str(v) for v in asdict(r).values())
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Compile everything and write the two files."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for aot.json and aot.md")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    options = parser.parse_args()
+    variants = [
+        Variant(v.name, v.choices, v.columns, v.slots, dtype)
+        for v, dtype in itertools.product([*heads(), *single_choices()], options.dtypes)
+    ]
+    reports: list[Report] = []
+    for i, (variant, target) in enumerate(itertools.product(variants, options.targets), 1):
+        reports += report(variant, target)
+        progress = f"\r{i}/{len(variants) * len(options.targets)} {variant.name} {target}"
+        print(f"{progress:60}", end="", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    title = f"# Kernels compiled by Triton {triton.__version__}\n\n"
+    (options.out / "aot.md").write_text(title + as_markdown(reports))
+    (options.out / "aot.json").write_text(json.dumps([asdict(r) for r in reports], indent=1))
+    spilled = sum(r.spill_bytes > 0 for r in reports)
+    print(f"\n{len(reports)} kernels, {spilled} with spills: {options.out}/aot.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Sums over the ranks of a process group, which the settings know by name."""
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group
+
+
+def resolve(group: str) -> dist.ProcessGroup:
+    """The process group of that name, in this process."""
+    return _resolve_process_group(group)  # type: ignore[arg-type]
+
+
+def size(group: str | None) -> int:
+    """The number of ranks of a group; 1 without a group."""
+    return 1 if group is None else resolve(group).size()
+
+
+def all_reduce(sums: Tensor, group: str) -> None:
+    """Add `sums` over the ranks, in place. Every rank of the group has to call it."""
+    dist.all_reduce(sums, group=resolve(group))

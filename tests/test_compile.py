@@ -1,0 +1,52 @@
+"""The kernels compiled ahead of time: what the interpreter cannot show, without a GPU."""
+
+import re
+
+import pytest
+from cases import INTERPRETED
+
+pytest.importorskip("triton")
+if INTERPRETED:
+    pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
+
+from bench import aot
+
+CHOICES = list(aot.single_choices())
+
+
+@pytest.mark.parametrize("variant", aot.heads(), ids=lambda v: f"{v.name}-{v.columns}")
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_no_detector_head_spills(variant, target):
+    reports = aot.report(variant, target)
+    assert [r.kernel for r in reports] == ["rows_kernel", "finish_kernel", "gradients_kernel"]
+    for r in reports:
+        assert r.spill_bytes == 0, r
+        assert 0 < r.registers <= 255, r
+        if target == "sm_90" and r.kernel != "finish_kernel":
+            assert r.load_bits >= 32, r
+        if target == "sm_90" and r.kernel == "gradients_kernel":
+            assert r.store_bits >= 32, r
+
+
+@pytest.mark.parametrize("variant", CHOICES, ids=lambda v: v.name)
+def test_every_choice_compiles_without_spills(variant):
+    assert all(r.spill_bytes == 0 for r in aot.report(variant, "sm_80"))
+
+
+@pytest.mark.parametrize("variant", CHOICES, ids=lambda v: v.name)
+def test_float64_is_float64_throughout(variant):
+    """A bare constant in tl.where or tl.maximum would be float32 and cost seven digits."""
+    double = aot.Variant(variant.name, variant.choices, variant.columns, dtype="fp64")
+    for call in double.launches():
+        ir = aot.compile_launch(call, aot.TARGETS["sm_90"]).asm["ttir"]
+        assert "xf32" not in ir and not re.search(r"\bf32\b", ir)
+
+
+def test_the_check_finds_spills_and_widths():
+    """The assembler's report is read, not assumed: a tile that is too large spills."""
+    variant = aot.Variant("wide", (("coding", "delta"),), 80, 80)
+    call = variant.launches()[-1]
+    small = aot.resources(aot.compile_launch(call, aot.TARGETS["sm_90"]))
+    call.compile_time.update(BLOCK_ROWS=64, num_warps=1)
+    large = aot.resources(aot.compile_launch(call, aot.TARGETS["sm_90"]))
+    assert small[1] == 0 and large[1] > 0

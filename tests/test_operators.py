@@ -1,0 +1,128 @@
+"""The operators as compilers and fake tensors see them."""
+
+import pytest
+import torch
+from cases import HEADS, INTERPRETED, gradients, random_batch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from jolkernels import JointOptimizationLoss, joint_optimization_loss, ops, spec
+from jolkernels.loss import make_batch
+
+pytestmark = pytest.mark.kernels
+
+CASES = [
+    (("cross_entropy", "first"), {"coding": "delta", "regression": "smooth_l1"}, "samples"),
+    (("focal", "last"), {"coding": "ltrb", "regression": "giou"}, "positives"),
+    (("varifocal", "last"), {"coding": "xyxy", "regression": "ciou"}, 7.5),
+]
+
+
+def case(head, choices, normalizer):
+    criterion = JointOptimizationLoss(head[0], background=head[1], **choices)
+    batch = random_batch(head, choices["coding"], class_specific=head[0] == "cross_entropy")
+    return criterion, batch | {"classification_normalizer": normalizer}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_settings_survive_encoding(head):
+    criterion = JointOptimizationLoss(
+        head[0],
+        spec.SmoothL1(beta=0.3),
+        spec.Delta(weights=(10, 10, 5, 5)),
+        background=head[1],
+        location_score=spec.SimD(m=1.5, n=2.5),
+        lam=1.7,
+    )
+    assert spec.Settings.decode(criterion.settings.encode()) == criterion.settings
+    nothing = JointOptimizationLoss(location_score=None, class_score=None).settings
+    assert spec.Settings.decode(nothing.encode()) == nothing
+
+
+@pytest.mark.parametrize(("head", "choices", "normalizer"), CASES, ids=lambda v: str(v)[:30])
+def test_opcheck(head, choices, normalizer):
+    criterion, batch = case(head, choices, normalizer)
+    detached = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    fields = make_batch(criterion.settings, **detached)
+    tensors, key = ops.pack(fields, criterion.settings.encode())
+    torch.library.opcheck(torch.ops.jolkernels.forward.default, (*tensors, key))
+    *_, rows, scalars = ops.forward(tensors, key)
+    one = torch.ones((), dtype=rows.dtype)
+    for needs in ((True, True), (True, False), (False, True)):
+        arguments = (*tensors, key, rows, scalars, one, one, *needs)
+        torch.library.opcheck(torch.ops.jolkernels.backward.default, arguments)
+
+
+@pytest.mark.parametrize(("head", "choices", "normalizer"), CASES, ids=lambda v: str(v)[:30])
+def test_fake_tensors_see_shapes_and_dtypes(head, choices, normalizer):
+    criterion, batch = case(head, choices, normalizer)
+    real = criterion(**batch)
+    with FakeTensorMode() as mode:
+        fake = {
+            k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+        }
+        loss = criterion(**fake)
+        assert [(x.shape, x.dtype) for x in loss] == [(x.shape, x.dtype) for x in real]
+        for g, name in zip(gradients(loss, fake), ("logits", "box_preds"), strict=True):
+            assert g.shape == batch[name].shape and g.dtype == batch[name].dtype
+
+
+class Head(torch.nn.Module):
+    """A module that contains the loss, as a detector's head does."""
+
+    def __init__(self, criterion):
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, logits, box_preds, rest):
+        loss = self.criterion(2 * logits, box_preds + 0, **rest)
+        return loss.total, loss.negative_weight
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("head", "choices", "normalizer"), CASES, ids=lambda v: str(v)[:30])
+def test_compiles_without_a_graph_break(head, choices, normalizer, dynamic):
+    criterion, batch = case(head, choices, normalizer)
+    module = Head(criterion)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    inputs = batch["logits"], batch["box_preds"]
+    rest = {k: v for k, v in batch.items() if k not in ("logits", "box_preds")}
+    for run in range(2):
+        expected, got = module(*inputs, rest), compiled(*inputs, rest)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        wanted = torch.autograd.grad(expected[0], inputs)
+        torch.testing.assert_close(torch.autograd.grad(got[0], inputs), wanted, rtol=0, atol=0)
+        assert run or all(g.abs().sum() > 0 for g in wanted)
+
+
+def test_the_function_compiles_too():
+    batch = random_batch(coding="delta")
+
+    def f(batch):
+        return joint_optimization_loss(**batch, coding="delta", lam=1.5).total
+
+    got = torch.compile(f, fullgraph=True, backend="aot_eager")(batch)
+    torch.testing.assert_close(got, f(batch), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="once is enough")
+def test_a_compiled_step_has_one_operator_each_way():
+    """Nothing of the loss is taken apart: the graph holds the two operators and glue."""
+    seen = []
+
+    def count(graph, _):
+        seen.append([str(n.target) for n in graph.graph.nodes if n.op == "call_function"])
+        return graph.forward
+
+    from torch._dynamo.backends.common import aot_autograd
+
+    backend = aot_autograd(fw_compiler=count, bw_compiler=count)
+    criterion, batch = case(*CASES[0])
+    rest = {k: v for k, v in batch.items() if k not in ("logits", "box_preds")}
+    total, _ = torch.compile(Head(criterion), fullgraph=True, backend=backend)(
+        batch["logits"], batch["box_preds"], rest
+    )
+    total.backward()
+    forward, backward = seen
+    assert sum("jolkernels.forward" in t for t in forward) == 1
+    assert sum("jolkernels.backward" in t for t in backward) == 1
+    assert not any("softmax" in t or "nonzero" in t for t in forward + backward)
