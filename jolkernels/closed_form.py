@@ -1,9 +1,9 @@
 """Losses, scores and decoders with their gradients in closed form, in tensor operations.
 
 Each function returns its value and a function that gives the gradient when it is asked for: [P, 4]
-with respect to x1 y1 x2 y2 or the codes, [N, C] for logits, and for a decoder the pullback from
-the box's gradient to that of its codes. A loss or score that has no row here is differentiated by
-autograd from its row in jolkernels.reference.
+with respect to x1 y1 x2 y2 or the codes, and for a decoder the pullback from the box's gradient to
+that of its codes. A loss or score that has no row here is differentiated by autograd from its row
+in jolkernels.reference.
 """
 
 import math
@@ -17,6 +17,9 @@ from torch import Tensor
 from jolkernels import reference, spec
 
 Gradient = Callable[[], Tensor]
+# For logits: the rows' losses [N], and from these the gradient [N, C]. A backward pass has the
+# losses at hand and asks for the gradient alone.
+Rowwise = tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]
 Pullback = Callable[[Tensor], Tensor]
 
 
@@ -240,24 +243,38 @@ def decode_ltrb(codes: Tensor, priors: Tensor, spec: spec.LTRB) -> tuple[Tensor,
     return reference.decode_ltrb(codes, priors, spec), lambda g: g * scale
 
 
-def cross_entropy(
-    logits: Tensor, labels: Tensor, _: Tensor, __: spec.CrossEntropy
-) -> tuple[Tensor, Gradient]:
-    """Losses [N] of rows whose labels are columns, and their gradient [N, C]."""
-    lse = logits.logsumexp(1)
-    lse = torch.where(lse == torch.inf, torch.nan, lse)  # as F.cross_entropy with a logit of +inf
-
-    def gradient() -> Tensor:
-        g = logits.softmax(1)
-        rows = torch.arange(len(labels), device=labels.device)
-        g[rows, labels] -= 1
-        return g
-
-    return lse - logits.gather(1, labels[:, None])[:, 0], gradient
+# Softmax of ATen is slow on short rows, its log-sum-exp on long ones: measured on x86 with AVX2.
+LONG_ROW = 32
+CHUNK = 4096  # rows whose log-softmax stays in cache and is never kept
 
 
-def focal(logits: Tensor, labels: Tensor, _: Tensor, spec: spec.Focal) -> tuple[Tensor, Gradient]:
-    """Losses [N] of rows, and their gradient [N, C]; label C is the background.
+def cross_entropy(logits: Tensor, labels: Tensor, _: Tensor, __: spec.CrossEntropy) -> Rowwise:
+    """For labels that are columns."""
+    y = labels[:, None]
+    z_y = logits.gather(1, y)[:, 0]
+
+    def gradient(losses: Tensor) -> Tensor:
+        g = torch.sub(logits, (losses + z_y)[:, None]).exp_()  # softmax: z - log-sum-exp
+        return g.scatter_add_(1, y, g.new_full((1, 1), -1).expand_as(y))
+
+    def loss() -> Tensor:
+        if logits.shape[1] < LONG_ROW:
+            lse = logits.logsumexp(1)
+            # F.cross_entropy is NaN for a logit of +inf
+            return torch.where(lse == torch.inf, torch.nan, lse) - z_y
+        losses = torch.empty_like(z_y)
+        buffer = logits.new_empty(min(CHUNK, len(logits)), logits.shape[1])
+        for i in range(0, len(logits), CHUNK):
+            rows = slice(i, min(i + CHUNK, len(logits)))
+            log_p = torch.log_softmax(logits[rows], 1, out=buffer[: rows.stop - i])
+            losses[rows] = -log_p.gather(1, y[rows])[:, 0]
+        return losses
+
+    return loss, gradient
+
+
+def focal(logits: Tensor, labels: Tensor, _: Tensor, spec: spec.Focal) -> Rowwise:
+    """For labels of which C is the background.
 
     With u = -z in the column of the true class and z in the others, the loss of a column is
     alpha_t sigmoid(u)^gamma softplus(u), without cancellation at either end.
@@ -274,10 +291,10 @@ def focal(logits: Tensor, labels: Tensor, _: Tensor, spec: spec.Focal) -> tuple[
     alpha, p, ce = fill(spec.alpha, 1 - spec.alpha), u.sigmoid(), F.softplus(u)
     modulated = alpha * p**spec.gamma
 
-    def gradient() -> Tensor:
+    def gradient(_: Tensor) -> Tensor:
         return modulated * (p + spec.gamma * ce * u.neg().sigmoid()) * fill(-1, 1)
 
-    return (modulated * ce).sum(1), gradient
+    return lambda: (modulated * ce).sum(1), gradient
 
 
 def true_cells(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,16 +303,19 @@ def true_cells(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return positive, labels[positive]
 
 
-def bce(logits: Tensor, labels: Tensor, _: Tensor, __: spec.BCE) -> tuple[Tensor, Gradient]:
+def bce(logits: Tensor, labels: Tensor, _: Tensor, __: spec.BCE) -> Rowwise:
     target = torch.zeros_like(logits)
     target[true_cells(logits, labels)] = 1
-    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return loss.sum(1), lambda: logits.sigmoid() - target
+
+    def loss() -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+
+    return loss, lambda _: logits.sigmoid() - target
 
 
 def quality_focal(
     logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.QualityFocal
-) -> tuple[Tensor, Gradient]:
+) -> Rowwise:
     """|p - y|^beta BCE(p, y), y the quality in the column of the true class, else 0."""
     cells = true_cells(logits, labels)
     y = torch.zeros_like(logits)
@@ -304,35 +324,36 @@ def quality_focal(
     d = p - y
     ce, modulation = F.softplus(logits) - y * logits, d.abs() ** spec.beta
 
-    def gradient() -> Tensor:
+    def gradient(_: Tensor) -> Tensor:
         slope = torch.where(d == 0, 0, spec.beta * modulation / d)
         return modulation * d + slope * ce * p * (-logits).sigmoid()
 
-    return (modulation * ce).sum(1), gradient
+    return lambda: (modulation * ce).sum(1), gradient
 
 
-def varifocal(
-    logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.Varifocal
-) -> tuple[Tensor, Gradient]:
+def varifocal(logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.Varifocal) -> Rowwise:
     """q BCE(p, q) in the true class's column if its quality q > 0, else alpha p^gamma BCE(p, 0)."""
     rows, columns = true_cells(logits, labels)
     rows, columns = rows[quality[rows] > 0], columns[quality[rows] > 0]
     cells, q = (rows, columns), quality[rows]
     p, ce = logits.sigmoid(), F.softplus(logits)
     modulation = spec.alpha * p**spec.gamma
-    loss = modulation * ce
-    loss[cells] = q * (ce[cells] - q * logits[cells])
 
-    def gradient() -> Tensor:
+    def loss() -> Tensor:
+        losses = modulation * ce
+        losses[cells] = q * (ce[cells] - q * logits[cells])
+        return losses.sum(1)
+
+    def gradient(_: Tensor) -> Tensor:
         g = modulation * (p + spec.gamma * ce * (-logits).sigmoid())
         g[cells] = q * (p[cells] - q)
         return g
 
-    return loss.sum(1), gradient
+    return loss, gradient
 
 
 # One row a choice that has a closed form.
-CLASSIFICATION: dict[type, Callable[..., tuple[Tensor, Gradient]]] = {
+CLASSIFICATION: dict[type, Callable[..., Rowwise]] = {
     spec.CrossEntropy: cross_entropy,
     spec.BCE: bce,
     spec.Focal: focal,
@@ -363,30 +384,33 @@ DECODE: dict[type, Callable[..., tuple[Tensor, Pullback]]] = {
 }
 
 
-def classification(
-    logits: Tensor, labels: Tensor, quality: Tensor, choice: Any
-) -> tuple[Tensor, Gradient]:
+def classification(logits: Tensor, labels: Tensor, quality: Tensor, choice: Any) -> Rowwise:
     """Losses [N] of rows and their gradient [N, C]; arguments as in jolkernels.reference."""
     function = CLASSIFICATION.get(type(choice))
-    if function is None:
-        return by_autograd(reference.CLASSIFICATION, logits, labels, quality, choice)
-    return function(logits, labels, quality, choice)
+    if function is not None:
+        return function(logits, labels, quality, choice)
+    loss, gradient = by_autograd(reference.CLASSIFICATION, logits, labels, quality, choice)
+    return lambda: loss, lambda _: gradient()
 
 
 def regression(x: Tensor, target: Tensor, choice: Any) -> tuple[Tensor, Gradient]:
     """Box losses [P] and their gradient [P, 4]."""
     function = REGRESSION.get(type(choice))
-    if function is None:
-        return by_autograd(reference.REGRESSION, x, target, choice)
-    return function(x, target, choice)
+    if function is not None:
+        return function(x, target, choice)
+    return by_autograd(reference.REGRESSION, x, target, choice)
 
 
-def score(boxes: Tensor, targets: Tensor, choice: Any) -> tuple[Tensor, Gradient]:
-    """Location scores [P] and their gradient [P, 4], 0 for boxes without extent (see `alive`)."""
+def score(boxes: Tensor, targets: Tensor, alive: Tensor, choice: Any) -> tuple[Tensor, Gradient]:
+    """Location scores [P] and their gradient [P, 4], 0 for boxes that are not `alive`."""
     function = SCORE.get(type(choice))
-    if function is None:
-        return by_autograd(reference.SCORE, boxes, targets, choice)
-    return function(boxes, targets, choice)
+    if function is not None:
+        value, gradient = function(boxes, targets, choice)
+    else:  # autograd would multiply a degenerate box's infinite derivative by 0
+        unit = boxes.new_tensor([0, 0, 1, 1])
+        stand_ins = (torch.where(alive[:, None], b, unit) for b in (boxes, targets))
+        value, gradient = by_autograd(reference.SCORE, *stand_ins, choice)
+    return torch.where(alive, value, 0), lambda: torch.where(alive[:, None], gradient(), 0)
 
 
 def by_autograd(

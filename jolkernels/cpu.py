@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jolkernels import closed_form, reference, spec, sync
-from jolkernels.closed_form import Gradient, regression
+from jolkernels.closed_form import Gradient, Rowwise, regression
 from jolkernels.spec import Batch, Forward, Settings, accumulator
 
 
@@ -47,44 +47,42 @@ class Positives:
             self.l_loc_grad = lambda: self.pullback(l_loc_grad())
 
         used = (boxes, targets, priors)[: 3 if settings.coding.uses_priors else 2]
-        alive = ~torch.cat([b[:, 2:] <= b[:, :2] for b in used], 1).any(1)
-        unit = boxes.new_tensor([0, 0, 1, 1])  # in the place of degenerate boxes
-        self.boxes, self.targets = (torch.where(alive[:, None], b, unit) for b in (boxes, targets))
-        self.alive = alive
+        self.boxes, self.targets = boxes, targets
+        self.alive = ~torch.cat([b[:, 2:] <= b[:, :2] for b in used], 1).any(1)
         self.s_loc, self.s_loc_grad = torch.ones_like(self.l_loc), lambda: torch.zeros_like(codes)
         if settings.location_score is not None and settings.weighted:
-            self.s_loc, self.s_loc_grad = self.score(settings.location_score)
+            self.s_loc, gradient = self.score(settings.location_score)
+            self.s_loc_grad = lambda: self.pullback(gradient())
 
     def score(self, choice: spec.Score) -> tuple[Tensor, Gradient]:
-        """A location score and its gradient for the codes, 0 where a box has no extent."""
-        score, gradient = closed_form.score(self.boxes, self.targets, choice)
-        alive = self.alive
-        return torch.where(alive, score, 0), lambda: self.pullback(
-            torch.where(alive[:, None], gradient(), 0)
-        )
+        """A location score [P] and its gradient for the boxes, 0 where one has no extent."""
+        return closed_form.score(self.boxes, self.targets, self.alive, choice)
 
-    def quality(self, rows: int, settings: Settings) -> Tensor:
-        """The IoU of the positives, [N], for losses that take it as their target."""
-        quality = self.l_loc.new_zeros(rows)
+    def classification(self, logits: Tensor, settings: Settings) -> Rowwise:
+        """Losses of all rows [N] and their gradient; ignored rows count as background."""
+        quality = torch.zeros(0)
         if settings.classification.soft:
+            quality = logits.new_zeros(len(logits))
             quality[self.rows] = self.score(spec.IoU())[0]
-        return quality
+        return closed_form.classification(logits, self.labels, quality, settings.classification)
 
-    def s_cls(self, logits: Tensor, settings: Settings) -> Tensor:
-        """The predicted probability of the true class, [P]."""
+    def s_cls(self, logits: Tensor, l_cls: Tensor, settings: Settings) -> Tensor:
+        """The predicted probability of the true class, [P]; l_cls [N] are the rows' losses."""
         if settings.class_score is None or not settings.weighted:
             return torch.ones_like(self.s_loc)
-        return reference.classification_scores(logits[self.rows], self.y, settings)
+        if settings.classification.softmax:
+            return torch.exp(-l_cls[self.rows])
+        return logits[self.rows, self.y].sigmoid()
 
 
 def forward(batch: Batch, settings: Settings) -> Forward:
     """Both losses, and for `backward` the rows' classification losses [N] and the scalars."""
     p = Positives(batch, settings)
     logits = batch.logits.to(accumulator(batch))
-    l_cls = classification(logits, p, settings)[0]
+    l_cls = p.classification(logits, settings)[0]()
     w_pos = torch.ones_like(p.l_loc)
     if settings.weighted:
-        w_pos = settings.lam - p.s_loc * p.s_cls(logits, settings)
+        w_pos = settings.lam - p.s_loc * p.s_cls(logits, l_cls, settings)
 
     weighted_cls, weighted_loc = l_cls, w_pos * p.l_loc
     if batch.classification_weights is not None:
@@ -133,12 +131,6 @@ class Sums(NamedTuple):
     bad: int  # labels out of range
 
 
-def classification(logits: Tensor, p: Positives, settings: Settings) -> tuple[Tensor, Gradient]:
-    """Losses of the rows [N] and their gradient [N, C]; ignored rows count as background."""
-    quality = p.quality(len(logits), settings)
-    return closed_form.classification(logits, p.labels, quality, settings.classification)
-
-
 def inverse(choice: Tensor | str, total: Sums) -> float:
     """One over a normaliser."""
     if isinstance(choice, Tensor):
@@ -169,7 +161,7 @@ def backward(
     if batch.regression_weights is not None:
         beta = batch.regression_weights[p.rows].to(beta)
 
-    s_cls = p.s_cls(logits, settings)
+    s_cls = p.s_cls(logits, rows, settings)
     w_pos = settings.lam - p.s_loc * s_cls if settings.weighted else torch.ones_like(p.s_loc)
     d_w = torch.zeros_like(w_pos)  # dL/dw_pos, [P]
     if settings.weights_have_gradient:
@@ -180,7 +172,7 @@ def backward(
         row_scale = torch.where(p.valid, g_cls * alpha * w_neg, 0)
         row_scale[p.rows] = g_cls * alpha[p.rows] * w_pos
         d_s = d_w * p.s_loc * s_cls if settings.class_score else torch.zeros_like(d_w)
-        grad_logits = logits_gradient(logits, p, settings, row_scale, d_s, s_cls)
+        grad_logits = logits_gradient(logits, p, settings, rows, row_scale, d_s, s_cls)
         grad_logits = grad_logits.to(batch.logits.dtype)
     if needs[1]:
         d_codes = (g_loc * beta * w_pos)[:, None] * p.l_loc_grad()
@@ -196,6 +188,7 @@ def logits_gradient(
     logits: Tensor,
     p: Positives,
     settings: Settings,
+    rows: Tensor,
     row_scale: Tensor,
     d_s: Tensor,
     s_cls: Tensor,
@@ -207,8 +200,10 @@ def logits_gradient(
     """
     if settings.classification.softmax:
         row_scale = row_scale.index_add(0, p.rows, d_s)
-    g = classification(logits, p, settings)[1]()
+    g = p.classification(logits, settings)[1](rows)
     g *= row_scale[:, None]
     if not settings.classification.softmax:
         g[p.rows, p.y] -= d_s * (1 - s_cls)
-    return g.masked_fill_(~p.valid[:, None], 0)  # an ignored row may hold NaN
+    if not p.valid.all():
+        g.masked_fill_(~p.valid[:, None], 0)  # an ignored row may hold NaN
+    return g
