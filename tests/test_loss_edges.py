@@ -226,6 +226,25 @@ def test_strides_do_not_matter(head):
     torch.testing.assert_close(got, expected, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("head", HEADS[:3])
+def test_offsets_beyond_32_bits(head):
+    """Rows, and columns, whose offset in elements is beyond 2^31; only their pages get memory."""
+    small = random_batch(head, "delta", n=4, seed=2, dtype=torch.float16)
+    assert (small["labels"] >= 0).sum() > 2
+    far = dict(small)
+    n, c = small["logits"].shape
+    memory = torch.empty(2**31 + 2**20, dtype=torch.float16)
+    far["logits"] = memory.as_strided((n, c), (2**31 // (n - 1), 1))
+    far["box_preds"] = memory[2**18 :].as_strided((n, 4), (1, 2**31 // 3))
+    for name in ("logits", "box_preds"):
+        far[name].copy_(small[name].detach())
+        far[name].requires_grad_()
+    criterion = criterion_for(head, coding="delta")
+    a, b = criterion(**small), criterion(**far)
+    torch.testing.assert_close(tuple(b), tuple(a))
+    torch.testing.assert_close(gradients(b, far), gradients(a, small))
+
+
 def test_expanded_inputs():
     row = random_batch(n=1, seed=1)
     row["labels"][:] = 2

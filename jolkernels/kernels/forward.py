@@ -45,9 +45,12 @@ def load_four(pointer, stride_row, stride_col, rows, first, mask, ACC: tl.conste
     """Columns first to first + 3 of some rows."""
     p = pointer + rows * stride_row + first * stride_col
     x0 = tl.load(p, mask=mask, other=0.0).to(ACC)
-    x1 = tl.load(p + stride_col, mask=mask, other=0.0).to(ACC)
-    x2 = tl.load(p + 2 * stride_col, mask=mask, other=0.0).to(ACC)
-    x3 = tl.load(p + 3 * stride_col, mask=mask, other=0.0).to(ACC)
+    p += stride_col  # step by step: 3 * stride_col could leave 32 bits
+    x1 = tl.load(p, mask=mask, other=0.0).to(ACC)
+    p += stride_col
+    x2 = tl.load(p, mask=mask, other=0.0).to(ACC)
+    p += stride_col
+    x3 = tl.load(p, mask=mask, other=0.0).to(ACC)
     return x0, x1, x2, x3
 
 
