@@ -10,6 +10,7 @@ from torch import Tensor
 from jolkernels.spec import CHOICES
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = os.environ.get("JOLKERNELS_TEST_DEVICE", "cpu")
 
 CLASSIFICATIONS, REGRESSIONS, CODINGS, SCORES = (
     list(CHOICES[kind]) for kind in ("classification", "regression", "coding", "location_score")
@@ -74,14 +75,15 @@ def random_batch(
     unread = (labels == background) | (labels == -100)
     for t in (codes, priors, targets):
         t[unread] = torch.nan
+    logits = 2 * noise(n, columns)
     return {
-        "logits": (2 * noise(n, columns)).to(dtype).requires_grad_(),
-        "box_preds": codes.to(dtype).requires_grad_(),
-        "labels": labels,
-        "target_boxes": targets.to(dtype),
-        "priors": priors.to(dtype),
-        "classification_weights": (0.5 + noise(n).abs()).to(dtype),
-        "regression_weights": (0.5 + noise(n).abs()).to(dtype),
+        "logits": logits.to(DEVICE, dtype).requires_grad_(),
+        "box_preds": codes.to(DEVICE, dtype).requires_grad_(),
+        "labels": labels.to(DEVICE),
+        "target_boxes": targets.to(DEVICE, dtype),
+        "priors": priors.to(DEVICE, dtype),
+        "classification_weights": (0.5 + noise(n).abs()).to(DEVICE, dtype),
+        "regression_weights": (0.5 + noise(n).abs()).to(DEVICE, dtype),
     }
 
 

@@ -1,0 +1,65 @@
+"""What only a GPU can show: no synchronisation, capture in a graph, NaN for a bad label.
+
+The numbers are tested everywhere else too: with JOLKERNELS_TEST_DEVICE=cuda the tests of the loss
+put their batches on the GPU.
+"""
+
+import pytest
+import torch
+from cases import HEADS, random_batch
+
+from jolkernels import JointOptimizationLoss
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def on_gpu(head, **choices):
+    batch = random_batch(head, "delta", n=700, dtype=torch.float32)
+    batch = {k: v.detach().cuda().requires_grad_(v.requires_grad) for k, v in batch.items()}
+    return JointOptimizationLoss(head[0], coding="delta", background=head[1], **choices), batch
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_step_does_not_wait_for_the_gpu(head):
+    criterion, batch = on_gpu(head)
+    criterion(**batch).total.backward()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        criterion(**batch, classification_normalizer="positives").total.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_graph_captures_forward_and_backward(head):
+    criterion, batch = on_gpu(head)
+    leaves = batch["logits"], batch["box_preds"]
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            torch.autograd.grad(criterion(**batch).total, leaves)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = criterion(**batch)
+        gradients = torch.autograd.grad(loss.total, leaves)
+    with torch.no_grad():
+        batch["logits"].mul_(0.5)
+    graph.replay()
+    expected = criterion(**batch)
+    assert all(torch.equal(a, b) for a, b in zip(loss, expected, strict=True))
+    for a, b in zip(gradients, torch.autograd.grad(expected.total, leaves), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("value", [-1, 7, 10**12])
+def test_a_bad_label_gives_nan_everywhere(value, monkeypatch):
+    criterion, batch = on_gpu(("cross_entropy", "last"))
+    batch["labels"][4] = value
+    loss = criterion(**batch)
+    loss.total.backward()
+    assert loss.classification.isnan() and loss.regression.isnan()
+    assert batch["logits"].grad.isnan().all() and batch["box_preds"].grad.isnan().all()
+    monkeypatch.setenv("JOLKERNELS_VALIDATE", "1")
+    with pytest.raises(ValueError, match=f"labels: got {value} at index 4"):
+        criterion(**batch)
