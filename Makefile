@@ -15,10 +15,12 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/pytest -m "not slow"
+	JOLKERNELS_NATIVE=0 $(BIN)/pytest -m "kernels and not slow"
 	TRITON_INTERPRET=1 $(BIN)/pytest -m "kernels and not slow"
 
 test-all: lint
 	$(BIN)/pytest
+	JOLKERNELS_NATIVE=0 $(BIN)/pytest -m kernels
 	TRITON_INTERPRET=1 $(BIN)/pytest -m kernels
 
 lint: $(STAMP)

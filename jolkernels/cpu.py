@@ -4,15 +4,13 @@ Same interface as jolkernels.kernels: `forward` gives the results and what `back
 the inputs, `backward` the two gradients. docs/mathematics.md has the derivation.
 """
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from jolkernels import closed_form, reference, spec, sync
+from jolkernels import closed_form, reference, spec
 from jolkernels.closed_form import Gradient, Rowwise, regression
 from jolkernels.spec import Batch, Forward, Settings, accumulator
+from jolkernels.sums import Sums, finish
 
 
 class Positives:
@@ -98,45 +96,7 @@ def forward(batch: Batch, settings: Settings) -> Forward:
         r=float(weighted_loc.sum()),
         bad=p.bad,
     )
-    total, ranks = local, sync.size(settings.sync_group)
-    if settings.sync_group is not None:
-        sums = torch.tensor(local, dtype=torch.float64, device=logits.device)
-        sync.all_reduce(sums, settings.sync_group)
-        total = Sums(*sums.tolist())
-
-    w_neg = total.weights / total.positives if settings.weighted and total.positives else 1.0
-    inv_z_cls = ranks * inverse(batch.classification_normalizer, total)
-    inv_z_loc = ranks * inverse(batch.regression_normalizer, total)
-    mean_neg = total.a_neg / max(1, total.positives)
-    poison = math.nan if total.bad else 0.0
-    return Forward(
-        classification=l_cls.new_tensor((local.a_pos + w_neg * local.a_neg) * inv_z_cls + poison),
-        regression=l_cls.new_tensor(local.r * inv_z_loc + poison),
-        negative_weight=l_cls.new_tensor(w_neg),
-        num_positives=batch.labels.new_tensor(total.positives),
-        rows=l_cls,
-        scalars=l_cls.new_tensor((w_neg, mean_neg, inv_z_cls, inv_z_loc, poison)),
-    )
-
-
-class Sums(NamedTuple):
-    """What a forward pass adds up; docs/mathematics.md names them P N W A+ A- R."""
-
-    positives: int
-    samples: int
-    weights: float
-    a_pos: float
-    a_neg: float
-    r: float
-    bad: int  # labels out of range
-
-
-def inverse(choice: Tensor | str, total: Sums) -> float:
-    """One over a normaliser."""
-    if isinstance(choice, Tensor):
-        return float(1 / choice.double())
-    named = {"samples": max(1, total.samples), "positives": max(1, total.positives), "sum": 1}
-    return 1 / named[choice]
+    return finish(local, l_cls, batch, settings)
 
 
 def backward(

@@ -1,7 +1,8 @@
 """The two operators of the loss, jolkernels::forward and jolkernels::backward.
 
 CUDA and HIP tensors go to the Triton kernels, and so do CPU tensors where TRITON_INTERPRET=1 was
-set before the import; everything else goes to the tensor operations of jolkernels.cpu.
+set before the import; other CPU tensors go to the C passes of jolkernels.native, where there is a C
+compiler and for the choices these know; everything else to the tensor operations of jolkernels.cpu.
 
 Operators are what torch.compile, torch.export and fake tensors see. Plain tensors in eager mode go
 past them, straight to the implementation: the boundary costs more than a small batch's kernels.
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jolkernels import cpu
+from jolkernels import cpu, native
 from jolkernels.spec import Batch, Forward, Settings, accumulator
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -106,6 +107,8 @@ def run_forward(*arguments: Any) -> tuple[Tensor, ...]:
         from jolkernels import kernels
 
         result = kernels.forward(batch, settings)
+    elif native.available(batch, settings):
+        result = native.forward(batch, settings)
     else:
         result = cpu.forward(batch, settings)
     if looks and settings.sync_group is not None and result.scalars[4].isnan():
@@ -123,6 +126,8 @@ def run_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
         from jolkernels import kernels
 
         implementation = kernels.backward
+    elif native.available(batch, settings):
+        implementation = native.backward
     grad_logits, grad_boxes = implementation(batch, settings, *saved, (needs_logits, needs_boxes))
     nothing = batch.logits.new_empty(0)
     return (

@@ -241,7 +241,8 @@ def test_per_sample_adds_up_to_the_loss():
     torch.testing.assert_close(
         rows.weight[positive], 2 - rows.location_score[positive] * rows.class_score[positive]
     )
-    assert (rows.weight[valid & ~positive] == loss.negative_weight).all()
+    negative = rows.weight[valid & ~positive]
+    torch.testing.assert_close(negative, loss.negative_weight.expand_as(negative))
     total = (batch["classification_weights"] * rows.weight * rows.classification).sum()
     torch.testing.assert_close(total / valid.sum(), loss.classification.detach())
     total = (batch["regression_weights"] * rows.weight * rows.regression).sum()

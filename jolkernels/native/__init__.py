@@ -1,0 +1,202 @@
+"""The row passes in C: built at the first use on a CPU, where a C compiler is.
+
+`available` says whether a call can run here; everything else, and every machine without a
+compiler, runs jolkernels.cpu's tensor operations. JOLKERNELS_NATIVE=0 turns this off.
+
+Measured on two cores, forward and backward, float32 (bench/results/cpu-loss.md): tensor operations
+cost 1.0 to 1.35 of the plain base loss at 200,000 rows and more than the eager statement of JOL at
+1,024 rows, where each of some 300 operations costs microseconds. One pass in C has neither cost and
+compiles in a second; Inductor takes tens of seconds for each combination of choices.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jolkernels import spec
+from jolkernels.spec import Batch, Forward, Settings, accumulator
+from jolkernels.sums import Sums, finish
+
+SOURCE = Path(__file__).with_name("rows.c")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
+         "-shared", "-fPIC")  # fmt: skip
+CHUNK = 4096  # rows; sums are added chunk by chunk, so the bits do not depend on the threads
+SERIAL = 32768  # elements of logits below which threads cost more than they bring
+
+# The order of the enums in rows.c.
+CLASSIFICATION: dict[type, int] = {spec.CrossEntropy: 0, spec.Focal: 1}
+REGRESSION: dict[type, int] = {spec.L1: 0, spec.SmoothL1: 1, spec.IoU: 2, spec.GIoU: 3}
+CODING: dict[type, int] = {spec.XYXY: 0, spec.Delta: 1, spec.LTRB: 2}
+
+POINTERS = ("logits", "boxes", "labels", "targets", "priors", "alphas", "betas", "rows",
+            "grad_logits", "grad_boxes")  # fmt: skip
+INTEGERS = ("logits_row", "boxes_row", "boxes_col", "labels_row", "targets_row", "targets_col",
+            "priors_row", "priors_col", "alphas_row", "betas_row", "columns", "box_columns",
+            "background", "last", "ignore", "classification", "regression", "coding", "iou_score",
+            "class_score", "joint", "constant")  # fmt: skip
+NUMBERS = ("lam", "focal_alpha", "focal_gamma", "beta", "weight_0", "weight_1", "weight_2",
+           "weight_3", "clip", "w_neg", "mean_neg", "g_cls", "g_loc")  # fmt: skip
+
+
+class Call(ctypes.Structure):
+    """struct call of rows.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in POINTERS),
+        *((name, ctypes.c_int64) for name in INTEGERS),
+        *((name, ctypes.c_double) for name in NUMBERS),
+    )
+
+
+@lru_cache
+def library() -> ctypes.CDLL | None:
+    """The compiled passes, from the user's cache or built now; None where that cannot be."""
+    compiler = next(
+        (c for c in (os.environ.get("CC"), "cc", "gcc", "clang") if c and shutil.which(c)), None
+    )
+    if compiler is None or os.environ.get("JOLKERNELS_NATIVE") == "0":
+        return None
+    try:
+        return ctypes.CDLL(str(build(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        logging.getLogger(__name__).info("no C passes, tensor operations instead: %s", error)
+        return None
+
+
+def build(compiler: str) -> Path:
+    """Compile rows.c for this processor, unless the cache has it; returns the library's path."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
+    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    what = "\0".join((SOURCE.read_text(), flags, platform.machine(), *FLAGS)).encode() + version
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jolkernels"
+    built = cache / f"rows-{hashlib.sha256(what).hexdigest()[:16]}.so"
+    if not built.exists():
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            made = Path(folder) / "rows.so"
+            command = [compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm"]
+            subprocess.run(command, capture_output=True, check=True)
+            made.replace(built)  # at once: another process may be building too
+    return built
+
+
+def available(batch: Batch, settings: Settings) -> bool:
+    """Whether rows.c computes this: the choices, float32 or float64 throughout, rows contiguous."""
+    score, dtype = settings.location_score, accumulator(batch)
+    floats = (batch.logits, batch.box_preds, batch.target_boxes, batch.priors,
+              batch.classification_weights, batch.regression_weights)  # fmt: skip
+    return (
+        type(settings.classification) in CLASSIFICATION
+        and type(settings.regression) in REGRESSION
+        and (score is None or isinstance(score, spec.IoU))
+        and batch.logits.device.type == "cpu"
+        and all(t is None or t.dtype == dtype for t in floats)
+        and batch.logits.stride(1) == 1
+        and library() is not None
+    )
+
+
+def describe(batch: Batch, settings: Settings, rows: Tensor) -> Call:
+    """What rows.c has to know of a call; `batch` and `rows` have to stay alive."""
+    c, columns = Call(), batch.logits.shape[1]
+    tensors = (batch.logits, batch.box_preds, batch.labels, batch.target_boxes, batch.priors,
+               batch.classification_weights, batch.regression_weights)  # fmt: skip
+    for name, tensor in zip(POINTERS, (*tensors, rows), strict=False):
+        if tensor is not None:
+            setattr(c, name, tensor.data_ptr())
+            for stride, side in zip(tensor.stride(), ("row", "col"), strict=False):
+                if f"{name}_{side}" in INTEGERS:
+                    setattr(c, f"{name}_{side}", stride)
+    c.columns, c.box_columns = columns, batch.box_preds.shape[1]
+    c.background, c.last = settings.background_label(columns), settings.last_label(columns)
+    c.ignore = settings.ignore_index
+    c.classification = CLASSIFICATION[type(settings.classification)]
+    c.regression = REGRESSION[type(settings.regression)]
+    c.coding = CODING[type(settings.coding)]
+    c.iou_score, c.class_score = settings.location_score is not None, bool(settings.class_score)
+    c.joint, c.constant = settings.weighted, not settings.weights_have_gradient
+    c.lam = settings.lam
+    if isinstance(settings.classification, spec.Focal):
+        c.focal_alpha, c.focal_gamma = settings.classification.alpha, settings.classification.gamma
+    if isinstance(settings.regression, spec.SmoothL1):
+        c.beta = settings.regression.beta
+    if isinstance(settings.coding, spec.Delta):
+        c.weight_0, c.weight_1, c.weight_2, c.weight_3 = settings.coding.weights
+        c.clip = settings.coding.clip
+    return c
+
+
+@lru_cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads for the chunks; ctypes gives up the interpreter's lock during a call."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="jolkernels")
+
+
+def for_each_chunk(function: Any, batch: Batch) -> None:
+    """Call function(chunk, first row, last row + 1) for all chunks, in threads where it pays."""
+    n, threads = len(batch.labels), torch.get_num_threads()
+    chunks = [(i, first, min(first + CHUNK, n)) for i, first in enumerate(range(0, n, CHUNK))]
+    if threads == 1 or len(chunks) == 1 or batch.logits.numel() < SERIAL:
+        for chunk in chunks:
+            function(*chunk)
+    else:
+        list(pool(threads).map(lambda chunk: function(*chunk), chunks))
+
+
+def forward(batch: Batch, settings: Settings) -> Forward:
+    """As jolkernels.cpu.forward."""
+    dtype, n = accumulator(batch), len(batch.labels)
+    run = getattr(library(), "forward_f32" if dtype == torch.float32 else "forward_f64")
+    rows = torch.empty(n, dtype=dtype)
+    call = ctypes.byref(describe(batch, settings, rows))
+    sums = torch.zeros(-(-n // CHUNK), len(Sums._fields), dtype=torch.float64)
+    address, width = sums.data_ptr(), 8 * len(Sums._fields)
+
+    def chunk(i: int, first: int, end: int) -> None:
+        run(call, ctypes.c_int64(first), ctypes.c_int64(end), ctypes.c_void_p(address + i * width))
+
+    for_each_chunk(chunk, batch)
+    return finish(Sums(*sums.sum(0).tolist()), rows, batch, settings)
+
+
+def backward(
+    batch: Batch,
+    settings: Settings,
+    rows: Tensor,
+    scalars: Tensor,
+    grad_classification: Tensor,
+    grad_regression: Tensor,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """As jolkernels.cpu.backward."""
+    run = getattr(library(), "backward_f32" if rows.dtype == torch.float32 else "backward_f64")
+    c = describe(batch, settings, rows)
+    c.w_neg, c.mean_neg, inv_z_cls, inv_z_loc, _ = scalars.tolist()
+    c.g_cls, c.g_loc = float(grad_classification) * inv_z_cls, float(grad_regression) * inv_z_loc
+    grad_logits, grad_boxes = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) if needed else None
+        for x, needed in zip((batch.logits, batch.box_preds), needs, strict=True)
+    )
+    c.grad_logits = None if grad_logits is None else grad_logits.data_ptr()
+    c.grad_boxes = None if grad_boxes is None else grad_boxes.data_ptr()
+    call = ctypes.byref(c)
+
+    def chunk(_: int, first: int, end: int) -> None:
+        run(call, ctypes.c_int64(first), ctypes.c_int64(end))
+
+    for_each_chunk(chunk, batch)
+    return grad_logits, grad_boxes

@@ -1,0 +1,104 @@
+"""The C passes: where they run, what happens without a compiler, threads."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import HEADS, INTERPRETED, gradients, random_batch
+
+from jolkernels import JointOptimizationLoss, cpu, native, ops
+from jolkernels.loss import make_batch
+
+needs_passes = pytest.mark.skipif(
+    INTERPRETED or native.library() is None, reason="no C compiler, or turned off"
+)
+HANDLED = [h for h in HEADS if h[0] in ("cross_entropy", "focal")]
+
+
+def results(implementation, criterion, batch):
+    """Forward and backward of one implementation."""
+    fields = make_batch(criterion.settings, **{k: v.detach() for k, v in batch.items()})
+    result = implementation.forward(fields, criterion.settings)
+    one = torch.ones((), dtype=result.rows.dtype)
+    saved = (result.rows, result.scalars, 1.3 * one, 0.7 * one, (True, True))
+    return *result[:4], *implementation.backward(fields, criterion.settings, *saved)
+
+
+@needs_passes
+@pytest.mark.parametrize("head", HANDLED)
+@pytest.mark.parametrize("regression", ["l1", "smooth_l1", "iou", "giou"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_the_tensor_operations(head, regression, dtype):
+    criterion = JointOptimizationLoss(head[0], regression, "delta", background=head[1])
+    batch = random_batch(head, "delta", n=5000, classes=33, class_specific=True, dtype=dtype)
+    fields = make_batch(criterion.settings, **batch)
+    assert native.available(fields, criterion.settings)
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    got, wanted = results(native, criterion, batch), results(cpu, criterion, batch)
+    for g, w in zip(got, wanted, strict=True):
+        assert g.dtype == w.dtype
+        scale = w.abs().max().item()
+        torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance * scale)
+
+
+@needs_passes
+def test_the_number_of_threads_does_not_change_the_bits():
+    criterion = JointOptimizationLoss(coding="delta")
+    batch = random_batch(coding="delta", n=20000, dtype=torch.float32)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            loss = criterion(**batch)
+            found.append((*loss, *gradients(loss, batch)))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_what_is_not_in_c_runs_in_tensor_operations():
+    for choices in ({"regression": "ciou"}, {"location_score": "nwd"}, {"classification": "bce"}):
+        criterion = JointOptimizationLoss(**choices)
+        batch = random_batch((choices.get("classification", "cross_entropy"), "last"))
+        assert not native.available(make_batch(criterion.settings, **batch), criterion.settings)
+    half = random_batch(dtype=torch.float16)
+    assert not native.available(
+        make_batch(JointOptimizationLoss().settings, **half), JointOptimizationLoss().settings
+    )
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the kernels run")
+@pytest.mark.parametrize(
+    "environment", [{"CC": "false", "PATH": ""}, {"CC": "/bin/false"}, {"JOLKERNELS_NATIVE": "0"}]
+)
+def test_without_a_working_compiler_the_loss_runs_all_the_same(environment, tmp_path):
+    program = """
+import torch, jolkernels
+from jolkernels import native
+z = torch.zeros(3, 4, requires_grad=True)
+boxes = torch.tensor([[0., 0, 4, 4]] * 3)
+loss = jolkernels.JointOptimizationLoss()(z, boxes, torch.tensor([0, 1, 3]), boxes + 1)
+loss.total.backward()
+print(native.library(), loss.total.item(), z.grad.abs().sum() > 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path), "PATH": "/nowhere"}
+        | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("None ") and done.stdout.endswith("tensor(True)\n"), done.stderr
+
+
+@needs_passes
+def test_the_operators_use_it():
+    criterion, batch = JointOptimizationLoss(), random_batch()
+    fields = make_batch(criterion.settings, **batch)
+    tensors, key = ops.pack(fields, criterion.settings.encode())
+    through_operator = ops.run_forward(*(t if t is None else t.detach() for t in tensors), key)
+    direct = native.forward(fields, criterion.settings)
+    assert all(torch.equal(a, b) for a, b in zip(through_operator, direct, strict=True))
