@@ -1,0 +1,235 @@
+"""The arguments of `jol`, its help, and their first checks."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from detectors.evaluation import PROTOCOLS
+from detectors.models import BACKBONES, LOSSES, PRESETS
+
+SCORES = ("iou", "giou", "nwd", "simd", "dotd", "none")
+
+Command = Callable[[argparse.Namespace], None]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in two lines, without the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n{self.prog} --help lists the options\n")
+
+
+def parser(train: Command, evaluate: Command, demo: Command) -> argparse.ArgumentParser:
+    """The parser of `jol`; its result's `run` is the function given here for the command."""
+    jol = _Parser(
+        prog="jol",
+        description="Detectors of tiny objects with the Joint Optimization Loss and without.",
+        allow_abbrev=False,
+    )
+    commands = jol.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser("train", help="train a detector", allow_abbrev=False)
+    _train_options(command)
+    command.set_defaults(run=train)
+    command = commands.add_parser("eval", help="evaluate a checkpoint", allow_abbrev=False)
+    _eval_options(command)
+    command.set_defaults(run=evaluate)
+    command = commands.add_parser(
+        "demo",
+        help="train base and JOL side by side on generated tiny objects, on the CPU, in minutes",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = command.add_argument
+    add(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder for data, runs and pictures",
+    )
+    add(
+        "--seed",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="seed of scenes, initial weights and data order",
+    )
+    command.set_defaults(run=demo)
+    return jol
+
+
+def _train_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--detector", metavar="NAME", required=True, help="faster_rcnn or fcos")
+    add("--loss", required=True, choices=LOSSES, help="the detector's own loss, or JOL")
+    add("--out", metavar="DIR", required=True, type=Path, help="folder of the run")
+    add(
+        "--train-images",
+        metavar="DIR",
+        required=True,
+        type=Path,
+        help="folder of the training images",
+    )
+    add(
+        "--train-annotations", metavar="FILE", required=True, type=Path, help="their COCO JSON file"
+    )
+    _val_options(command)
+    add(
+        "--preset",
+        choices=PRESETS,
+        default="torchvision",
+        help="torchvision: stock ResNet-50 (default); slim: small, for a CPU and random weights",
+    )
+    add("--backbone", choices=BACKBONES, help="default: resnet50, or resnet18 with slim")
+    add(
+        "--backbone-weights",
+        metavar="imagenet|none|FILE",
+        help="weights to start from (default: imagenet, or none with slim)",
+    )
+    add(
+        "--epochs",
+        metavar="N",
+        type=_positive,
+        help="passes over the training images (default: 12)",
+    )
+    add(
+        "--max-steps",
+        metavar="N",
+        type=_positive,
+        help="at most so many steps; alone: as many",
+    )
+    add(
+        "--batch-size",
+        metavar="N",
+        type=_positive,
+        help="images a step (default: 2, or 4 with slim)",
+    )
+    add(
+        "--lr",
+        metavar="X",
+        type=_rate,
+        help="learning rate (default: faster_rcnn 0.005, fcos 0.001; slim 0.02)",
+    )
+    add(
+        "--image-size",
+        metavar="S",
+        type=_positive,
+        help="resize the shorter side to so many pixels "
+        "(default: 800, longer side at most 1333; slim: not resized)",
+    )
+    add(
+        "--crop",
+        metavar="S",
+        type=_count,
+        help="train on random crops of so many pixels, 0: whole images "
+        "(default: 0, or 192 with slim)",
+    )
+    add(
+        "--seed",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="seed of weights and data order (default: 0)",
+    )
+    add(
+        "--lam",
+        metavar="X",
+        type=float,
+        default=2.0,
+        help="λ of the weights, at least 1 (default: 2)",
+    )
+    add("--location-score", choices=SCORES, default="iou", help="S_loc (default: iou)")
+    add(
+        "--class-score",
+        choices=("probability", "none"),
+        default="probability",
+        help="S_cls (default: probability)",
+    )
+    add("--detach-weights", action="store_true", help="no gradient through the weights")
+    add("--resume", action="store_true", help="go on with the run in --out")
+    add(
+        "--eval-every",
+        metavar="N",
+        type=_count,
+        default=1,
+        help="evaluate every so many epochs, 0: at the end only (default: 1)",
+    )
+    add(
+        "--workers",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="processes that load images (default: 0)",
+    )
+
+
+def _eval_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "--checkpoint", metavar="FILE", required=True, type=Path, help="last.pt or best.pt of a run"
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        required=True,
+        type=Path,
+        help="folder for results.json and pr_curves.png",
+    )
+    add(
+        "--protocol",
+        choices=tuple(PROTOCOLS),
+        default="aitod",
+        help="size ranges and detection limits (default: aitod)",
+    )
+    _val_options(command)
+
+
+def _val_options(command: argparse.ArgumentParser) -> None:
+    """What train and eval share."""
+    add = command.add_argument
+    add(
+        "--val-images",
+        metavar="DIR",
+        required=True,
+        type=Path,
+        help="folder of the images to evaluate on",
+    )
+    add("--val-annotations", metavar="FILE", required=True, type=Path, help="their COCO JSON file")
+    add(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where to compute (default: cuda where there is a GPU)",
+    )
+    add(
+        "--evaluator",
+        choices=("faster", "pycocotools"),
+        default="faster",
+        help="library that computes AP: faster-coco-eval (default) or pycocotools",
+    )
+
+
+def _count(text: str) -> int:
+    return int(_number(text, text.isdecimal(), "a whole number of 0 or more"))
+
+
+def _positive(text: str) -> int:
+    return int(_number(text, text.isdecimal() and int(text) > 0, "a whole number of 1 or more"))
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    return float(_number(text, 0 < value < math.inf, "a positive number"))
+
+
+def _number(text: str, good: bool, wanted: str) -> str:
+    if not good:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
+    return text

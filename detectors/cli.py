@@ -1,0 +1,177 @@
+"""The command `jol`: train, eval, demo.
+
+Exit status: 0 done, 1 failed while running, 2 unusable arguments or data. Everything that can be
+checked is checked before a folder is made.
+"""
+
+import argparse
+import math
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from detectors import demo, engine, runs
+from detectors.arguments import parser
+from detectors.data import CocoDetection, DataError
+from detectors.models import DEFAULTS
+from detectors.runs import RunError, TrainSettings
+
+RATES = {
+    ("faster_rcnn", "torchvision"): 0.005,
+    ("fcos", "torchvision"): 0.001,
+    ("faster_rcnn", "slim"): 0.02,
+    ("fcos", "slim"): 0.02,
+}
+"""Learning rates for batches of BATCHES images: the paper's, and what suits preset slim."""
+BATCHES = {"torchvision": 2, "slim": 4}
+SKIPPED_SHOWN = 3
+CROPS = {"torchvision": 0, "slim": 192}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `jol` with these arguments (None: the process's own) and return the exit status."""
+    try:
+        args = parser(_train, _eval, _demo).parse_args(argv)
+    except SystemExit as stop:  # argparse has printed the help (0) or the error (2)
+        return int(stop.code or 0)
+    try:
+        command: Callable[[argparse.Namespace], None] = args.run
+        command(args)
+    except (DataError, RunError, _Unusable) as error:
+        print(f"jol {args.command}: {error}", file=sys.stderr)
+        return 2
+    except engine.TrainingError as error:
+        print(f"jol {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"jol {args.command}: interrupted", file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+class _Unusable(ValueError):
+    """Arguments that cannot be used together, or not on this machine."""
+
+
+def _train(args: argparse.Namespace) -> None:
+    _check_common(args)
+    train_data = _data(args.train_images, args.train_annotations)
+    val_data = _data(args.val_images, args.val_annotations)
+    if train_data.class_names != val_data.class_names:
+        raise DataError(
+            f"{args.val_annotations}: categories {val_data.class_names}, but "
+            f"{args.train_annotations} has {train_data.class_names}"
+        )
+    if len(train_data) == 0 or len(val_data) == 0:
+        empty = args.val_annotations if len(train_data) else args.train_annotations
+        raise DataError(f"{empty}: holds no images")
+    settings = _settings(args, len(train_data))
+    data = {
+        "train_images": str(args.train_images),
+        "train_annotations": str(args.train_annotations),
+        "train_sha256": train_data.digest,
+        "val_images": str(args.val_images),
+        "val_annotations": str(args.val_annotations),
+        "val_sha256": val_data.digest,
+        "classes": train_data.class_names,
+    }
+    if not args.resume:
+        runs.refuse_run(args.out)
+    checkpoint = runs.resume(args.out, settings, data) if args.resume else None
+    try:
+        model = engine.make_model(settings, len(train_data.class_names))
+    except (ValueError, NotImplementedError, OSError) as error:
+        raise _Unusable(str(error)) from error
+    if checkpoint is None:
+        runs.start(args.out, settings, data)
+    for dataset, path in ((train_data, args.train_annotations), (val_data, args.val_annotations)):
+        _report_skipped(dataset, path)
+    result = engine.train(
+        settings, model, train_data, val_data, args.out, checkpoint=checkpoint, title=args.loss
+    )
+    print(engine.metrics_line(result.evaluation))
+    if not math.isnan(result.seconds_per_step):
+        print(f"{result.seconds_per_step:.3f} seconds a step")
+    print(f"results in {args.out}")
+
+
+def _eval(args: argparse.Namespace) -> None:
+    _check_common(args)
+    checkpoint = runs.load_checkpoint(args.checkpoint)
+    dataset = _data(args.val_images, args.val_annotations)
+    if dataset.class_names != checkpoint["class_names"]:
+        raise DataError(
+            f"{args.val_annotations}: categories {dataset.class_names}, but "
+            f"{args.checkpoint} was trained on {checkpoint['class_names']}"
+        )
+    model = engine.load_detector(checkpoint).to(args.device)
+    if args.out.exists() and not args.out.is_dir():
+        raise RunError(f"{args.out}: is a file, wanted a folder")
+    _report_skipped(dataset, args.val_annotations)
+    evaluation = engine.evaluate_model(
+        model, dataset, args.device, args.evaluator, protocol=args.protocol
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    engine.write_results(args.out, evaluation, checkpoint["settings"]["loss"])
+    print(engine.metrics_line(evaluation))
+    print(f"results in {args.out}")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    demo.run(args.out, seed=args.seed)
+
+
+def _check_common(args: argparse.Namespace) -> None:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise _Unusable("--device cuda: PyTorch finds no GPU here")
+
+
+def _data(images: Path, annotations: Path) -> CocoDetection:
+    return CocoDetection(images, annotations)
+
+
+def _report_skipped(dataset: CocoDetection, path: Path) -> None:
+    """Name what was left out of the data, its first lines."""
+    if dataset.skipped:
+        print(f"{path}: {len(dataset.skipped)} annotations clipped or left out:", file=sys.stderr)
+        for line in dataset.skipped[:SKIPPED_SHOWN]:
+            print(f"  {line}", file=sys.stderr)
+        if len(dataset.skipped) > SKIPPED_SHOWN:
+            print(f"  and {len(dataset.skipped) - SKIPPED_SHOWN} more", file=sys.stderr)
+
+
+def _settings(args: argparse.Namespace, images: int) -> TrainSettings:
+    """The run's settings: what was given, else the preset's."""
+    batch_size = args.batch_size or BATCHES[args.preset]
+    epochs = args.epochs
+    if epochs is None and args.max_steps is None:
+        epochs = 12
+    steps = args.max_steps if epochs is None else math.ceil(epochs * images / batch_size)
+    crop = CROPS[args.preset] if args.crop is None else args.crop
+    return TrainSettings(
+        detector=args.detector,
+        loss=args.loss,
+        preset=args.preset,
+        backbone=args.backbone or DEFAULTS[args.preset]["backbone"],
+        backbone_weights=args.backbone_weights or DEFAULTS[args.preset]["backbone_weights"],
+        image_size=args.image_size,
+        lam=args.lam,
+        location_score=None if args.location_score == "none" else args.location_score,
+        class_score=None if args.class_score == "none" else args.class_score,
+        detach_weights=args.detach_weights,
+        steps=min(steps, args.max_steps or steps),
+        batch_size=batch_size,
+        lr=args.lr or RATES.get((args.detector, args.preset), 0.005),
+        crop=crop or None,
+        seed=args.seed,
+        device=args.device,
+        workers=args.workers,
+        evaluator=args.evaluator,
+        eval_every=args.eval_every,
+    )

@@ -1,0 +1,224 @@
+"""The command line: exit statuses, messages, and that a mistake leaves nothing behind."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detectors.cli import main
+from detectors.scenes import write_scenes
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_scenes(tmp_path_factory.mktemp("scenes"), images=4, seed=0, size=96)
+
+
+def data_arguments(images: Path, annotations: Path, split: str) -> list[str]:
+    return [f"--{split}-images", str(images), f"--{split}-annotations", str(annotations)]
+
+
+def train_arguments(scenes: tuple[Path, Path], out: Path) -> list[str]:
+    return [
+        *("train", "--detector", "faster_rcnn", "--loss", "jol", "--preset", "slim"),
+        *("--max-steps", "2", "--batch-size", "2", "--crop", "64", "--device", "cpu"),
+        *data_arguments(*scenes, "train"),
+        *data_arguments(*scenes, "val"),
+        *("--out", str(out)),
+    ]
+
+
+def test_train_eval_resume(
+    scenes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(train_arguments(scenes, out)) == 0
+    assert "seconds a step" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert main(train_arguments(scenes, out)) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+    assert main([*train_arguments(scenes, out), "--resume"]) == 0  # has nothing left to do
+    assert json.loads((out / "results.json").read_text()) == results
+    assert main([*train_arguments(scenes, out), "--resume", "--lr", "0.5"]) == 2
+    assert "lr was 0.02, is now 0.5" in capsys.readouterr().err
+
+    evaluation = [
+        *("eval", "--checkpoint", str(out / "last.pt"), "--out", str(tmp_path / "eval")),
+        *data_arguments(*scenes, "val"),
+    ]
+    assert main(evaluation) == 0
+    assert json.loads((tmp_path / "eval" / "results.json").read_text()) == results
+    assert (tmp_path / "eval" / "pr_curves.png").stat().st_size > 0
+    assert main([*evaluation, "--protocol", "coco", "--evaluator", "pycocotools"]) == 0
+    assert "AP_l" in json.loads((tmp_path / "eval" / "results.json").read_text())
+
+
+def test_failure_while_running_is_status_1(
+    scenes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*train_arguments(scenes, tmp_path / "run"), "--max-steps", "6", "--lr", "1e30"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("jol train: step ") and "image ids" in error
+
+
+def edit(change: Callable[[dict[str, Any]], None]) -> Callable[[str], str]:
+    """A change of the parsed annotation file as a change of its text."""
+
+    def edited(text: str) -> str:
+        content = json.loads(text)
+        change(content)
+        return json.dumps(content)
+
+    return edited
+
+
+def outside(content: dict[str, Any]) -> None:
+    content["annotations"][3] |= {"id": 333, "bbox": [500, 500, 10, 10]}
+
+
+def undeclared(content: dict[str, Any]) -> None:
+    content["annotations"][3] |= {"id": 333, "category_id": 77}
+
+
+def other_classes(content: dict[str, Any]) -> None:
+    for category in content["categories"]:
+        category["name"] += "s"
+
+
+def no_images(content: dict[str, Any]) -> None:
+    content |= {"images": [], "annotations": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda text: text[: len(text) // 2], ["line", "column"]),
+        (edit(outside), ["333"]),
+        (edit(undeclared), ["333", "77"]),
+        (edit(no_images), ["no images"]),
+    ],
+    ids=["broken", "outside", "undeclared", "empty"],
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_bad_annotations(
+    change: Callable[[str], str],
+    wanted: list[str],
+    split: str,
+    scenes: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text(change(scenes[1].read_text()))
+    arguments = train_arguments(scenes, tmp_path / "run")
+    arguments[arguments.index(f"--{split}-annotations") + 1] = str(bad)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert str(bad) in error and all(w in error for w in wanted)
+    assert len(error.splitlines()) <= 2 and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_classes_in_validation(
+    scenes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text(edit(other_classes)(scenes[1].read_text()))
+    arguments = train_arguments(scenes, tmp_path / "run")
+    arguments[arguments.index("--val-annotations") + 1] = str(bad)
+    assert main(arguments) == 2
+    assert "categories" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["--train-images", "nowhere"], "nowhere"),
+        (["--val-annotations", "nowhere.json"], "nowhere.json"),
+        (["--detector", "retinanet"], "'retinanet' is not implemented yet"),
+        (["--detector", "yolo"], "got 'yolo', wanted one of faster_rcnn, fcos"),
+        (["--location-score", "area"], "--location-score"),
+        (["--lam", "0.5"], "lam: got 0.5"),
+        (["--lam", "nan"], "lam: got nan"),
+        (["--lr", "0"], "--lr: got '0', wanted a positive number"),
+        (["--max-steps", "0"], "--max-steps: got '0', wanted a whole number of 1 or more"),
+        (["--batch-size", "two"], "--batch-size: got 'two'"),
+        (["--seed", "-1"], "--seed"),
+        (["--backbone-weights", "imagenet"], "GroupNorm"),
+        (["--backbone-weights", "nowhere.pth"], "no such file: nowhere.pth"),
+        (["--resume"], "no run to resume"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_unusable_arguments(
+    given: list[str],
+    wanted: str,
+    scenes: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*train_arguments(scenes, tmp_path / "run"), *given]) == 2
+    error = capsys.readouterr().err
+    assert wanted in error
+    assert len(error.splitlines()) <= 2 and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_that_is_a_file(
+    scenes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").write_text("mine")
+    assert main(train_arguments(scenes, tmp_path / "run")) == 2
+    assert "is a file, wanted a folder" in capsys.readouterr().err
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_eval_without_a_usable_checkpoint(
+    scenes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    for name, wanted in (("none.pt", "no such file"), ("text.pt", "no checkpoint")):
+        arguments = [
+            *("eval", "--checkpoint", str(tmp_path / name), "--out", str(tmp_path / "eval")),
+            *data_arguments(*scenes, "val"),
+        ]
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert name in error and wanted in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "eval").exists()
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "eval", "demo"):
+        assert main([command, "--help"]) == 0
+        listed = capsys.readouterr().out.split("options:")[1]
+        options = [line for line in listed.splitlines() if line.startswith("  -")]
+        assert len(options) >= 3
+        lines = listed.splitlines()
+        for line in options:
+            following = lines[lines.index(line) + 1] if lines[-1] != line else ""
+            explained = len(line.strip().split("  ", 1)) == 2 or following.startswith(" " * 20)
+            assert explained, line
+
+
+def test_python_m_detectors() -> None:
+    """The exit status reaches the shell."""
+    done = subprocess.run(
+        [sys.executable, "-m", "detectors", "train", "--detector", "fcos"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "the following arguments are required" in done.stderr

@@ -1,0 +1,225 @@
+"""Training: schedule, reproducibility, resuming, what a run leaves on disk, and the demo."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from detectors import demo, engine, runs
+from detectors.data import CocoDetection
+from detectors.demo import DemoSize
+from detectors.evaluation import METRICS
+from detectors.runs import RunError, TrainSettings
+from detectors.scenes import write_scenes
+
+RUN_FILES = {
+    "config.json",
+    "metrics.jsonl",
+    "last.pt",
+    "best.pt",
+    "results.json",
+    "pr_curves.png",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDetection:
+    folder = tmp_path_factory.mktemp("scenes")
+    return CocoDetection(*write_scenes(folder, images=5, seed=0, size=96))
+
+
+@pytest.fixture
+def settings() -> TrainSettings:
+    return replace(
+        demo.demo_settings("jol", 0, DemoSize(crop=64, steps=5, batch_size=2)), eval_every=1
+    )
+
+
+def test_learning_rate(settings: TrainSettings) -> None:
+    long = replace(settings, steps=1200, lr=1.0)
+    assert engine.learning_rate(0, long) == pytest.approx(1 / 120)
+    assert engine.learning_rate(59, long) == pytest.approx(0.5)
+    assert [engine.learning_rate(s, long) for s in (119, 799)] == [1.0, 1.0]
+    assert [engine.learning_rate(s, long) for s in (800, 1099)] == pytest.approx([0.1, 0.1])
+    assert engine.learning_rate(1100, long) == pytest.approx(0.01)
+    very_long = replace(settings, steps=90_000, lr=1.0)
+    assert engine.learning_rate(249, very_long) == pytest.approx(0.5)  # 500 steps of warm-up
+
+
+def test_base_and_jol_start_alike(settings: TrainSettings) -> None:
+    one = engine.make_model(settings, 3).state_dict()
+    torch.rand(5)
+    other = engine.make_model(replace(settings, loss="base"), 3).state_dict()
+    seed1 = engine.make_model(replace(settings, seed=1), 3).state_dict()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert not all(torch.equal(one[k], seed1[k]) for k in one)
+
+
+def run_to_end(
+    settings: TrainSettings, data: CocoDetection, out: Path, resume: bool = False
+) -> engine.TrainResult:
+    model = engine.make_model(settings, len(data.class_names))
+    checkpoint = None
+    if resume:
+        checkpoint = runs.resume(out, settings, {"digest": data.digest})
+    else:
+        runs.start(out, settings, {"digest": data.digest})
+    return engine.train(settings, model, data, data, out, checkpoint=checkpoint)
+
+
+def lines_of(out: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("seconds", None)
+    return lines
+
+
+def test_resumed_run_equals_an_uninterrupted_one(
+    settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, momentum and log, bit for bit; the run is broken between two checkpoints."""
+    monkeypatch.setattr(engine, "LOG_EVERY", 1)
+    run_to_end(settings, data, tmp_path / "whole")
+
+    step = engine._step
+
+    def breaks(*args: object) -> dict[str, float]:
+        if args[5] == 5:
+            raise RuntimeError("power cut")
+        return step(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "_step", breaks)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_to_end(settings, data, tmp_path / "broken")  # an epoch of 3 steps: last.pt is of 3
+    monkeypatch.setattr(engine, "_step", step)
+    assert lines_of(tmp_path / "broken")[-1]["step"] == 4
+    assert runs.load_checkpoint(tmp_path / "broken" / "last.pt")["step"] == 3
+    torch.rand(7)
+    run_to_end(settings, data, tmp_path / "broken", resume=True)
+
+    whole, broken = (
+        runs.load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "broken")
+    )
+    assert whole["step"] == broken["step"] == 5
+    for key, value in whole["model"].items():
+        assert torch.equal(value, broken["model"][key]), key
+    for key, state in whole["optimizer"]["state"].items():
+        other = broken["optimizer"]["state"][key]["momentum_buffer"]
+        assert torch.equal(state["momentum_buffer"], other)
+    assert torch.equal(whole["rng"]["cpu"], broken["rng"]["cpu"])
+    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "broken")
+    results = [(tmp_path / n / "results.json").read_text() for n in ("whole", "broken")]
+    assert results[0] == results[1]
+
+
+def test_what_a_run_leaves(settings: TrainSettings, data: CocoDetection, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "run"
+    result = run_to_end(settings, data, out)
+    assert {p.name for p in out.iterdir()} == RUN_FILES
+    results = json.loads((out / "results.json").read_text())
+    assert tuple(results) == METRICS
+    for name, value in result.evaluation.metrics.items():
+        assert results[name] == (None if math.isnan(value) else value)
+    config = json.loads((out / "config.json").read_text())
+    assert TrainSettings(**config["settings"]) == settings
+    assert config["data"] == {"digest": data.digest}
+    assert config["versions"]["torch"] == torch.__version__.split("+")[0]
+    lines = lines_of(out)
+    assert [line["step"] for line in lines] == [3, 5, 5]
+    assert {"lr", "loss_classifier", "loss_box_reg", "negative_weight"} <= lines[1].keys()
+    assert 1 < lines[1]["negative_weight"] < 2
+    assert set(lines[2]["evaluation"]) == set(METRICS)
+    assert result.seconds_per_step > 0
+
+    best = runs.load_checkpoint(out / "best.pt")
+    model = engine.load_detector(best)
+    assert all(torch.equal(v, best["model"][k]) for k, v in model.state_dict().items())
+    again = engine.evaluate_model(model, data, "cpu", "pycocotools")
+    logged = [e["evaluation"] for e in lines if "evaluation" in e and e["step"] == best["step"]]
+    assert again.metrics["AP"] == pytest.approx(logged[0]["AP"])
+
+
+def test_loss_that_is_not_finite_stops(
+    settings: TrainSettings, data: CocoDetection, tmp_path: Path
+) -> None:
+    model = engine.make_model(settings, len(data.class_names))
+    torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias, math.nan)
+    with pytest.raises(engine.TrainingError) as caught:
+        engine.train(settings, model, data, data, tmp_path)
+    message = str(caught.value)
+    assert message.startswith("step 1: loss_classifier = nan")
+    named = message.split("image ids ")[1].split(", ")
+    assert len(named) == 2 and {int(n) for n in named} <= set(data.image_ids)
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_predictions_are_coco_results(settings: TrainSettings, data: CocoDetection) -> None:
+    model = engine.make_model(settings, len(data.class_names))
+    model.roi_heads.score_thresh = 0.0
+    results = engine.predict(model, data, "cpu")
+    assert {r["image_id"] for r in results} == set(data.image_ids)
+    assert {r["category_id"] for r in results} == set(data.category_ids)
+    x, y, w, h = torch.tensor([r["bbox"] for r in results]).unbind(1)
+    assert (w > 0).all() and (h > 0).all() and (x + w <= 96).all() and (y + h <= 96).all()
+
+
+def test_resume_checks_what_it_goes_on_with(
+    settings: TrainSettings, data: CocoDetection, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="no run to resume"):
+        runs.resume(tmp_path, settings, {})
+    runs.start(tmp_path, settings, {"digest": "a"})
+    with pytest.raises(RunError, match="holds a run already"):
+        runs.start(tmp_path, settings, {"digest": "a"})
+    with pytest.raises(RunError, match=r"lr was 0\.02, is now 0\.5"):
+        runs.resume(tmp_path, replace(settings, lr=0.5), {"digest": "a"})
+    with pytest.raises(RunError, match="digest was 'a', is now 'b'"):
+        runs.resume(tmp_path, settings, {"digest": "b"})
+    with pytest.raises(RunError, match=r"last\.pt: no such file"):
+        runs.resume(tmp_path, replace(settings, workers=3), {"digest": "a"})
+    (tmp_path / "last.pt").write_bytes(b"PK nonsense")
+    with pytest.raises(RunError, match="is no checkpoint that can be read"):
+        runs.resume(tmp_path, settings, {"digest": "a"})
+
+
+def test_checkpoint_of_another_shape_is_refused(settings: TrainSettings) -> None:
+    state = {
+        "model": engine.make_model(settings, 3).state_dict(),
+        "settings": vars(settings) | {},
+        "class_names": ["a", "b"],
+        "step": 1,
+    }
+    with pytest.raises(RunError, match="does not fit"):
+        engine.load_detector(state)
+
+
+def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = DemoSize(train_images=5, val_images=2, pixels=96, crop=64, steps=4, batch_size=2)
+    out = tmp_path / "demo"
+    demo.run(out, seed=1, size=size)
+    assert {p.name for p in out.iterdir()} == {
+        "train", "val", "base", "jol", "table.txt", "detections.png", "pr_curves.png",
+    }  # fmt: skip
+    for loss in ("base", "jol"):
+        assert {p.name for p in (out / loss).iterdir()} == RUN_FILES
+        assert runs.load_checkpoint(out / loss / "last.pt")["settings"]["loss"] == loss
+    printed = capsys.readouterr().out
+    table = (out / "table.txt").read_text()
+    assert table in printed
+    for name in ("base", "JOL", "AP ", "AP50", "AP_vt", "seconds a step", "One seed (1)"):
+        assert name in table
+    base, joint = (
+        json.loads((out / loss / "results.json").read_text()) for loss in ("base", "jol")
+    )
+    row = next(line for line in table.splitlines() if line.startswith("AP  ")).split()
+    assert row[1:3] == [f"{100 * base['AP']:.1f}", f"{100 * joint['AP']:.1f}"]
+
+    demo.run(out, seed=1, size=replace(size, steps=1))  # an earlier demo is replaced
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match=r"holds 'thesis\.txt', which is of no demo"):
+        demo.run(out, size=size)
+    assert (out / "thesis.txt").exists() and (out / "table.txt").exists()

@@ -1,0 +1,315 @@
+"""The detectors: equal to torchvision's where they must be, whole and trainable everywhere."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from torchvision.models.detection import (
+    FasterRCNN,
+    fasterrcnn_resnet50_fpn,
+    fcos_resnet50_fpn,
+    maskrcnn_resnet50_fpn,
+)
+
+from detectors.arguments import SCORES
+from detectors.models import DETECTORS, build_detector, joint_head
+from jolkernels.integrations.torchvision import JointRoIHeads, fcos_criterion, roi_criterion
+
+K = 3
+Targets = list[dict[str, Tensor]]
+STOCK: dict[str, Callable[..., nn.Module]] = {
+    "faster_rcnn": fasterrcnn_resnet50_fpn,
+    "fcos": fcos_resnet50_fpn,
+}
+LOSSES = {
+    "faster_rcnn": {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"},
+    "fcos": {"classification", "bbox_regression", "bbox_ctrness"},
+}
+
+
+def scene(
+    objects: list[int], size: tuple[int, int] = (96, 128), dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], Targets]:
+    """Random images [3, *size], one for each number of objects, with boxes of 6 to 30 pixels."""
+    random = torch.Generator().manual_seed(7)
+    height, width = size
+    images, targets = [], []
+    for n in objects:
+        images.append(torch.rand(3, height, width, generator=random, dtype=dtype))
+        sides = 6 + 24 * torch.rand(n, 2, generator=random, dtype=dtype)
+        corner = torch.rand(n, 2, generator=random, dtype=dtype)
+        corner = corner * (torch.tensor([width, height]) - sides)
+        labels = torch.randint(K, (n,), generator=random)
+        targets.append({"boxes": torch.cat([corner, corner + sides], 1), "labels": labels})
+    return images, targets
+
+
+def losses_and_gradients(
+    model: nn.Module, images: list[Tensor], targets: Targets
+) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    torch.manual_seed(3)  # the samplers draw from the global generator
+    losses = model(images, targets)
+    torch.stack(list(losses.values())).sum().backward()
+    return losses, {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_base_equals_torchvision(name: str) -> None:
+    """Losses and the gradient of every parameter, float64, an image without objects among them."""
+    torch.manual_seed(0)
+    shift = 1 if name == "faster_rcnn" else 0
+    stock = STOCK[name](
+        weights=None, weights_backbone=None, num_classes=K + shift, min_size=160, max_size=267
+    ).double()
+    # An untrained class layer gives almost equal probabilities: spread them out.
+    for key, p in stock.named_parameters():
+        if "cls_" in key and key.endswith("weight"):
+            nn.init.normal_(p, std=0.05)
+    ours = build_detector(name, K, "base", backbone_weights="none", image_size=160).double()
+    ours.load_state_dict(stock.state_dict())  # the same parameters by the same names
+
+    images, targets = scene([5, 0, 1], dtype=torch.float64)
+    shifted = [{"boxes": t["boxes"], "labels": t["labels"] + shift} for t in targets]
+    want, want_grad = losses_and_gradients(stock.train(), images, shifted)
+    got, got_grad = losses_and_gradients(ours.train(), images, targets)
+
+    assert got.keys() == want.keys() == LOSSES[name]
+    for key in want:
+        torch.testing.assert_close(got[key], want[key], rtol=1e-12, atol=1e-12)
+        assert want[key] > 0, f"{key} tests nothing"
+    for key, expected in want_grad.items():
+        assert expected is not None, key
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(got_grad[key], expected, rtol=0, atol=1e-12 * scale)
+    assert joint_head(ours).negative_weight == 1
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_inference_equals_torchvision(name: str) -> None:
+    torch.manual_seed(0)
+    shift = 1 if name == "faster_rcnn" else 0
+    stock = STOCK[name](
+        weights=None, weights_backbone=None, num_classes=K + shift, min_size=160, max_size=267
+    )
+    ours = build_detector(name, K, "jol", backbone_weights="none", image_size=160)
+    ours.load_state_dict(stock.state_dict())
+    for model in (stock, ours):
+        (model.roi_heads if name == "faster_rcnn" else model).score_thresh = 0.0
+    images, _ = scene([1, 2])
+    with torch.no_grad():
+        want, got = stock.eval()(images), ours.eval()(images)
+    assert len(want[0]["boxes"]) > 0
+    for w, g in zip(want, got, strict=True):
+        torch.testing.assert_close(g["boxes"], w["boxes"])
+        torch.testing.assert_close(g["scores"], w["scores"])
+        assert torch.equal(g["labels"] + shift, w["labels"])
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_joint_weights_change_the_losses_as_they_should(name: str) -> None:
+    """From the same weights: 1 <= w_neg <= lam, joint losses between base and lam times base."""
+    torch.manual_seed(0)
+    base = build_detector(name, K, "base", preset="slim").train()
+    joint = build_detector(name, K, "jol", preset="slim", lam=2.0).train()
+    joint.load_state_dict(base.state_dict())
+    images, targets = scene([6, 3])
+    want, _ = losses_and_gradients(base, images, targets)
+    got, _ = losses_and_gradients(joint, images, targets)
+    weight = joint_head(joint).negative_weight
+    assert weight is not None and not weight.requires_grad
+    assert 1 < weight < 2
+    for key in LOSSES[name] - {"loss_objectness", "loss_rpn_box_reg", "bbox_ctrness"}:
+        assert want[key] < got[key] < 2 * want[key]
+    for key in LOSSES[name] & {"loss_objectness", "loss_rpn_box_reg", "bbox_ctrness"}:
+        torch.testing.assert_close(got[key], want[key])
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("score", [None if s == "none" else s for s in SCORES])
+def test_every_location_score_reaches_the_loss(name: str, score: str | None) -> None:
+    torch.manual_seed(0)
+    model = build_detector(name, K, "jol", preset="slim", location_score=score).train()
+    iou = build_detector(name, K, "jol", preset="slim").train()
+    iou.load_state_dict(model.state_dict())
+    images, targets = scene([6])
+    losses, _ = losses_and_gradients(model, images, targets)
+    assert all(math.isfinite(v.item()) for v in losses.values())
+    losses_and_gradients(iou, images, targets)
+    assert (joint_head(model).negative_weight == joint_head(iou).negative_weight) == (
+        score == "iou"
+    )
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("size", [(96, 96), (70, 150)])
+def test_slim_trains_every_parameter(name: str, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = build_detector(name, K, "jol", preset="slim").train()
+    images, targets = scene([8, 5], size)
+    # Large objects as well, so that every level of the pyramid has positives.
+    targets[0]["boxes"] = torch.cat([targets[0]["boxes"], torch.tensor([[2.0, 2, 66, 66]])])
+    targets[0]["labels"] = torch.cat([targets[0]["labels"], torch.tensor([1])])
+    losses, gradients = losses_and_gradients(model, images, targets)
+    assert losses.keys() == LOSSES[name]
+    for key, gradient in gradients.items():
+        assert gradient is not None and gradient.isfinite().all(), key
+        assert gradient.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("loss", ["base", "jol"])
+@pytest.mark.parametrize("objects", [[0, 0], [1, 0], [1]])
+def test_few_objects_or_none(name: str, loss: str, objects: list[int]) -> None:
+    torch.manual_seed(0)
+    model = build_detector(name, K, loss, preset="slim").train()
+    images, targets = scene(objects)
+    losses, gradients = losses_and_gradients(model, images, targets)
+    assert all(math.isfinite(v.item()) for v in losses.values())
+    assert all(g is None or g.isfinite().all() for g in gradients.values())
+    box = "loss_box_reg" if name == "faster_rcnn" else "bbox_regression"
+    assert (losses[box] > 0) == (sum(objects) > 0)
+    weight = joint_head(model).negative_weight
+    assert weight is not None
+    assert weight == 1 if loss == "base" or sum(objects) == 0 else 1 < weight < 2
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("size", [(96, 96), (70, 150), (192, 160)])
+def test_slim_predicts_in_pixels_of_the_image(name: str, size: tuple[int, int]) -> None:
+    """Native resolution, boxes inside the image, labels 0 to K - 1, up to 1500 detections."""
+    torch.manual_seed(0)
+    model = build_detector(name, K, "jol", preset="slim").eval()
+    (model.roi_heads if name == "faster_rcnn" else model).score_thresh = 0.0
+    images, _ = scene([1], size)
+    seen: list[tuple[int, ...]] = []
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    with torch.no_grad():
+        found = model(images)[0]
+    assert seen == [(1, 3, math.ceil(size[0] / 32) * 32, math.ceil(size[1] / 32) * 32)]
+    boxes = found["boxes"]
+    assert 0 < len(boxes) <= 1500 and boxes.shape == (len(boxes), 4)
+    assert (boxes >= 0).all() and (boxes[:, 2] <= size[1]).all() and (boxes[:, 3] <= size[0]).all()
+    assert found["labels"].unique().tolist() == list(range(K))
+    assert ((found["scores"] >= 0) & (found["scores"] <= 1)).all()
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_few_steps_learn_one_image(name: str) -> None:
+    """The losses fall and the objects are found: labels and boxes go in and out alike."""
+    torch.manual_seed(0)
+    model = build_detector(name, K, "jol", preset="slim").train()
+    image = torch.full((3, 96, 96), 0.4)
+    boxes = torch.tensor([[10.0, 10, 22, 22], [50, 12, 66, 28], [20, 60, 34, 74], [60, 60, 78, 78]])
+    labels = torch.tensor([0, 1, 2, 0])
+    for (x1, y1, x2, y2), label in zip(boxes.int().tolist(), labels.tolist(), strict=True):
+        image[:, y1:y2, x1:x2] = 0.0
+        image[label, y1:y2, x1:x2] = 1.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for step in range(120):
+        optimizer.param_groups[0]["lr"] = 0.001 if step >= 100 else 0.01 * min(1, (step + 1) / 10)
+        losses = model([image], [{"boxes": boxes, "labels": labels}])
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+    with torch.no_grad():
+        found = model.eval()([image])[0]
+    top = found["scores"].argsort(descending=True)[:4]
+    order = found["boxes"][top].sum(1).argsort()
+    wanted = boxes.sum(1).argsort()
+    torch.testing.assert_close(found["boxes"][top][order], boxes[wanted], atol=3.0, rtol=0)
+    assert torch.equal(found["labels"][top][order], labels[wanted])
+
+
+def test_state_survives_saving(tmp_path: pytest.TempPathFactory) -> None:
+    torch.manual_seed(0)
+    one = build_detector("faster_rcnn", K, "jol", preset="slim").eval()
+    other = build_detector("faster_rcnn", K, "base", preset="slim").eval()
+    path = f"{tmp_path}/model.pt"
+    torch.save(one.state_dict(), path)
+    other.load_state_dict(torch.load(path, weights_only=True))
+    images, _ = scene([1])
+    with torch.no_grad():
+        want, got = one(images)[0], other(images)[0]
+    assert all(torch.equal(want[k], got[k]) for k in want)
+    assert copy.deepcopy(one)(images)[0]["boxes"].shape == want["boxes"].shape
+
+
+def test_backbone_weights_from_a_file(tmp_path: pytest.TempPathFactory) -> None:
+    """Loaded, and frozen as torchvision freezes a pretrained backbone."""
+    torch.manual_seed(1)
+    body = resnet18()
+    path = f"{tmp_path}/resnet18.pth"
+    torch.save(body.state_dict(), path)
+    model = build_detector("faster_rcnn", K, backbone="resnet18", backbone_weights=path)
+    parameters = dict(model.backbone.body.named_parameters())
+    assert torch.equal(parameters["layer3.0.conv1.weight"], body.layer3[0].conv1.weight)
+    frozen = {k for k, p in parameters.items() if not p.requires_grad}
+    assert "conv1.weight" in frozen and "layer1.0.conv1.weight" in frozen
+    assert not any(k.startswith(("layer2", "layer3", "layer4")) for k in frozen)
+
+    torch.save({"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, path)
+    with pytest.raises(ValueError, match=r"backbone_weights: .* does not fit resnet18"):
+        build_detector("fcos", K, backbone="resnet18", backbone_weights=path)
+    with pytest.raises(ValueError, match="backbone_weights: no such file: nowhere"):
+        build_detector("fcos", K, backbone_weights="nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"name": "cascade_rcnn"}, NotImplementedError, "'cascade_rcnn' is not implemented yet"),
+        ({"name": "yolo"}, ValueError, "detector: got 'yolo', wanted one of faster_rcnn, fcos"),
+        ({"loss": "plain"}, ValueError, "loss: got 'plain', wanted one of base, jol"),
+        ({"preset": "large"}, ValueError, "preset: got 'large'"),
+        ({"backbone": "vgg"}, ValueError, "backbone: got 'vgg'"),
+        ({"preset": "slim", "backbone_weights": "imagenet"}, ValueError, "GroupNorm"),
+        ({"lam": 0.5}, ValueError, "lam: got 0.5"),
+        ({"location_score": "area"}, ValueError, "location_score: got 'area'"),
+    ],
+)
+def test_unusable_choices_are_named(
+    change: dict[str, object], error: type[Exception], match: str
+) -> None:
+    arguments: dict[str, object] = {"name": "fcos", "num_classes": K, "backbone_weights": "none"}
+    with pytest.raises(error, match=match):
+        build_detector(**(arguments | change))  # type: ignore[arg-type]
+
+
+def test_roi_heads_take_over_torchvisions_settings() -> None:
+    model = fasterrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=4,
+        box_score_thresh=0.2,
+        box_nms_thresh=0.4,
+        box_detections_per_img=7,
+        box_fg_iou_thresh=0.6,
+        box_bg_iou_thresh=0.4,
+        box_batch_size_per_image=64,
+        box_positive_fraction=0.5,
+    )
+    assert isinstance(model, FasterRCNN)
+    heads = JointRoIHeads.from_roi_heads(model.roi_heads, roi_criterion())
+    assert heads.box_head is model.roi_heads.box_head
+    assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.2, 0.4, 7)
+    matcher, sampler = heads.proposal_matcher, heads.fg_bg_sampler
+    assert (matcher.high_threshold, matcher.low_threshold) == (0.6, 0.4)
+    assert (sampler.batch_size_per_image, sampler.positive_fraction) == (64, 0.5)
+    assert heads.box_coder.weights == (10.0, 10.0, 5.0, 5.0)
+
+
+def test_roi_heads_refuse_what_they_would_leave_out() -> None:
+    masks = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
+    with pytest.raises(ValueError, match="boxes only"):
+        JointRoIHeads.from_roi_heads(masks.roi_heads, roi_criterion())
+    boxes = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
+    with pytest.raises(ValueError, match=r"coding LTRB\(\)"):
+        JointRoIHeads.from_roi_heads(boxes.roi_heads, fcos_criterion())
+    boxes.roi_heads.box_coder.weights = (1.0, 1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="wanted Delta with the heads' weights"):
+        JointRoIHeads.from_roi_heads(boxes.roi_heads, roi_criterion())
