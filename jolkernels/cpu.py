@@ -58,7 +58,7 @@ class Positives:
 
     def classification(self, logits: Tensor, settings: Settings) -> Rowwise:
         """Losses of all rows [N] and their gradient; ignored rows count as background."""
-        quality = torch.zeros(0)
+        quality = logits.new_zeros(0)
         if settings.classification.soft:
             quality = logits.new_zeros(len(logits))
             quality[self.rows] = self.score(spec.IoU())[0]

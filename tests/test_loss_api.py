@@ -188,6 +188,19 @@ def test_an_input_that_needs_no_gradient(frozen):
     assert torch.equal(batch[other].grad, expected[other])
 
 
+def test_a_default_device_does_not_matter():
+    """torch.set_default_device is for the user's own tensors: ours lie where the inputs do."""
+    criterion = JointOptimizationLoss()
+    batch = random_batch()
+    expected = criterion(**batch)
+    wanted = gradients(expected, batch)
+    with torch.device("meta"):
+        loss = criterion(**batch)
+        got = gradients(loss, batch)
+    assert loss == expected
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
 def test_without_grad():
     batch = random_batch()
     with torch.no_grad():

@@ -161,9 +161,10 @@ def forward(batch: Batch, settings: Settings) -> Forward:
     """As jolkernels.cpu.forward."""
     dtype, n = accumulator(batch), len(batch.labels)
     run = getattr(library(), "forward_f32" if dtype == torch.float32 else "forward_f64")
-    rows = torch.empty(n, dtype=dtype)
+    # Always on the CPU: a default device set by the user must not reach the C pointers.
+    rows = torch.empty(n, dtype=dtype, device="cpu")
     call = ctypes.byref(describe(batch, settings, rows))
-    sums = torch.zeros(-(-n // CHUNK), len(Sums._fields), dtype=torch.float64)
+    sums = torch.zeros(-(-n // CHUNK), len(Sums._fields), dtype=torch.float64, device="cpu")
     address, width = sums.data_ptr(), 8 * len(Sums._fields)
 
     def chunk(i: int, first: int, end: int) -> None:
