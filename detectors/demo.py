@@ -150,9 +150,8 @@ def table(results: dict[str, engine.TrainResult], seed: int, size: DemoSize) -> 
     lines.append(
         f"AP in per cent (IoU .5:.95) on {size.val_images} scenes. Faster R-CNN from random "
         f"weights, {size.steps} steps\nof {size.batch_size} images; same initial weights, data and "
-        f"learning rate ({LEARNING_RATE}, at which both\nlosses train stably; base gains some two "
-        f"points at twice of it, JOL loses some). One seed ({seed}):\na few points either way may "
-        "be chance; try others with --seed."
+        f"learning rate. One seed ({seed}) and one rate\n({LEARNING_RATE}): a few points either "
+        "way are chance or the rate's (README); try others with --seed."
     )
     return "\n".join(lines) + "\n"
 
