@@ -127,7 +127,7 @@ def giou_loss(x: Tensor, target: Tensor, _: spec.GIoU) -> Tensor:
 
 
 def center_offsets(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    d = 0.5 * (x[:, :2] + x[:, 2:] - target[:, :2] - target[:, 2:])
+    d = 0.5 * ((x[:, :2] - target[:, :2]) + (x[:, 2:] - target[:, 2:]))  # 0 for equal boxes
     return d[:, 0], d[:, 1]
 
 

@@ -175,7 +175,7 @@ def test_resume_checks_what_it_goes_on_with(
     runs.start(tmp_path, settings, {"digest": "a"})
     with pytest.raises(RunError, match="holds a run already"):
         runs.start(tmp_path, settings, {"digest": "a"})
-    with pytest.raises(RunError, match=r"lr was 0\.02, is now 0\.5"):
+    with pytest.raises(RunError, match=rf"lr was {settings.lr}, is now 0\.5"):
         runs.resume(tmp_path, replace(settings, lr=0.5), {"digest": "a"})
     with pytest.raises(RunError, match="digest was 'a', is now 'b'"):
         runs.resume(tmp_path, settings, {"digest": "b"})
@@ -220,6 +220,12 @@ def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     demo.run(out, seed=1, size=replace(size, steps=1))  # an earlier demo is replaced
     (out / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunError, match=r"holds 'thesis\.txt', which is of no demo"):
+    with pytest.raises(RunError, match="holds what no demo wrote"):
         demo.run(out, size=size)
     assert (out / "thesis.txt").exists() and (out / "table.txt").exists()
+    for name in ("thesis", "data"):  # what no demo wrote is not, whatever its folders are called
+        (tmp_path / name / "train").mkdir(parents=True)
+        (tmp_path / name / "train" / "mine.txt").write_text("precious")
+        with pytest.raises(RunError, match="holds what no demo wrote"):
+            demo.run(tmp_path / name, seed=1, size=size)
+        assert (tmp_path / name / "train" / "mine.txt").read_text() == "precious"

@@ -6,7 +6,16 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CODINGS, HEADS, REGRESSIONS, gradients, random_batch, sampled
+from cases import (
+    CODINGS,
+    DEVICE,
+    HEADS,
+    INTERPRETED,
+    REGRESSIONS,
+    gradients,
+    random_batch,
+    sampled,
+)
 
 from jolkernels import JointOptimizationLoss
 
@@ -162,6 +171,56 @@ def test_subgradients_at_ties():
     torch.testing.assert_close(gradients(loss, batch, (0, 1))[1], preds.grad)
     loss = JointOptimizationLoss("cross_entropy", "l1", weighting="none")(**batch)
     assert (gradients(loss, batch)[1] == 0).all()
+
+
+@pytest.mark.parametrize("score", ["nwd", "simd", "dotd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distance_scores_of_equal_boxes_have_no_gradient(score, dtype):
+    """The root of 0 has none, also where centres of equal boxes could differ by rounding."""
+    batch = random_batch(n=40, dtype=dtype)
+    batch["box_preds"] = batch["target_boxes"].clone().requires_grad_()
+    choices = {"location_score": score, "regression": "l1"}
+    loss = JointOptimizationLoss("cross_entropy", **choices)(**batch)
+    assert loss.regression == 0
+    assert (gradients(loss, batch)[1] == 0).all()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the kernels keep lse: good to about 1e-5 at these logits")
+@pytest.mark.parametrize("columns", [9, 80])
+@pytest.mark.parametrize("scale", [5.0, 100.0, 1e4])
+def test_large_float32_logits_lose_no_more_than_pytorch(columns, scale):
+    g = torch.Generator().manual_seed(0)
+    logits = (scale * torch.randn(300, columns, generator=g)).requires_grad_()
+    labels = torch.randint(columns, (300,), generator=g)
+    box = torch.tensor([[0.0, 0, 4, 4]]).expand(300, 4)
+
+    def error(loss, exact):
+        (d,) = torch.autograd.grad(loss, logits)
+        return (d.double() - exact).abs().max().item() * 300
+
+    double = logits.detach().double().requires_grad_()
+    (exact,) = torch.autograd.grad(F.cross_entropy(double, labels), double)
+    ours = JointOptimizationLoss(weighting="none")(logits, box, labels, box).classification
+    assert error(ours, exact) <= error(F.cross_entropy(logits, labels), exact) + 1e-6
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="of the CPU paths")
+def test_minus_infinity_at_the_true_class_has_pytorchs_gradient():
+    batch = random_batch(n=4)
+    batch["labels"][:] = torch.tensor([0, 1, 5, 5])
+    batch["box_preds"] = batch["target_boxes"] = torch.ones(4, 4, dtype=torch.float64)
+    del batch["classification_weights"], batch["regression_weights"]
+    with torch.no_grad():
+        batch["logits"][1, 1] = -torch.inf
+    expected = F.cross_entropy(batch["logits"], batch["labels"])
+    loss = JointOptimizationLoss(weighting="none")(**batch).classification
+    assert loss == expected == torch.inf
+    for wanted, got in zip(
+        torch.autograd.grad(expected, batch["logits"]),
+        torch.autograd.grad(loss, batch["logits"]),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_boxes_that_only_touch_do_not_overlap():

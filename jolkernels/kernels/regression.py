@@ -122,7 +122,7 @@ def diou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
     """torchvision.ops.distance_box_iou_loss: the centres' distance over the hull's diagonal."""
     v, v0, v1, v2, v3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 1e-7)
     w, w0, w2, h, h1, h3 = hull_sides(x0, x1, x2, x3, t0, t1, t2, t3)
-    dx, dy = 0.5 * (x0 + x2 - t0 - t2), 0.5 * (x1 + x3 - t1 - t3)
+    dx, dy = 0.5 * ((x0 - t0) + (x2 - t2)), 0.5 * ((x1 - t1) + (x3 - t3))
     per = 1.0 / (w * w + h * h + 1e-7)
     q = (dx * dx + dy * dy) * per
     d0, d1 = (dx - 2.0 * q * w * w0) * per - v0, (dy - 2.0 * q * h * h1) * per - v1

@@ -28,7 +28,7 @@ def giou_score(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
 @triton.jit
 def center_offsets(x0, x1, x2, x3, t0, t1, t2, t3):
     """The centres' distance in x and in y."""
-    return 0.5 * (x0 + x2 - t0 - t2), 0.5 * (x1 + x3 - t1 - t3)
+    return 0.5 * ((x0 - t0) + (x2 - t2)), 0.5 * ((x1 - t1) + (x3 - t3))  # 0 for equal boxes
 
 
 @triton.jit

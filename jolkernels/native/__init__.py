@@ -70,7 +70,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(build(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # Runtime: no home folder
         logging.getLogger(__name__).info("no C passes, tensor operations instead: %s", error)
         return None
 

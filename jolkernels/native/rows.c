@@ -13,7 +13,7 @@
 enum { CROSS_ENTROPY, FOCAL };
 enum { L1, SMOOTH_L1, IOU_LOSS, GIOU_LOSS };
 enum { XYXY, DELTA, LTRB };
-enum { P, N, W, A_POS, A_NEG, R, BAD, SUMS }; /* as jolkernels.cpu.Sums */
+enum { P, N, W, A_POS, A_NEG, R, BAD, SUMS }; /* as jolkernels.sums.Sums */
 
 struct call {
     const void *logits, *boxes, *labels, *targets, *priors, *alphas, *betas;
@@ -237,6 +237,13 @@ static inline REAL NAME(box_terms)(const struct call *c, int64_t row, int64_t y,
     return r;
 }
 
+static inline REAL NAME(highest)(const REAL *z, int64_t columns) {
+    REAL highest = z[0];
+#pragma omp simd reduction(max : highest)
+    for (int64_t k = 1; k < columns; k++) highest = z[k] > highest ? z[k] : highest;
+    return highest;
+}
+
 /* The classification loss of a row. */
 static inline REAL NAME(row_loss)(const struct call *c, const REAL *z, int64_t y) {
     if (c->classification == FOCAL) {
@@ -244,9 +251,7 @@ static inline REAL NAME(row_loss)(const struct call *c, const REAL *z, int64_t y
         for (int64_t k = 0; k < c->columns; k++) total += NAME(focal)(c, z[k], k == y, &slope);
         return total;
     }
-    REAL highest = z[0], total = 0, lowest = NAME(lowest);
-#pragma omp simd reduction(max : highest)
-    for (int64_t k = 1; k < c->columns; k++) highest = z[k] > highest ? z[k] : highest;
+    REAL highest = NAME(highest)(z, c->columns), total = 0, lowest = NAME(lowest);
 #pragma omp simd reduction(+ : total)
     for (int64_t k = 0; k < c->columns; k++) total += NAME(exp_negative)(z[k] - highest, lowest);
     return highest - z[y] + (REAL)log(total);
@@ -331,11 +336,14 @@ void NAME(backward)(const struct call *c, int64_t first, int64_t end) {
             }
             if (positive) g[y] -= d_s * (1 - s);
         } else {
-            REAL lse = a + z[y], lowest = NAME(lowest);
+            REAL highest = NAME(highest)(z, c->columns), total = 0, lowest = NAME(lowest);
             scale += d_s;
-#pragma omp simd
+#pragma omp simd reduction(+ : total)
             for (int64_t k = 0; k < c->columns; k++)
-                g[k] = scale * NAME(exp_negative)(z[k] - lse, lowest);
+                total += g[k] = NAME(exp_negative)(z[k] - highest, lowest);
+            REAL per = scale / total;
+#pragma omp simd
+            for (int64_t k = 0; k < c->columns; k++) g[k] *= per;
             g[y] -= scale;
         }
     }
