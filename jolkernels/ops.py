@@ -67,6 +67,7 @@ def in_eager_mode(tensors: Tensors) -> bool:
     """Whether nobody watches: no compiler, no dispatch mode, no tensor subclass."""
     return (
         not torch.compiler.is_compiling()
+        and not any(t.is_meta for t in tensors if t is not None)
         and torch._C._len_torch_dispatch_stack() == 0
         and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors if t is not None)
     )

@@ -9,7 +9,13 @@ import pytest
 import torch
 from cases import INTERPRETED, gradients, random_batch
 
-from jolkernels import JointLoss, JointOptimizationLoss, joint_optimization_loss, spec
+from jolkernels import (
+    JointLoss,
+    JointOptimizationLoss,
+    closed_form,
+    joint_optimization_loss,
+    spec,
+)
 from jolkernels.loss import make_batch
 
 pytestmark = pytest.mark.kernels
@@ -199,6 +205,30 @@ def test_a_default_device_does_not_matter():
         got = gradients(loss, batch)
     assert loss == expected
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="of the tensor operations")
+@pytest.mark.parametrize(
+    ("table", "choice", "choices"),
+    [
+        ("REGRESSION", spec.EIoU, {"regression": "eiou"}),
+        ("SCORE", spec.NWD, {"location_score": "nwd"}),
+        ("CLASSIFICATION", spec.BCE, {"classification": "bce"}),
+    ],
+)
+def test_what_has_no_closed_form_is_differentiated_by_autograd(table, choice, choices, monkeypatch):
+    """So that a new loss needs no row there."""
+    criterion = JointOptimizationLoss(**choices)
+    batch = random_batch((choices.get("classification", "cross_entropy"), "last"))
+    expected = gradients(criterion(**batch), batch)
+    monkeypatch.delitem(getattr(closed_form, table), choice)
+    torch.testing.assert_close(gradients(criterion(**batch), batch), expected)
+
+
+def test_meta_tensors_go_through_the_operators():
+    batch = {k: v.detach().to("meta") for k, v in random_batch().items()}
+    loss = JointOptimizationLoss()(**batch)
+    assert loss.classification.is_meta and loss.classification.shape == ()
 
 
 def test_without_grad():
