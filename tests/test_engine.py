@@ -202,7 +202,7 @@ def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = tmp_path / "demo"
     demo.run(out, seed=1, size=size)
     assert {p.name for p in out.iterdir()} == {
-        "train", "val", "base", "jol", "table.txt", "detections.png", "pr_curves.png",
+        demo.MARK, "train", "val", "base", "jol", "table.txt", "detections.png", "pr_curves.png",
     }  # fmt: skip
     for loss in ("base", "jol"):
         assert {p.name for p in (out / loss).iterdir()} == RUN_FILES
