@@ -17,9 +17,9 @@ from torch import Tensor
 from jolkernels import reference, spec
 
 Gradient = Callable[[], Tensor]
-# For logits: the rows' losses [N], and from these the gradient [N, C]. A backward pass has the
-# losses at hand and asks for the gradient alone.
-Rowwise = tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]
+# For logits: the rows' losses [N] and their gradient [N, C], each when it is asked for. A backward
+# pass has the losses at hand and asks for the gradient alone.
+Rowwise = tuple[Callable[[], Tensor], Gradient]
 Pullback = Callable[[Tensor], Tensor]
 
 
@@ -45,8 +45,7 @@ class Overlap:
 
     def __init__(self, x: Tensor, t: Tensor) -> None:
         self.x, self.t = x, t
-        self.low, self.high = torch.max(x[:, :2], t[:, :2]), torch.min(x[:, 2:], t[:, 2:])
-        sides = self.high - self.low
+        sides = torch.min(x[:, 2:], t[:, 2:]) - torch.max(x[:, :2], t[:, :2])
         self.sides = sides * (sides > 0).all(1, keepdim=True)
         self.intersection = self.sides.prod(1)
         self.size = x[:, 2:] - x[:, :2]
@@ -253,7 +252,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, _: Tensor, __: spec.CrossEntro
     y = labels[:, None]
     z_y = logits.gather(1, y)[:, 0]
 
-    def gradient(_: Tensor) -> Tensor:
+    def gradient() -> Tensor:
         if logits.shape[1] < LONG_ROW:
             g = torch.sub(logits, logits.amax(1, keepdim=True)).exp_()
             g /= g.sum(1, keepdim=True)
@@ -295,7 +294,7 @@ def focal(logits: Tensor, labels: Tensor, _: Tensor, spec: spec.Focal) -> Rowwis
     alpha, p, ce = fill(spec.alpha, 1 - spec.alpha), u.sigmoid(), F.softplus(u)
     modulated = alpha * p**spec.gamma
 
-    def gradient(_: Tensor) -> Tensor:
+    def gradient() -> Tensor:
         return modulated * (p + spec.gamma * ce * u.neg().sigmoid()) * fill(-1, 1)
 
     return lambda: (modulated * ce).sum(1), gradient
@@ -314,7 +313,7 @@ def bce(logits: Tensor, labels: Tensor, _: Tensor, __: spec.BCE) -> Rowwise:
     def loss() -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
 
-    return loss, lambda _: logits.sigmoid() - target
+    return loss, lambda: logits.sigmoid() - target
 
 
 def quality_focal(
@@ -328,7 +327,7 @@ def quality_focal(
     d = p - y
     ce, modulation = F.softplus(logits) - y * logits, d.abs() ** spec.beta
 
-    def gradient(_: Tensor) -> Tensor:
+    def gradient() -> Tensor:
         slope = torch.where(d == 0, 0, spec.beta * modulation / d)
         return modulation * d + slope * ce * p * (-logits).sigmoid()
 
@@ -348,7 +347,7 @@ def varifocal(logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.Varifo
         losses[cells] = q * (ce[cells] - q * logits[cells])
         return losses.sum(1)
 
-    def gradient(_: Tensor) -> Tensor:
+    def gradient() -> Tensor:
         g = modulation * (p + spec.gamma * ce * (-logits).sigmoid())
         g[cells] = q * (p[cells] - q)
         return g
@@ -394,7 +393,7 @@ def classification(logits: Tensor, labels: Tensor, quality: Tensor, choice: Any)
     if function is not None:
         return function(logits, labels, quality, choice)
     loss, gradient = by_autograd(reference.CLASSIFICATION, logits, labels, quality, choice)
-    return lambda: loss, lambda _: gradient()
+    return lambda: loss, gradient
 
 
 def regression(x: Tensor, target: Tensor, choice: Any) -> tuple[Tensor, Gradient]:

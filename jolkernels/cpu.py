@@ -1,4 +1,4 @@
-"""The loss and its gradient in tensor operations: where no Triton kernel runs.
+"""The loss and its gradient in tensor operations: where neither Triton nor C runs.
 
 Same interface as jolkernels.kernels: `forward` gives the results and what `backward` needs beside
 the inputs, `backward` the two gradients. docs/mathematics.md has the derivation.
@@ -132,7 +132,7 @@ def backward(
         row_scale = torch.where(p.valid, g_cls * alpha * w_neg, 0)
         row_scale[p.rows] = g_cls * alpha[p.rows] * w_pos
         d_s = d_w * p.s_loc * s_cls if settings.class_score else torch.zeros_like(d_w)
-        grad_logits = logits_gradient(logits, p, settings, rows, row_scale, d_s, s_cls)
+        grad_logits = logits_gradient(logits, p, settings, row_scale, d_s, s_cls)
         grad_logits = grad_logits.to(batch.logits.dtype)
     if needs[1]:
         d_codes = (g_loc * beta * w_pos)[:, None] * p.l_loc_grad()
@@ -148,7 +148,6 @@ def logits_gradient(
     logits: Tensor,
     p: Positives,
     settings: Settings,
-    rows: Tensor,
     row_scale: Tensor,
     d_s: Tensor,
     s_cls: Tensor,
@@ -160,7 +159,7 @@ def logits_gradient(
     """
     if settings.classification.softmax:
         row_scale = row_scale.index_add(0, p.rows, d_s)
-    g = p.classification(logits, settings)[1](rows)
+    g = p.classification(logits, settings)[1]()
     g *= row_scale[:, None]
     if not settings.classification.softmax:
         g[p.rows, p.y] -= d_s * (1 - s_cls)

@@ -73,9 +73,14 @@ def in_eager_mode(tensors: Tensors) -> bool:
     )
 
 
-def runs_on_triton(tensor: Tensor) -> bool:
-    """Whether the Triton kernels compute the loss of this tensor."""
-    return HAS_TRITON and (tensor.is_cuda or (INTERPRETED and tensor.device.type == "cpu"))
+def implementation(batch: Batch, settings: Settings) -> Any:
+    """The module whose `forward` and `backward` compute this: kernels, native or cpu."""
+    logits = batch.logits
+    if HAS_TRITON and (logits.is_cuda or (INTERPRETED and logits.device.type == "cpu")):
+        from jolkernels import kernels
+
+        return kernels
+    return native if native.available(batch, settings) else cpu
 
 
 def forward(tensors: Tensors, key: str) -> tuple[Tensor, ...]:
@@ -104,14 +109,7 @@ def run_forward(*arguments: Any) -> tuple[Tensor, ...]:
     looks = batch.labels.device.type == "cpu" or os.environ.get("JOLKERNELS_VALIDATE") == "1"
     if looks and settings.sync_group is None:
         check_labels(batch, settings)
-    if runs_on_triton(batch.logits):
-        from jolkernels import kernels
-
-        result = kernels.forward(batch, settings)
-    elif native.available(batch, settings):
-        result = native.forward(batch, settings)
-    else:
-        result = cpu.forward(batch, settings)
+    result = implementation(batch, settings).forward(batch, settings)
     if looks and settings.sync_group is not None and result.scalars[4].isnan():
         check_labels(batch, settings)
         raise ValueError("labels: a label is out of range on another rank of sync_group")
@@ -122,14 +120,9 @@ def run_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """jolkernels::backward on real tensors."""
     batch, settings = unpack(arguments[:9], arguments[9])
     *saved, needs_logits, needs_boxes = arguments[10:]
-    implementation: Any = cpu.backward
-    if runs_on_triton(batch.logits):
-        from jolkernels import kernels
-
-        implementation = kernels.backward
-    elif native.available(batch, settings):
-        implementation = native.backward
-    grad_logits, grad_boxes = implementation(batch, settings, *saved, (needs_logits, needs_boxes))
+    grad_logits, grad_boxes = implementation(batch, settings).backward(
+        batch, settings, *saved, (needs_logits, needs_boxes)
+    )
     nothing = batch.logits.new_empty(0)
     return (
         nothing if grad_logits is None else grad_logits,
