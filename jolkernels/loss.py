@@ -4,7 +4,7 @@ Letters in shapes: N rows (samples), C class columns, K = C - 1 (cross entropy) 
 losses) foreground classes, S = 1 or as many box slots a row as there are classes.
 """
 
-import math
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -248,14 +248,12 @@ def make_settings(
     one_of("background", background, ("last", "first"))
     if class_score is not None:
         one_of("class_score", class_score, ("probability",))
-    if isinstance(lam, bool) or not isinstance(lam, int | float):
-        raise TypeError(f"lam: got {lam!r}, wanted a number")
-    if not (lam >= 1 and math.isfinite(lam)):
-        raise ValueError(f"lam: got {lam}, wanted a finite number of at least 1")
     if not isinstance(detach_weights, bool):
         raise TypeError(f"detach_weights: got {detach_weights!r}, wanted True or False")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: got {ignore_index!r}, wanted an int")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: got {ignore_index}, wanted an int of 64 bits")
     if sync_group is not None and not isinstance(sync_group, dist.ProcessGroup):
         raise TypeError(f"sync_group: got {sync_group!r}, wanted a torch.distributed ProcessGroup")
     settings = Settings(
@@ -266,7 +264,7 @@ def make_settings(
             None if location_score is None else spec.resolve("location_score", location_score)
         ),
         class_score=class_score,
-        lam=float(lam),
+        lam=spec.real("lam", lam, 1),
         weighting=weighting,
         detach_weights=detach_weights,
         background=background,
@@ -346,6 +344,8 @@ def make_normalizer(
     if isinstance(choice, bool) or not isinstance(choice, int | float):
         wanted = f"a number, a 0-dim tensor or one of {', '.join(NORMALIZERS)}"
         raise TypeError(f"{name}: got {choice!r}, wanted {wanted}")
+    if isinstance(choice, int) and abs(choice) > sys.float_info.max:
+        raise ValueError(f"{name}: got an integer beyond the range of float64")
     double = torch.float64 in (logits.dtype, box_preds.dtype)
     dtype = torch.float64 if double else torch.float32
     return torch.full((), choice, dtype=dtype, device=logits.device)
@@ -353,7 +353,7 @@ def make_normalizer(
 
 def one_of(name: str, choice: object, choices: tuple[str, ...]) -> None:
     """Raise unless `choice` is one of the names."""
-    if choice not in choices:
+    if not isinstance(choice, str) or choice not in choices:
         raise ValueError(f"{name}: got {choice!r}, wanted one of {', '.join(choices)}")
 
 

@@ -8,11 +8,51 @@ the true class is the box's IoU (`soft`), whether a box loss compares coded numb
 
 import ast
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+def real(
+    name: str,
+    value: object,
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: bool = False,
+) -> float:
+    """`value` as a float, if it is a finite number from `least` (`above`: beyond it) to `most`.
+
+    Raises:
+        TypeError: no number.
+        ValueError: not finite or out of this range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: got {value!r}, wanted a number")
+    bounds = {f"{'>' if above else '>='} {least:g}": least, f"<= {most:g}": most}
+    limits = " and ".join(text for text, bound in bounds.items() if math.isfinite(bound))
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: got an integer beyond the range of float64") from None
+    inside = least < number <= most if above else least <= number <= most
+    if not (math.isfinite(number) and inside):
+        raise ValueError(f"{name}: got {value}, wanted a finite number {limits}".rstrip())
+    return number
+
+
+def check_params(
+    choice: Any, least: float = 0, most: float = math.inf, *, above: bool = False
+) -> None:
+    """Make the fields of a spec floats in this range; errors as `real`."""
+    for field in fields(choice):
+        name = f"{type(choice).__name__}: {field.name}"
+        value = real(name, getattr(choice, field.name), least, most, above=above)
+        object.__setattr__(choice, field.name, value)
 
 
 @dataclass(frozen=True)
@@ -40,6 +80,11 @@ class Focal:
     softmax: ClassVar[bool] = False
     soft: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Refuse what is no share of the true class, or no exponent."""
+        check_params(self)
+        real("Focal: alpha", self.alpha, 0, 1)
+
 
 @dataclass(frozen=True)
 class QualityFocal:
@@ -48,6 +93,10 @@ class QualityFocal:
     beta: float = 2.0
     softmax: ClassVar[bool] = False
     soft: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse a negative exponent."""
+        check_params(self)
 
 
 @dataclass(frozen=True)
@@ -58,6 +107,10 @@ class Varifocal:
     gamma: float = 2.0
     softmax: ClassVar[bool] = False
     soft: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse a negative factor or exponent."""
+        check_params(self)
 
 
 @dataclass(frozen=True)
@@ -76,8 +129,7 @@ class SmoothL1:
 
     def __post_init__(self) -> None:
         """Refuse a negative beta."""
-        if not self.beta >= 0:
-            raise ValueError(f"SmoothL1: beta is {self.beta}, wanted a number >= 0")
+        check_params(self)
 
 
 @dataclass(frozen=True)
@@ -142,9 +194,12 @@ class Delta:
 
     def __post_init__(self) -> None:
         """Take any sequence of four positive weights."""
-        object.__setattr__(self, "weights", tuple(float(w) for w in self.weights))
-        if len(self.weights) != 4 or not all(w > 0 for w in self.weights):
-            raise ValueError(f"Delta: weights are {self.weights}, wanted four numbers > 0")
+        given = self.weights
+        if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 4:
+            raise ValueError(f"Delta: weights: got {given!r}, wanted four numbers > 0")
+        weights = tuple(real("Delta: weights", w, 0, above=True) for w in given)
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "clip", real("Delta: clip", self.clip))
 
 
 @dataclass(frozen=True)
@@ -163,6 +218,10 @@ class NWD:
 
     constant: float = 12.7
 
+    def __post_init__(self) -> None:
+        """Refuse what is not positive."""
+        check_params(self, above=True)
+
 
 @dataclass(frozen=True)
 class SimD:
@@ -171,12 +230,20 @@ class SimD:
     m: float = 6.13
     n: float = 4.59
 
+    def __post_init__(self) -> None:
+        """Refuse what is not positive."""
+        check_params(self, above=True)
+
 
 @dataclass(frozen=True)
 class DotD:
     """Dot distance (CVPR Workshops 2021), `size` the mean object size in pixels."""
 
     size: float = 12.7
+
+    def __post_init__(self) -> None:
+        """Refuse what is not positive."""
+        check_params(self, above=True)
 
 
 Classification = CrossEntropy | BCE | Focal | QualityFocal | Varifocal

@@ -4,7 +4,9 @@ import copy
 import pickle
 import subprocess
 import sys
+from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from cases import INTERPRETED, gradients, random_batch
@@ -32,10 +34,12 @@ pytestmark = pytest.mark.kernels
         ({"location_score": "iof"}, ValueError, "location_score: got 'iof'"),
         ({"location_score": ""}, ValueError, "location_score: got ''"),
         ({"class_score": "margin"}, ValueError, "class_score: got 'margin'"),
-        ({"lam": 0.5}, ValueError, "lam: got 0.5, wanted .* at least 1"),
+        ({"lam": 0.5}, ValueError, "lam: got 0.5, wanted a finite number >= 1"),
         ({"lam": float("nan")}, ValueError, "lam: got nan"),
         ({"lam": float("inf")}, ValueError, "lam: got inf"),
-        ({"lam": "2"}, TypeError, "lam: got '2'"),
+        ({"lam": "2"}, TypeError, "lam: got '2', wanted a number"),
+        ({"lam": 10**400}, ValueError, "lam: got an integer beyond"),
+        ({"ignore_index": 2**70}, ValueError, "ignore_index: got 1180591620717411303424"),
         ({"weighting": "both"}, ValueError, "weighting: got 'both'"),
         ({"background": "middle"}, ValueError, "background: got 'middle'"),
         ({"classification": "focal", "background": "first"}, ValueError, "background.*sigmoid"),
@@ -48,13 +52,55 @@ def test_wrong_choices_are_named(choices, error, message):
         JointOptimizationLoss(**choices)
 
 
-def test_wrong_parameters_of_specs_are_named():
-    with pytest.raises(ValueError, match="SmoothL1: beta is -1"):
-        spec.SmoothL1(beta=-1)
-    with pytest.raises(ValueError, match="Delta: weights"):
-        spec.Delta(weights=(1, 2, 3))
-    with pytest.raises(ValueError, match="Delta: weights"):
-        spec.Delta(weights=(1, 2, 3, 0))
+PARAMETERS = [
+    (choice, field.name)
+    for choices in spec.CHOICES.values()
+    for choice in choices.values()
+    for field in fields(choice)
+    if field.name != "weights"
+]
+
+
+@pytest.mark.parametrize(("choice", "name"), PARAMETERS)
+def test_every_parameter_of_a_spec_is_a_finite_number(choice, name):
+    for value, error in (
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (10**400, ValueError),
+        ("x", TypeError),
+        (True, TypeError),
+        (None, TypeError),
+    ):
+        with pytest.raises(error, match=f"^{choice.__name__}: {name}: got "):
+            choice(**{name: value})
+    if name != "clip":
+        with pytest.raises(ValueError, match=f"{name}: got -1, wanted a finite number >"):
+            choice(**{name: -1})
+    made = choice(**{name: np.float32(0.5)})
+    assert type(getattr(made, name)) is float
+    kind = next(kind for kind, choices in spec.CHOICES.items() if choice in choices.values())
+    settings = JointOptimizationLoss(**{kind: made}).settings
+    assert spec.Settings.decode(settings.encode()) == settings
+
+
+@pytest.mark.parametrize("choice", [spec.NWD, spec.SimD, spec.DotD])
+def test_scales_of_scores_are_positive(choice):
+    for field in fields(choice):
+        with pytest.raises(ValueError, match=f"{field.name}: got 0, wanted a finite number > 0"):
+            choice(**{field.name: 0})
+
+
+def test_the_share_of_the_true_class_is_at_most_one():
+    with pytest.raises(ValueError, match=r"Focal: alpha: got 1.5, wanted .* <= 1"):
+        spec.Focal(alpha=1.5)
+
+
+def test_weights_of_a_coding_are_four_positive_numbers():
+    for weights in ((1, 2, 3), (1, 2, 3, 0), (1, 2, 3, float("inf")), "1234", 5, None):
+        with pytest.raises(ValueError, match="Delta: weights: got"):
+            spec.Delta(weights=weights)
+    with pytest.raises(TypeError, match="Delta: weights: got 'x', wanted a number"):
+        spec.Delta(weights=(1, 2, 3, "x"))
     assert spec.Delta(weights=[10, 10, 5, 5]) == spec.Delta(weights=(10.0, 10.0, 5.0, 5.0))
 
 
@@ -83,6 +129,7 @@ N, C = 23, 6  # of random_batch
         ("regression_weights", torch.ones(N).int(), TypeError, "regression_weights: got torch.int"),
         ("classification_normalizer", "mean", ValueError, "classification_normalizer: got 'mean'"),
         ("regression_normalizer", torch.ones(1), ValueError, "regression_normalizer: got shape"),
+        ("regression_normalizer", 10**400, ValueError, "regression_normalizer: got an integer"),
         ("regression_normalizer", None, TypeError, "regression_normalizer: got None"),
         ("target_boxes", torch.zeros(N, 4, device="meta"), ValueError, "device meta.*cpu"),
     ],
@@ -313,6 +360,7 @@ def test_import_needs_torch_alone():
     """Neither Triton nor torchvision, nor numpy's neighbours, are imported or needed."""
     program = """
 import sys
+from dataclasses import fields
 for name in ("triton", "torchvision", "matplotlib", "pycocotools", "faster_coco_eval"):
     sys.modules[name] = None  # an import of it raises
 import torch, jolkernels
