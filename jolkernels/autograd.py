@@ -28,10 +28,10 @@ class JointOptimizationFunction(torch.autograd.Function):
         *tensors, rows, scalars = ctx.saved_tensors
         needs = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
         saved = (rows, scalars, grads[0], grads[1])
-        if torch.compiler.is_compiling():  # a compiled backward is never differentiated
-            gradients = ops.backward(tensors, ctx.key, saved, needs)
-        else:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             gradients = JointOptimizationBackward.apply(ctx.key, needs, *saved, *tensors)
+        else:
+            gradients = ops.backward(tensors, ctx.key, saved, needs)
         grad_logits, grad_boxes = (
             g if needed else None for g, needed in zip(gradients, needs, strict=True)
         )

@@ -39,10 +39,10 @@ def finish(local: Sums, rows: Tensor, batch: Batch, settings: Settings) -> Forwa
     mean_neg = total.a_neg / max(1, total.positives)
     poison = math.nan if total.bad else 0.0
     return Forward(
-        classification=rows.new_tensor((local.a_pos + w_neg * local.a_neg) * inv_z_cls + poison),
-        regression=rows.new_tensor(local.r * inv_z_loc + poison),
-        negative_weight=rows.new_tensor(w_neg),
-        num_positives=batch.labels.new_tensor(int(total.positives)),
+        classification=rows.new_full((), (local.a_pos + w_neg * local.a_neg) * inv_z_cls + poison),
+        regression=rows.new_full((), local.r * inv_z_loc + poison),
+        negative_weight=rows.new_full((), w_neg),
+        num_positives=batch.labels.new_full((), int(total.positives)),
         rows=rows,
         scalars=rows.new_tensor((w_neg, mean_neg, inv_z_cls, inv_z_loc, poison)),
     )

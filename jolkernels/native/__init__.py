@@ -20,7 +20,6 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ from jolkernels.sums import Sums, finish
 SOURCE = Path(__file__).with_name("rows.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
          "-shared", "-fPIC")  # fmt: skip
-CHUNK = 4096  # rows; sums are added chunk by chunk, so the bits do not depend on the threads
+CHUNK = 4096  # as in rows.c; sums are added chunk by chunk: the bits do not depend on the threads
 SERIAL = 32768  # elements of logits below which threads cost more than they bring
 
 # The order of the enums in rows.c.
@@ -48,6 +47,7 @@ INTEGERS = ("logits_row", "boxes_row", "boxes_col", "labels_row", "targets_row",
             "class_score", "joint", "constant")  # fmt: skip
 NUMBERS = ("lam", "focal_alpha", "focal_gamma", "beta", "weight_0", "weight_1", "weight_2",
            "weight_3", "clip", "w_neg", "mean_neg", "g_cls", "g_loc")  # fmt: skip
+PROGRESS = ("count", "next")
 
 
 class Call(ctypes.Structure):
@@ -57,6 +57,8 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in POINTERS),
         *((name, ctypes.c_int64) for name in INTEGERS),
         *((name, ctypes.c_double) for name in NUMBERS),
+        *((name, ctypes.c_int64) for name in PROGRESS),
+        ("sums", ctypes.c_void_p),
     )
 
 
@@ -110,18 +112,10 @@ def available(batch: Batch, settings: Settings) -> bool:
     )
 
 
-def describe(batch: Batch, settings: Settings, rows: Tensor) -> Call:
-    """What rows.c has to know of a call; `batch` and `rows` have to stay alive."""
-    c, columns = Call(), batch.logits.shape[1]
-    tensors = (batch.logits, batch.box_preds, batch.labels, batch.target_boxes, batch.priors,
-               batch.classification_weights, batch.regression_weights)  # fmt: skip
-    for name, tensor in zip(POINTERS, (*tensors, rows), strict=False):
-        if tensor is not None:
-            setattr(c, name, tensor.data_ptr())
-            for stride, side in zip(tensor.stride(), ("row", "col"), strict=False):
-                if f"{name}_{side}" in INTEGERS:
-                    setattr(c, f"{name}_{side}", stride)
-    c.columns, c.box_columns = columns, batch.box_preds.shape[1]
+@lru_cache
+def template(settings: Settings, columns: int, box_columns: int) -> Call:
+    """What rows.c has to know of the settings, for logits and boxes of so many columns."""
+    c = Call(columns=columns, box_columns=box_columns)
     c.background, c.last = settings.background_label(columns), settings.last_label(columns)
     c.ignore = settings.ignore_index
     c.classification = CLASSIFICATION[type(settings.classification)]
@@ -140,37 +134,54 @@ def describe(batch: Batch, settings: Settings, rows: Tensor) -> Call:
     return c
 
 
+def describe(batch: Batch, settings: Settings, rows: Tensor) -> Call:
+    """What rows.c has to know of a call; `batch` and `rows` have to stay alive."""
+    made = template(settings, batch.logits.shape[1], batch.box_preds.shape[1])
+    c = Call.from_buffer_copy(made)
+    c.count = len(rows)
+    c.logits, c.logits_row = batch.logits.data_ptr(), batch.logits.stride(0)
+    c.boxes, (c.boxes_row, c.boxes_col) = batch.box_preds.data_ptr(), batch.box_preds.stride()
+    c.labels, c.labels_row = batch.labels.data_ptr(), batch.labels.stride(0)
+    c.targets = batch.target_boxes.data_ptr()
+    c.targets_row, c.targets_col = batch.target_boxes.stride()
+    if batch.priors is not None:
+        c.priors, (c.priors_row, c.priors_col) = batch.priors.data_ptr(), batch.priors.stride()
+    if (alphas := batch.classification_weights) is not None:
+        c.alphas, c.alphas_row = alphas.data_ptr(), alphas.stride(0)
+    if (betas := batch.regression_weights) is not None:
+        c.betas, c.betas_row = betas.data_ptr(), betas.stride(0)
+    c.rows = rows.data_ptr()
+    return c
+
+
 @lru_cache
 def pool(threads: int) -> ThreadPoolExecutor:
     """Threads for the chunks; ctypes gives up the interpreter's lock during a call."""
     return ThreadPoolExecutor(threads, thread_name_prefix="jolkernels")
 
 
-def for_each_chunk(function: Any, batch: Batch) -> None:
-    """Call function(chunk, first row, last row + 1) for all chunks, in threads where it pays."""
-    n, threads = len(batch.labels), torch.get_num_threads()
-    chunks = [(i, first, min(first + CHUNK, n)) for i, first in enumerate(range(0, n, CHUNK))]
-    if threads == 1 or len(chunks) == 1 or batch.logits.numel() < SERIAL:
-        for chunk in chunks:
-            function(*chunk)
-    else:
-        list(pool(threads).map(lambda chunk: function(*chunk), chunks))
+def run(function: str, c: Call, dtype: torch.dtype) -> None:
+    """Call a pass of rows.c, in as many threads as pay; each takes chunks until none is left."""
+    passes = getattr(library(), f"{function}_{'f32' if dtype == torch.float32 else 'f64'}")
+    call = ctypes.byref(c)
+    helpers = 0
+    if c.count * c.columns >= SERIAL:
+        helpers = min(torch.get_num_threads(), -(-c.count // CHUNK)) - 1
+    waiting = [pool(helpers).submit(passes, call) for _ in range(helpers)]
+    passes(call)
+    for helper in waiting:
+        helper.result()
 
 
 def forward(batch: Batch, settings: Settings) -> Forward:
     """As jolkernels.cpu.forward."""
     dtype, n = accumulator(batch), len(batch.labels)
-    run = getattr(library(), "forward_f32" if dtype == torch.float32 else "forward_f64")
     # Always on the CPU: a default device set by the user must not reach the C pointers.
     rows = torch.empty(n, dtype=dtype, device="cpu")
-    call = ctypes.byref(describe(batch, settings, rows))
-    sums = torch.zeros(-(-n // CHUNK), len(Sums._fields), dtype=torch.float64, device="cpu")
-    address, width = sums.data_ptr(), 8 * len(Sums._fields)
-
-    def chunk(i: int, first: int, end: int) -> None:
-        run(call, ctypes.c_int64(first), ctypes.c_int64(end), ctypes.c_void_p(address + i * width))
-
-    for_each_chunk(chunk, batch)
+    sums = torch.empty(-(-n // CHUNK), len(Sums._fields), dtype=torch.float64, device="cpu")
+    c = describe(batch, settings, rows)
+    c.sums = sums.data_ptr()
+    run("forward", c, dtype)
     return finish(Sums(*sums.sum(0).tolist()), rows, batch, settings)
 
 
@@ -184,7 +195,6 @@ def backward(
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """As jolkernels.cpu.backward."""
-    run = getattr(library(), "backward_f32" if rows.dtype == torch.float32 else "backward_f64")
     c = describe(batch, settings, rows)
     c.w_neg, c.mean_neg, inv_z_cls, inv_z_loc, _ = scalars.tolist()
     c.g_cls, c.g_loc = float(grad_classification) * inv_z_cls, float(grad_regression) * inv_z_loc
@@ -194,10 +204,5 @@ def backward(
     )
     c.grad_logits = None if grad_logits is None else grad_logits.data_ptr()
     c.grad_boxes = None if grad_boxes is None else grad_boxes.data_ptr()
-    call = ctypes.byref(c)
-
-    def chunk(_: int, first: int, end: int) -> None:
-        run(call, ctypes.c_int64(first), ctypes.c_int64(end))
-
-    for_each_chunk(chunk, batch)
+    run("backward", c, rows.dtype)
     return grad_logits, grad_boxes

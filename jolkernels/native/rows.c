@@ -14,6 +14,8 @@ enum { CROSS_ENTROPY, FOCAL };
 enum { L1, SMOOTH_L1, IOU_LOSS, GIOU_LOSS };
 enum { XYXY, DELTA, LTRB };
 enum { P, N, W, A_POS, A_NEG, R, BAD, SUMS }; /* as jolkernels.sums.Sums */
+enum { CHUNK = 4096 }; /* rows a thread takes at a time; their sums do not depend on the threads */
+enum { TILE = 2048 };  /* logits whose exp is taken in one loop */
 
 struct call {
     const void *logits, *boxes, *labels, *targets, *priors, *alphas, *betas;
@@ -24,7 +26,19 @@ struct call {
     int64_t classification, regression, coding, iou_score, class_score, joint, constant;
     double lam, focal_alpha, focal_gamma, beta, code_weights[4], clip;
     double w_neg, mean_neg, g_cls, g_loc; /* backward: scalars, and upstream over normalisers */
+    int64_t count, next;                  /* rows, and the first chunk that no thread has taken */
+    double *sums;                         /* forward: SUMS numbers a chunk */
 };
+
+/* Take the next chunk of rows: its number, or -1 when there are none left. */
+static int64_t take(struct call *c, int64_t *first, int64_t *end) {
+    int64_t chunk = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED);
+    *first = chunk * CHUNK;
+    *end = *first + CHUNK < c->count ? *first + CHUNK : c->count;
+    return *first < c->count ? chunk : -1;
+}
+
+static int64_t tile_rows(const struct call *c) { return c->columns < TILE ? TILE / c->columns : 1; }
 
 /* The Taylor series of exp, by Horner; a loop over the terms would not be vectorised. */
 #define TERM(k, rest) (1 + r * ((REAL)1 / (REAL)k) * (rest))
@@ -244,17 +258,31 @@ static inline REAL NAME(highest)(const REAL *z, int64_t columns) {
     return highest;
 }
 
-/* The classification loss of a row. */
-static inline REAL NAME(row_loss)(const struct call *c, const REAL *z, int64_t y) {
-    if (c->classification == FOCAL) {
-        REAL total = 0, slope;
-        for (int64_t k = 0; k < c->columns; k++) total += NAME(focal)(c, z[k], k == y, &slope);
-        return total;
+/* exp(z - max z) of some rows, with their maxima and sums. The rows are laid end to end in e, so
+ * that short ones fill the processor's vectors too. Without e, for a long row, the sum alone. */
+static inline void NAME(exponentials)(const struct call *c, int64_t first, int64_t rows, REAL *e,
+                                      REAL *highest, REAL *sums) {
+    REAL lowest = NAME(lowest);
+    for (int64_t i = 0; i < rows; i++) {
+        const REAL *z = (const REAL *)c->logits + (first + i) * c->logits_row;
+        REAL top = highest[i] = NAME(highest)(z, c->columns), sum = 0;
+        if (e) {
+            for (int64_t k = 0; k < c->columns; k++) e[i * c->columns + k] = z[k] - top;
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (int64_t k = 0; k < c->columns; k++) sum += NAME(exp_negative)(z[k] - top, lowest);
+            sums[i] = sum;
+        }
     }
-    REAL highest = NAME(highest)(z, c->columns), total = 0, lowest = NAME(lowest);
-#pragma omp simd reduction(+ : total)
-    for (int64_t k = 0; k < c->columns; k++) total += NAME(exp_negative)(z[k] - highest, lowest);
-    return highest - z[y] + (REAL)log(total);
+    if (!e) return;
+#pragma omp simd
+    for (int64_t k = 0; k < rows * c->columns; k++) e[k] = NAME(exp_negative)(e[k], lowest);
+    for (int64_t i = 0; i < rows; i++) {
+        REAL sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t k = 0; k < c->columns; k++) sum += e[i * c->columns + k];
+        sums[i] = sum;
+    }
 }
 
 /* What all passes know of a row: whether it is valid and positive. */
@@ -264,17 +292,26 @@ static inline int NAME(kind)(const struct call *c, int64_t row, int64_t *y, int 
     return *y != c->ignore;
 }
 
+static inline REAL NAME(focal_loss)(const struct call *c, const REAL *z, int64_t y) {
+    REAL loss = 0, slope;
+    for (int64_t k = 0; k < c->columns; k++) loss += NAME(focal)(c, z[k], k == y, &slope);
+    return loss;
+}
+
 static inline REAL NAME(class_score)(const struct call *c, REAL a, REAL z_y) {
     if (!c->class_score) return 1;
     return c->classification == FOCAL ? NAME(sigmoid)(z_y) : (REAL)exp(-a);
 }
 
-void NAME(forward)(const struct call *c, int64_t first, int64_t end, double *sums) {
-    memset(sums, 0, SUMS * sizeof *sums);
+/* Rows `first` to `end`, at most tile_rows of them; adds to the sums of their chunk. */
+static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t end, double *sums) {
+    REAL e[TILE], highest[TILE], total[TILE], dr[4], dv[4], v;
+    if (c->classification == CROSS_ENTROPY)
+        NAME(exponentials)(c, first, end - first, c->columns < TILE ? e : 0, highest, total);
     for (int64_t row = first; row < end; row++) {
         int64_t y;
         int positive;
-        REAL *kept = (REAL *)c->rows + row, dr[4], dv[4], v;
+        REAL *kept = (REAL *)c->rows + row;
         *kept = 0;
         if (!NAME(kind)(c, row, &y, &positive)) continue;
         if (y < 0 || y > c->last) {
@@ -282,7 +319,9 @@ void NAME(forward)(const struct call *c, int64_t first, int64_t end, double *sum
             continue;
         }
         const REAL *z = (const REAL *)c->logits + row * c->logits_row;
-        REAL a = *kept = NAME(row_loss)(c, z, y);
+        REAL a = *kept = c->classification == FOCAL
+                             ? NAME(focal_loss)(c, z, y)
+                             : highest[row - first] - z[y] + (REAL)log(total[row - first]);
         REAL alpha = c->alphas ? ((const REAL *)c->alphas)[row * c->alphas_row] : 1;
         sums[N]++;
         if (!positive) {
@@ -299,7 +338,22 @@ void NAME(forward)(const struct call *c, int64_t first, int64_t end, double *sum
     }
 }
 
-void NAME(backward)(const struct call *c, int64_t first, int64_t end) {
+void NAME(forward)(struct call *c) {
+    int64_t first, end, rows = tile_rows(c);
+    for (int64_t chunk; (chunk = take(c, &first, &end)) >= 0;) {
+        double *sums = c->sums + chunk * SUMS;
+        memset(sums, 0, SUMS * sizeof *sums);
+        for (; first < end; first += rows)
+            NAME(forward_rows)(c, first, first + rows < end ? first + rows : end, sums);
+    }
+}
+
+/* Rows `first` to `end`, at most tile_rows of them. */
+static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t end) {
+    REAL highest[TILE], total[TILE], dr[4], dv[4], v;
+    if (c->grad_logits && c->classification == CROSS_ENTROPY)
+        NAME(exponentials)(c, first, end - first, (REAL *)c->grad_logits + first * c->columns,
+                           highest, total);
     for (int64_t row = first; row < end; row++) {
         int64_t y;
         int positive, valid = NAME(kind)(c, row, &y, &positive);
@@ -311,7 +365,7 @@ void NAME(backward)(const struct call *c, int64_t first, int64_t end) {
             continue;
         }
         const REAL *z = (const REAL *)c->logits + row * c->logits_row;
-        REAL a = ((const REAL *)c->rows)[row], dr[4], dv[4], v, s = 0, d_s = 0;
+        REAL a = ((const REAL *)c->rows)[row], s = 0, d_s = 0;
         REAL alpha = c->alphas ? ((const REAL *)c->alphas)[row * c->alphas_row] : 1;
         REAL scale = (REAL)c->g_cls * alpha * (REAL)c->w_neg;
         if (positive) {
@@ -335,18 +389,21 @@ void NAME(backward)(const struct call *c, int64_t first, int64_t end) {
                 g[k] = scale * slope;
             }
             if (positive) g[y] -= d_s * (1 - s);
-        } else {
-            REAL highest = NAME(highest)(z, c->columns), total = 0, lowest = NAME(lowest);
+        } else { /* g holds the exponentials */
             scale += d_s;
-#pragma omp simd reduction(+ : total)
-            for (int64_t k = 0; k < c->columns; k++)
-                total += g[k] = NAME(exp_negative)(z[k] - highest, lowest);
-            REAL per = scale / total;
+            REAL per = scale / total[row - first];
 #pragma omp simd
             for (int64_t k = 0; k < c->columns; k++) g[k] *= per;
             g[y] -= scale;
         }
     }
+}
+
+void NAME(backward)(struct call *c) {
+    int64_t first, end, rows = tile_rows(c);
+    while (take(c, &first, &end) >= 0)
+        for (; first < end; first += rows)
+            NAME(backward_rows)(c, first, first + rows < end ? first + rows : end);
 }
 
 #endif
