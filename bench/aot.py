@@ -194,7 +194,8 @@ def row_bytes(variant: Variant, kernel: str) -> tuple[int | None, int | None]:
     """Bytes that a positive row moves, and the model's: one or two passes over the logits."""
     size = DTYPES[variant.dtype].itemsize
     logits = variant.columns * size
-    row = 8 + 4 * size + 4 * 4 + 4 * 4 + 4  # label, box, target, prior, lse or row loss
+    kept = JointOptimizationLoss(**dict(variant.choices)).settings.kept
+    row = 8 + 4 * size + 4 * 4 + 4 * 4 + 4 * kept  # label, box, target, prior, what is kept
     if kernel == "rows_kernel":
         return logits + row, logits
     if kernel == "gradients_kernel":

@@ -12,7 +12,7 @@ class JointOptimizationFunction(torch.autograd.Function):
     """The operators of jolkernels.ops as a differentiable function: apply(key, *tensors).
 
     Returns classification, regression, negative_weight and num_positives; the last two carry no
-    gradient. Keeps the inputs, one number a row and five scalars.
+    gradient. Keeps the inputs, one or two numbers a row and five scalars.
     """
 
     @staticmethod

@@ -74,7 +74,7 @@ class Positives:
 
 
 def forward(batch: Batch, settings: Settings) -> Forward:
-    """Both losses, and for `backward` the rows' classification losses [N] and the scalars."""
+    """Both losses, and for `backward` the rows' classification losses and the scalars."""
     p = Positives(batch, settings)
     logits = batch.logits.to(accumulator(batch))
     l_cls = p.classification(logits, settings)[0]()
@@ -96,7 +96,7 @@ def forward(batch: Batch, settings: Settings) -> Forward:
         r=float(weighted_loc.sum()),
         bad=p.bad,
     )
-    return finish(local, l_cls, batch, settings)
+    return finish(local, l_cls.repeat(settings.kept, 1), batch, settings)
 
 
 def backward(
@@ -114,18 +114,19 @@ def backward(
     w_neg, mean_neg, inv_z_cls, inv_z_loc, _ = scalars.unbind()
     g_cls, g_loc = grad_classification * inv_z_cls, grad_regression * inv_z_loc
 
-    alpha = torch.ones_like(rows)
+    l_cls = rows[0]
+    alpha = torch.ones_like(l_cls)
     if batch.classification_weights is not None:
         alpha = batch.classification_weights.to(alpha)
     beta = torch.ones_like(p.l_loc)
     if batch.regression_weights is not None:
         beta = batch.regression_weights[p.rows].to(beta)
 
-    s_cls = p.s_cls(logits, rows, settings)
+    s_cls = p.s_cls(logits, l_cls, settings)
     w_pos = settings.lam - p.s_loc * s_cls if settings.weighted else torch.ones_like(p.s_loc)
     d_w = torch.zeros_like(w_pos)  # dL/dw_pos, [P]
     if settings.weights_have_gradient:
-        d_w = g_cls * (alpha[p.rows] * rows[p.rows] + mean_neg) + g_loc * beta * p.l_loc
+        d_w = g_cls * (alpha[p.rows] * l_cls[p.rows] + mean_neg) + g_loc * beta * p.l_loc
 
     grad_logits = grad_boxes = None
     if needs[0]:

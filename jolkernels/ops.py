@@ -132,7 +132,7 @@ def run_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
 def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
     """Shapes and dtypes of jolkernels::forward."""
     *tensors, key = arguments
-    batch, _ = unpack(tensors, key)
+    batch, settings = unpack(tensors, key)
 
     def empty(*shape: int) -> Tensor:
         return batch.logits.new_empty(shape, dtype=accumulator(batch))
@@ -143,7 +143,7 @@ def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
             regression=empty(),
             negative_weight=empty(),
             num_positives=batch.labels.new_empty(()),
-            rows=empty(batch.labels.shape[0]),
+            rows=empty(settings.kept, batch.labels.shape[0]),
             scalars=empty(5),
         )
     )

@@ -317,6 +317,15 @@ class Settings:
         """Whether the gradient flows through the weights."""
         return self.weighted and not self.detach_weights
 
+    @property
+    def kept(self) -> int:
+        """How many numbers of a row are kept for the backward pass.
+
+        With softmax two, the highest logit and log sum exp(z - highest): their sum alone would
+        lose the digits of the second where logits are large. Else one, the classification loss.
+        """
+        return 2 if self.classification.softmax else 1
+
     def background_label(self, columns: int) -> int:
         """The label of the background for logits of that many columns."""
         if not self.classification.softmax:
@@ -349,7 +358,7 @@ class Forward(NamedTuple):
     regression: Tensor
     negative_weight: Tensor
     num_positives: Tensor
-    rows: Tensor  # [N]: what the backward needs of each row, log-sum-exp or classification loss
+    rows: Tensor  # [kept, N]: what the same implementation's backward needs of each row
     scalars: Tensor  # w_neg, A_neg / P, 1 / Z_cls, 1 / Z_loc, and on a GPU 0, or NaN for bad labels
 
 

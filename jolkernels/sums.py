@@ -25,7 +25,7 @@ class Sums(NamedTuple):
 def finish(local: Sums, rows: Tensor, batch: Batch, settings: Settings) -> Forward:
     """The results of this process, whose sums are `local`, with the totals of its sync_group.
 
-    `rows` [N] is what the backward pass needs of each row.
+    `rows` [kept, N] is what the backward pass needs of each row.
     """
     total, ranks = local, sync.size(settings.sync_group)
     if settings.sync_group is not None:

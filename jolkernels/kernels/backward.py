@@ -67,12 +67,13 @@ def gradients_kernel(
 
     # 1. The row: a, r, s, v and the weight.
     z_y = tl.load(logits + rows * stride_row + y * stride_col, mask=positive, other=0.0).to(ACC)
-    row_term = tl.load(row_terms + rows, mask=valid, other=0.0)
     if SOFTMAX:
-        a = row_term - z_y
+        highest = tl.load(row_terms + rows, mask=valid, other=0.0)
+        log_total = tl.load(row_terms + n + rows, mask=valid, other=0.0)
+        a = (highest - z_y) + log_total
         s = tl.exp(-a)
     else:
-        a = row_term
+        a = tl.load(row_terms + rows, mask=valid, other=0.0)
         s = sigmoid(z_y)
     slot = tl.where(positive, y, 0) if CLASS_SPECIFIC else y * 0
     r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3, quality = box_terms(
@@ -119,7 +120,8 @@ def gradients_kernel(
             ).to(ACC)
             is_label = cols[None, :] == y[:, None]
             if SOFTMAX:
-                d = scale[:, None] * (tl.exp(z - row_term[:, None]) - is_label.to(ACC))
+                p = tl.exp((z - highest[:, None]) - log_total[:, None])
+                d = scale[:, None] * (p - is_label.to(ACC))
             else:
                 is_true = is_label & positive[:, None]
                 _loss, d = CLASSIFY(z, is_true, quality[:, None], CLASSIFY_PARAMS)

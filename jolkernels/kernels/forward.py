@@ -145,7 +145,10 @@ def rows_kernel(
     CLASS_SPECIFIC: tl.constexpr, ACC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of BLOCK_ROWS rows, and for each row lse (softmax) or its loss (sigmoid)."""
+    """Partial sums of BLOCK_ROWS rows, and in row_terms [kept, n] what the backward needs of each.
+
+    With softmax the highest logit and log sum exp(z - highest), else the classification loss.
+    """
     program = tl.program_id(0).to(tl.int64)
     rows = program * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     valid, positive, bad, y = row_kinds(labels, stride_label, rows, n, background, last, ignore)
@@ -183,10 +186,12 @@ def rows_kernel(
             loss, _d = CLASSIFY(z, is_true, quality[:, None], CLASSIFY_PARAMS)
             total += tl.sum(tl.where(inside, loss, 0.0), 1)
     if SOFTMAX:
-        lse = tl.where(highest == -float("inf"), 0.0, highest) + tl.log(total)
-        a = lse - z_y
+        highest = tl.where(highest == -float("inf"), 0.0, highest)
+        log_total = tl.log(total)
+        a = (highest - z_y) + log_total
         s = tl.exp(-a)
-        tl.store(row_terms + rows, lse, mask=rows < n)
+        tl.store(row_terms + rows, highest, mask=rows < n)
+        tl.store(row_terms + n + rows, log_total, mask=rows < n)
     else:
         a = total
         s = sigmoid(z_y)

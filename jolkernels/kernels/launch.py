@@ -154,7 +154,7 @@ def plan_forward(
         regression=empty(),
         negative_weight=empty(),
         num_positives=empty(dtype=torch.int64),
-        rows=empty(n),
+        rows=empty(settings.kept, n),
         scalars=empty(5),
     )
     partial_sums = empty(SUMS.value, programs)

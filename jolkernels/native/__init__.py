@@ -138,7 +138,7 @@ def describe(batch: Batch, settings: Settings, rows: Tensor) -> Call:
     """What rows.c has to know of a call; `batch` and `rows` have to stay alive."""
     made = template(settings, batch.logits.shape[1], batch.box_preds.shape[1])
     c = Call.from_buffer_copy(made)
-    c.count = len(rows)
+    c.count = len(batch.labels)
     c.logits, c.logits_row = batch.logits.data_ptr(), batch.logits.stride(0)
     c.boxes, (c.boxes_row, c.boxes_col) = batch.box_preds.data_ptr(), batch.box_preds.stride()
     c.labels, c.labels_row = batch.labels.data_ptr(), batch.labels.stride(0)
@@ -177,7 +177,7 @@ def forward(batch: Batch, settings: Settings) -> Forward:
     """As jolkernels.cpu.forward."""
     dtype, n = accumulator(batch), len(batch.labels)
     # Always on the CPU: a default device set by the user must not reach the C pointers.
-    rows = torch.empty(n, dtype=dtype, device="cpu")
+    rows = torch.empty(settings.kept, n, dtype=dtype, device="cpu")
     sums = torch.empty(-(-n // CHUNK), len(Sums._fields), dtype=torch.float64, device="cpu")
     c = describe(batch, settings, rows)
     c.sums = sums.data_ptr()

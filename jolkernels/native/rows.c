@@ -258,10 +258,10 @@ static inline REAL NAME(highest)(const REAL *z, int64_t columns) {
     return highest;
 }
 
-/* exp(z - max z) of some rows, with their maxima and sums. The rows are laid end to end in e, so
- * that short ones fill the processor's vectors too. Without e, for a long row, the sum alone. */
-static inline void NAME(exponentials)(const struct call *c, int64_t first, int64_t rows, REAL *e,
-                                      REAL *highest, REAL *sums) {
+/* The maximum and log sum exp(z - max z) of some rows, whose exponentials are laid end to end in e,
+ * so that short rows fill the processor's vectors too. A long row does without e. */
+static inline void NAME(softmax_terms)(const struct call *c, int64_t first, int64_t rows, REAL *e,
+                                       REAL *highest, REAL *log_total) {
     REAL lowest = NAME(lowest);
     for (int64_t i = 0; i < rows; i++) {
         const REAL *z = (const REAL *)c->logits + (first + i) * c->logits_row;
@@ -271,7 +271,7 @@ static inline void NAME(exponentials)(const struct call *c, int64_t first, int64
         } else {
 #pragma omp simd reduction(+ : sum)
             for (int64_t k = 0; k < c->columns; k++) sum += NAME(exp_negative)(z[k] - top, lowest);
-            sums[i] = sum;
+            log_total[i] = log(sum);
         }
     }
     if (!e) return;
@@ -281,8 +281,21 @@ static inline void NAME(exponentials)(const struct call *c, int64_t first, int64
         REAL sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t k = 0; k < c->columns; k++) sum += e[i * c->columns + k];
-        sums[i] = sum;
+        log_total[i] = log(sum);
     }
+}
+
+/* exp(z - max z - log_total), the softmax, of some rows laid end to end. */
+static inline void NAME(softmax)(const struct call *c, int64_t first, int64_t rows, REAL *p,
+                                 const REAL *highest, const REAL *log_total) {
+    REAL lowest = NAME(lowest);
+    for (int64_t i = 0; i < rows; i++) {
+        const REAL *z = (const REAL *)c->logits + (first + i) * c->logits_row;
+        for (int64_t k = 0; k < c->columns; k++)
+            p[i * c->columns + k] = z[k] - highest[i] - log_total[i];
+    }
+#pragma omp simd
+    for (int64_t k = 0; k < rows * c->columns; k++) p[k] = NAME(exp_negative)(p[k], lowest);
 }
 
 /* What all passes know of a row: whether it is valid and positive. */
@@ -298,6 +311,13 @@ static inline REAL NAME(focal_loss)(const struct call *c, const REAL *z, int64_t
     return loss;
 }
 
+/* The classification loss of a row from what the forward pass kept. */
+static inline REAL NAME(kept_loss)(const struct call *c, int64_t row, const REAL *z,
+                                   int64_t y) {
+    const REAL *kept = (const REAL *)c->rows + row;
+    return c->classification == FOCAL ? kept[0] : kept[0] - z[y] + kept[c->count];
+}
+
 static inline REAL NAME(class_score)(const struct call *c, REAL a, REAL z_y) {
     if (!c->class_score) return 1;
     return c->classification == FOCAL ? NAME(sigmoid)(z_y) : (REAL)exp(-a);
@@ -305,23 +325,22 @@ static inline REAL NAME(class_score)(const struct call *c, REAL a, REAL z_y) {
 
 /* Rows `first` to `end`, at most tile_rows of them; adds to the sums of their chunk. */
 static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t end, double *sums) {
-    REAL e[TILE], highest[TILE], total[TILE], dr[4], dv[4], v;
+    REAL *kept = c->rows, e[TILE], dr[4], dv[4], v;
     if (c->classification == CROSS_ENTROPY)
-        NAME(exponentials)(c, first, end - first, c->columns < TILE ? e : 0, highest, total);
+        NAME(softmax_terms)(c, first, end - first, c->columns < TILE ? e : 0, kept + first,
+                            kept + c->count + first);
     for (int64_t row = first; row < end; row++) {
         int64_t y;
         int positive;
-        REAL *kept = (REAL *)c->rows + row;
-        *kept = 0;
+        if (c->classification == FOCAL) kept[row] = 0;
         if (!NAME(kind)(c, row, &y, &positive)) continue;
         if (y < 0 || y > c->last) {
             sums[BAD]++;
             continue;
         }
         const REAL *z = (const REAL *)c->logits + row * c->logits_row;
-        REAL a = *kept = c->classification == FOCAL
-                             ? NAME(focal_loss)(c, z, y)
-                             : highest[row - first] - z[y] + (REAL)log(total[row - first]);
+        if (c->classification == FOCAL) kept[row] = NAME(focal_loss)(c, z, y);
+        REAL a = NAME(kept_loss)(c, row, z, y);
         REAL alpha = c->alphas ? ((const REAL *)c->alphas)[row * c->alphas_row] : 1;
         sums[N]++;
         if (!positive) {
@@ -350,10 +369,11 @@ void NAME(forward)(struct call *c) {
 
 /* Rows `first` to `end`, at most tile_rows of them. */
 static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t end) {
-    REAL highest[TILE], total[TILE], dr[4], dv[4], v;
+    const REAL *kept = c->rows;
+    REAL dr[4], dv[4], v;
     if (c->grad_logits && c->classification == CROSS_ENTROPY)
-        NAME(exponentials)(c, first, end - first, (REAL *)c->grad_logits + first * c->columns,
-                           highest, total);
+        NAME(softmax)(c, first, end - first, (REAL *)c->grad_logits + first * c->columns,
+                      kept + first, kept + c->count + first);
     for (int64_t row = first; row < end; row++) {
         int64_t y;
         int positive, valid = NAME(kind)(c, row, &y, &positive);
@@ -365,7 +385,7 @@ static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t end
             continue;
         }
         const REAL *z = (const REAL *)c->logits + row * c->logits_row;
-        REAL a = ((const REAL *)c->rows)[row], s = 0, d_s = 0;
+        REAL a = NAME(kept_loss)(c, row, z, y), s = 0, d_s = 0;
         REAL alpha = c->alphas ? ((const REAL *)c->alphas)[row * c->alphas_row] : 1;
         REAL scale = (REAL)c->g_cls * alpha * (REAL)c->w_neg;
         if (positive) {
@@ -389,11 +409,10 @@ static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t end
                 g[k] = scale * slope;
             }
             if (positive) g[y] -= d_s * (1 - s);
-        } else { /* g holds the exponentials */
+        } else { /* g holds the softmax */
             scale += d_s;
-            REAL per = scale / total[row - first];
 #pragma omp simd
-            for (int64_t k = 0; k < c->columns; k++) g[k] *= per;
+            for (int64_t k = 0; k < c->columns; k++) g[k] *= scale;
             g[y] -= scale;
         }
     }
