@@ -291,7 +291,7 @@ def focal(logits: Tensor, labels: Tensor, _: Tensor, spec: spec.Focal) -> Rowwis
 
     u = logits.clone()
     u[cells] = u[cells].neg()
-    alpha, p, ce = fill(spec.alpha, 1 - spec.alpha), u.sigmoid(), F.softplus(u)
+    alpha, p, ce = fill(spec.alpha, 1 - spec.alpha), u.sigmoid(), reference.softplus(u)
     modulated = alpha * p**spec.gamma
 
     def gradient() -> Tensor:
@@ -325,7 +325,7 @@ def quality_focal(
     y[cells] = quality[cells[0]]
     p = logits.sigmoid()
     d = p - y
-    ce, modulation = F.softplus(logits) - y * logits, d.abs() ** spec.beta
+    ce, modulation = reference.softplus(logits) - y * logits, d.abs() ** spec.beta
 
     def gradient() -> Tensor:
         slope = torch.where(d == 0, 0, spec.beta * modulation / d)
@@ -339,7 +339,7 @@ def varifocal(logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.Varifo
     rows, columns = true_cells(logits, labels)
     rows, columns = rows[quality[rows] > 0], columns[quality[rows] > 0]
     cells, q = (rows, columns), quality[rows]
-    p, ce = logits.sigmoid(), F.softplus(logits)
+    p, ce = logits.sigmoid(), reference.softplus(logits)
     modulation = spec.alpha * p**spec.gamma
 
     def loss() -> Tensor:

@@ -34,6 +34,11 @@ def cross_entropy(logits: Tensor, labels: Tensor, _: Tensor, __: spec.CrossEntro
     return F.cross_entropy(logits, labels, reduction="none")
 
 
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)); F.softplus is linear beyond 20, 2e-9 off there."""
+    return -F.logsigmoid(-x)
+
+
 def one_hot_columns(logits: Tensor, labels: Tensor) -> Tensor:
     """1 in the column of a row's true class, 0 elsewhere and for the background."""
     return F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
@@ -49,7 +54,7 @@ def focal(logits: Tensor, labels: Tensor, _: Tensor, spec: spec.Focal) -> Tensor
     one_hot = one_hot_columns(logits, labels)
     toward = torch.where(one_hot == 1, -logits, logits)  # the larger, the more wrong
     alpha = spec.alpha * one_hot + (1 - spec.alpha) * (1 - one_hot)
-    return (alpha * torch.sigmoid(toward) ** spec.gamma * F.softplus(toward)).sum(1)
+    return (alpha * torch.sigmoid(toward) ** spec.gamma * softplus(toward)).sum(1)
 
 
 def quality_focal(

@@ -273,6 +273,7 @@ CHOICES: dict[str, dict[str, type]] = {
     "location_score": {"iou": IoU, "giou": GIoU, "nwd": NWD, "simd": SimD, "dotd": DotD},
 }
 
+NAMES = {c: name for choices in CHOICES.values() for name, c in choices.items()}
 BY_CLASS_NAME = {c.__name__: c for choices in CHOICES.values() for c in choices.values()}
 
 NORMALIZERS = ("samples", "positives", "sum")

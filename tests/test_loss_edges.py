@@ -15,6 +15,7 @@ from cases import (
     random_batch,
     sampled,
 )
+from torchvision import ops
 
 from jolkernels import JointOptimizationLoss
 
@@ -332,3 +333,39 @@ def test_the_same_input_gives_the_same_bits():
     assert a == b
     for x, y in zip(gradients(a, batch), gradients(b, batch), strict=True):
         assert torch.equal(x, y)
+
+
+def test_a_prior_without_extent_scores_nothing_though_its_box_has_one():
+    # Sides of -4 pixels and codes of -1 decode to the target itself.
+    batch = {
+        "logits": torch.zeros(1, 2, dtype=torch.float64, device=DEVICE, requires_grad=True),
+        "box_preds": torch.full((1, 4), -1.0, dtype=torch.float64, device=DEVICE),
+        "labels": torch.tensor([0], device=DEVICE),
+        "target_boxes": torch.tensor([[4.0, 4, 12, 12]], dtype=torch.float64, device=DEVICE),
+        "priors": torch.tensor([[10.0, 10, 6, 6]], dtype=torch.float64, device=DEVICE),
+    }
+    batch["box_preds"].requires_grad_()
+    loss = JointOptimizationLoss(coding="ltrb", regression="iou")(**batch)
+    assert loss.regression == 0 and loss.negative_weight == 2
+    batch["priors"] = torch.tensor([[6.0, 6, 10, 10]], dtype=torch.float64, device=DEVICE)
+    with torch.no_grad():
+        batch["box_preds"].neg_()
+    loss = JointOptimizationLoss(coding="ltrb", regression="iou")(**batch)
+    assert loss.regression == 0 and loss.negative_weight == 1.5
+
+
+@pytest.mark.parametrize("logit", [21.0, 25.0, 37.0, -25.0])
+def test_focal_loss_is_torchvisions_where_softplus_of_pytorch_is_linear(logit):
+    logits = torch.full((2, 1), logit, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    labels, box = torch.tensor([0, 1], device=DEVICE), torch.ones(2, 4, device=DEVICE)
+    one_hot = (labels == 0).double()[:, None]
+    expected = ops.sigmoid_focal_loss(logits, one_hot, reduction="mean")
+    loss = JointOptimizationLoss("focal", weighting="none")(logits, box, labels, box)
+    for got, wanted in (
+        (loss.classification, expected),
+        (
+            torch.autograd.grad(loss.classification, logits)[0],
+            torch.autograd.grad(expected, logits)[0],
+        ),
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-14)

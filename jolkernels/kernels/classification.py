@@ -36,7 +36,7 @@ def softplus(x):
 
 
 @triton.jit
-def focal(z, is_true, quality, PARAMS: tl.constexpr):
+def focal_loss(z, is_true, quality, PARAMS: tl.constexpr):
     """torchvision.ops.sigmoid_focal_loss of single columns; PARAMS = alpha, gamma.
 
     With u = -z in the true column and z elsewhere: alpha_t sigmoid(u)^gamma softplus(u).
@@ -56,7 +56,7 @@ def focal(z, is_true, quality, PARAMS: tl.constexpr):
 
 
 @triton.jit
-def bce(z, is_true, quality, PARAMS: tl.constexpr):
+def bce_loss(z, is_true, quality, PARAMS: tl.constexpr):
     """Binary cross entropy with logits."""
     u = tl.where(is_true, -z, z)
     p = sigmoid(u)
@@ -78,7 +78,7 @@ def power(x, EXPONENT: tl.constexpr):
 
 
 @triton.jit
-def quality_focal(z, is_true, quality, PARAMS: tl.constexpr):
+def quality_focal_loss(z, is_true, quality, PARAMS: tl.constexpr):
     """|y - sigma|^beta BCE(sigma, y) with y = quality in the true column, else 0; PARAMS = beta."""
     BETA: tl.constexpr = PARAMS[0]
     y = tl.where(is_true, quality, 0.0)
@@ -92,7 +92,7 @@ def quality_focal(z, is_true, quality, PARAMS: tl.constexpr):
 
 
 @triton.jit
-def varifocal(z, is_true, quality, PARAMS: tl.constexpr):
+def varifocal_loss(z, is_true, quality, PARAMS: tl.constexpr):
     """q BCE(p, q) in a true column of quality q > 0, else alpha p^gamma BCE(p, 0).
 
     PARAMS = alpha, gamma.

@@ -1,7 +1,8 @@
-"""From a batch and its settings to kernel launches: tables of device functions, tiles, strides."""
+"""From a batch and its settings to kernel launches: device functions, tiles, strides."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -9,64 +10,42 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jolkernels import spec, sync
+from jolkernels import sync
 from jolkernels.kernels import classification, coding, regression, scores
 from jolkernels.kernels.backward import gradients_kernel
 from jolkernels.kernels.forward import SUMS, finish_kernel, rows_kernel
-from jolkernels.spec import Batch, Forward, Settings, accumulator, params
-
-# One row a choice; CrossEntropy is the kernels' own (SOFTMAX).
-CLASSIFY = {
-    spec.CrossEntropy: None,
-    spec.BCE: classification.bce,
-    spec.Focal: classification.focal,
-    spec.QualityFocal: classification.quality_focal,
-    spec.Varifocal: classification.varifocal,
-}
-REGRESS = {
-    spec.L1: regression.l1,
-    spec.SmoothL1: regression.smooth_l1,
-    spec.L2: regression.l2,
-    spec.IoU: regression.iou_loss,
-    spec.GIoU: regression.giou_loss,
-    spec.DIoU: regression.diou_loss,
-    spec.CIoU: regression.ciou_loss,
-    spec.EIoU: regression.eiou_loss,
-}
-SCORE: dict[type, Any] = {
-    spec.IoU: scores.iou_score,
-    spec.GIoU: scores.giou_score,
-    spec.NWD: scores.nwd_score,
-    spec.SimD: scores.simd_score,
-    spec.DotD: scores.dotd_score,
-}
-CODING = {
-    spec.XYXY: (coding.decode_xyxy, coding.encode_xyxy, coding.pull_xyxy),
-    spec.Delta: (coding.decode_delta, coding.encode_delta, coding.pull_delta),
-    spec.LTRB: (coding.decode_ltrb, coding.encode_ltrb, coding.pull_ltrb),
-}
+from jolkernels.spec import NAMES, Batch, Forward, Settings, accumulator, params
 
 FINISH_BLOCK = 256
 
 
 @lru_cache
 def constants(settings: Settings) -> dict[str, Any]:
-    """The constexpr arguments that both row kernels take from the settings."""
+    """The constexpr arguments that both row kernels take from the settings.
+
+    Device functions bear the names of their choices: focal is focal_loss in classification.py.
+    """
+    softmax = settings.classification.softmax  # what the kernels do by themselves
     score = settings.location_score if settings.weighted else None
-    decode, encode, pull = CODING[type(settings.coding)]
+
+    def function(module: ModuleType, pattern: str, choice: Any) -> Any:
+        return getattr(module, pattern.format(NAMES[type(choice)]))
+
     return {
-        "SOFTMAX": settings.classification.softmax,
-        "CLASSIFY": CLASSIFY[type(settings.classification)],
+        "SOFTMAX": softmax,
+        "CLASSIFY": None
+        if softmax
+        else function(classification, "{}_loss", settings.classification),
         "CLASSIFY_PARAMS": params(settings.classification),
-        "REGRESS": REGRESS[type(settings.regression)],
+        "REGRESS": function(regression, "{}_loss", settings.regression),
         "REGRESS_PARAMS": params(settings.regression),
         "ON_CODES": settings.regression.on_codes,
-        "SCORE": None if score is None else SCORE[type(score)],
+        "SCORE": None if score is None else function(scores, "{}_score", score),
         "SCORE_PARAMS": () if score is None else params(score),
         "SOFT": settings.classification.soft,
-        "DECODE": decode,
-        "ENCODE": encode,
-        "PULL": pull,
+        "DECODE": function(coding, "decode_{}", settings.coding),
+        "ENCODE": function(coding, "encode_{}", settings.coding),
+        "PULL": function(coding, "pull_{}", settings.coding),
         "CODING_PARAMS": params(settings.coding),
         "JOINT": settings.weighted,
         "CLASS_SCORE": settings.class_score is not None,

@@ -19,14 +19,14 @@ def sign(d):
 
 
 @triton.jit
-def l1(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+def l1_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
     d0, d1, d2, d3 = x0 - t0, x1 - t1, x2 - t2, x3 - t3
     loss = tl.abs(d0) + tl.abs(d1) + tl.abs(d2) + tl.abs(d3)
     return loss, sign(d0), sign(d1), sign(d2), sign(d3)
 
 
 @triton.jit
-def l2(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+def l2_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
     d0, d1, d2, d3 = x0 - t0, x1 - t1, x2 - t2, x3 - t3
     return d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3, 2.0 * d0, 2.0 * d1, 2.0 * d2, 2.0 * d3
 
@@ -43,7 +43,7 @@ def smooth(d, BETA: tl.constexpr):
 
 
 @triton.jit
-def smooth_l1(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+def smooth_l1_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
     """PARAMS = beta."""
     v0, d0 = smooth(x0 - t0, PARAMS[0])
     v1, d1 = smooth(x1 - t1, PARAMS[0])
