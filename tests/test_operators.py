@@ -1,5 +1,7 @@
 """The operators as compilers and fake tensors see them."""
 
+import shutil
+
 import pytest
 import torch
 from cases import HEADS, INTERPRETED, gradients, random_batch
@@ -92,6 +94,25 @@ def test_compiles_without_a_graph_break(head, choices, normalizer, dynamic):
         wanted = torch.autograd.grad(expected[0], inputs)
         torch.testing.assert_close(torch.autograd.grad(got[0], inputs), wanted, rtol=0, atol=0)
         assert run or all(g.abs().sum() > 0 for g in wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter under Inductor takes minutes")
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+@pytest.mark.parametrize(("head", "choices", "normalizer"), CASES, ids=lambda v: str(v)[:30])
+def test_inductor_compiles_it_without_a_graph_break(head, choices, normalizer):
+    criterion, batch = case(head, choices, normalizer)
+    module = Head(criterion)
+    inputs = batch["logits"], batch["box_preds"]
+    rest = {k: v for k, v in batch.items() if k not in ("logits", "box_preds")}
+    expected, got = module(*inputs, rest), torch.compile(module, fullgraph=True)(*inputs, rest)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(got[0], inputs),
+        torch.autograd.grad(expected[0], inputs),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 def test_the_function_compiles_too():

@@ -306,9 +306,10 @@ static inline int NAME(kind)(const struct call *c, int64_t row, int64_t *y, int 
 }
 
 static inline REAL NAME(focal_loss)(const struct call *c, const REAL *z, int64_t y) {
-    REAL loss = 0, slope;
+    double loss = 0; /* 100,000 terms may come together */
+    REAL slope;
     for (int64_t k = 0; k < c->columns; k++) loss += NAME(focal)(c, z[k], k == y, &slope);
-    return loss;
+    return (REAL)loss;
 }
 
 /* The classification loss of a row from what the forward pass kept. */
