@@ -42,6 +42,8 @@ from detectors.similarities import (
 
 BACKGROUND, IGNORED = -1, -2
 PAIRS = 1 << 22
+TIE = 3e-7
+"""Similarities that differ by less are equal: float32 rounds what arithmetic would find equal."""
 RECEPTIVE_FIELDS = {2: 45.0, 3: 91.0, 4: 267.0, 5: 427.0, 6: 555.0, 7: 811.0}
 """Pyramid level → the theoretical receptive field of ResNet-50 with an FPN, in pixels (RFLA)."""
 
@@ -272,7 +274,7 @@ def _max_overlap(
         best = torch.maximum(best, value)
         if min_low_quality is not None:
             top = alike.amax(dim=1, keepdim=True)
-            low_quality |= ((alike == top) & (top >= min_low_quality)).any(dim=0)
+            low_quality |= ((alike >= top - TIE) & (top >= min_low_quality)).any(dim=0)
     unsure = torch.where(best < low, BACKGROUND, IGNORED)
     return torch.where((best >= high) | low_quality, matches, unsure)
 
