@@ -225,12 +225,25 @@ def report(variant: Variant, target: str) -> list[Report]:
 
 
 def as_markdown(reports: list[Report]) -> str:
-    """The reports as a table."""
-    columns = list(asdict(reports[0]))
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    """A row a kernel; for each target registers / bytes spilled / bytes of shared memory."""
+    targets = list(dict.fromkeys(r.target for r in reports))
+    head = ("variant", "dtype", "C", "kernel", *targets, "load", "store", "row", "model")
+    lines = [
+        "For each target registers a thread / bytes spilled / bytes of shared memory; bits of the "
+        "widest load and store of logits; bytes that a positive row moves, and the model's.",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+    ]
+    kernels: dict[tuple[Any, ...], dict[str, Report]] = {}
     for r in reports:
-        cells = ("" if v is None else str(v) for v in asdict(r).values())
-        lines.append(f"| {' | '.join(cells)} |")
+        kernels.setdefault((r.variant, r.dtype, r.columns, r.kernel), {})[r.target] = r
+    for key, found in kernels.items():
+        used = [found[t] for t in targets]
+        costs = [f"{r.registers}/{r.spill_bytes}/{r.shared_bytes}" for r in used]
+        widest = [max(getattr(r, side) or 0 for r in used) for side in ("load_bits", "store_bits")]
+        rest = [v or "" for v in (*widest, used[0].row_bytes, used[0].model_bytes)]
+        lines.append(f"| {' | '.join(map(str, (*key, *costs, *rest)))} |")
     return "\n".join(lines) + "\n"
 
 

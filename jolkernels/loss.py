@@ -5,6 +5,7 @@ losses) foreground classes, S = 1 or as many box slots a row as there are classe
 """
 
 import sys
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -244,10 +245,10 @@ def make_settings(
     sync_group: dist.ProcessGroup | None,
 ) -> Settings:
     """Check the choices of a loss; errors as JointOptimizationLoss says."""
-    one_of("weighting", weighting, ("joint", "none"))
-    one_of("background", background, ("last", "first"))
+    weighting = one_of("weighting", weighting, ("joint", "none"))
+    background = one_of("background", background, ("last", "first"))
     if class_score is not None:
-        one_of("class_score", class_score, ("probability",))
+        class_score = one_of("class_score", class_score, ("probability",))
     if not isinstance(detach_weights, bool):
         raise TypeError(f"detach_weights: got {detach_weights!r}, wanted True or False")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
@@ -268,7 +269,7 @@ def make_settings(
         weighting=weighting,
         detach_weights=detach_weights,
         background=background,
-        ignore_index=ignore_index,
+        ignore_index=int(ignore_index),
         sync_group=None if sync_group is None else sync_group.group_name,
     )
     if background == "first" and not settings.classification.softmax:
@@ -326,35 +327,32 @@ def make_batch(
         priors if settings.coding.uses_priors else None,
         classification_weights,
         regression_weights,
-        make_normalizer("classification_normalizer", classification_normalizer, logits, box_preds),
-        make_normalizer("regression_normalizer", regression_normalizer, logits, box_preds),
+        make_normalizer("classification_normalizer", classification_normalizer, logits),
+        make_normalizer("regression_normalizer", regression_normalizer, logits),
     )
 
 
-def make_normalizer(
-    name: str, choice: float | Tensor | str, logits: Tensor, box_preds: Tensor
-) -> Tensor | str:
+def make_normalizer(name: str, choice: float | Tensor | str, logits: Tensor) -> Tensor | str:
     """A normaliser by name, or as a 0-dim tensor."""
     if isinstance(choice, str):
-        one_of(name, choice, NORMALIZERS)
-        return choice
+        return one_of(name, choice, NORMALIZERS)
     if isinstance(choice, Tensor):
         check(name, choice, (), logits, (*FLOATS, torch.int64, torch.int32))
         return choice.detach()
-    if isinstance(choice, bool) or not isinstance(choice, int | float):
+    if isinstance(choice, bool) or not isinstance(choice, int | float | Real):
         wanted = f"a number, a 0-dim tensor or one of {', '.join(NORMALIZERS)}"
         raise TypeError(f"{name}: got {choice!r}, wanted {wanted}")
     if isinstance(choice, int) and abs(choice) > sys.float_info.max:
         raise ValueError(f"{name}: got an integer beyond the range of float64")
-    double = torch.float64 in (logits.dtype, box_preds.dtype)
-    dtype = torch.float64 if double else torch.float32
-    return torch.full((), choice, dtype=dtype, device=logits.device)
+    # By arithmetic: torch.full would make every number a constant of a compiled graph.
+    return torch.ones((), dtype=torch.float64, device=logits.device) * float(choice)
 
 
-def one_of(name: str, choice: object, choices: tuple[str, ...]) -> None:
-    """Raise unless `choice` is one of the names."""
+def one_of(name: str, choice: object, choices: tuple[str, ...]) -> str:
+    """`choice` as a plain string (an enum's member may be one) if it is one of the names."""
     if not isinstance(choice, str) or choice not in choices:
         raise ValueError(f"{name}: got {choice!r}, wanted one of {', '.join(choices)}")
+    return str.__str__(choice)
 
 
 def check(

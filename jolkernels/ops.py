@@ -45,6 +45,8 @@ Tensors = Sequence[Tensor | None]
 def pack(batch: Batch, settings: str) -> tuple[list[Tensor | None], str]:
     """A batch and its encoded settings as the operators take them: tensors and a key."""
     *tensors, z_cls, z_loc = batch
+    if torch.compiler.is_compiling():  # its autograd Functions take no tensor twice
+        tensors[2:] = [t if t is None else t.detach() for t in tensors[2:]]
     names = [z if isinstance(z, str) else "" for z in (z_cls, z_loc)]
     numbers = [None if isinstance(z, str) else z for z in (z_cls, z_loc)]
     return [*tensors, *numbers], f"{names[0]},{names[1]},{settings}"
@@ -60,6 +62,8 @@ def parse(key: str) -> tuple[str, str, Settings]:
 def unpack(tensors: Tensors, key: str) -> tuple[Batch, Settings]:
     """The batch and settings that `pack` took apart."""
     z_cls, z_loc, settings = parse(key)
+    # Kernels and C read memory as it lies, which a lazily negated tensor's is not.
+    tensors = [t if t is None else t.resolve_neg() for t in tensors]
     fields: Any = (*tensors[:7], z_cls or tensors[7], z_loc or tensors[8])
     return Batch(*fields), settings
 
@@ -120,7 +124,7 @@ def run_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     batch, settings = unpack(arguments[:9], arguments[9])
     *saved, needs_logits, needs_boxes = arguments[10:]
     grad_logits, grad_boxes = implementation(batch, settings).backward(
-        batch, settings, *saved, (needs_logits, needs_boxes)
+        batch, settings, *(t.resolve_neg() for t in saved), (needs_logits, needs_boxes)
     )
     nothing = batch.logits.new_empty(0)
     return (

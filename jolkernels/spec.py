@@ -195,7 +195,7 @@ class Delta:
     def __post_init__(self) -> None:
         """Take any sequence of four positive weights."""
         given = self.weights
-        if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 4:
+        if not isinstance(given, Sequence) or isinstance(given, str | bytes) or len(given) != 4:
             raise ValueError(f"Delta: weights: got {given!r}, wanted four numbers > 0")
         weights = tuple(real("Delta: weights", w, 0, above=True) for w in given)
         object.__setattr__(self, "weights", weights)

@@ -1,6 +1,7 @@
 """The loss as a citizen of PyTorch: errors, autograd, module habits, import without extras."""
 
 import copy
+import enum
 import pickle
 import subprocess
 import sys
@@ -81,6 +82,34 @@ def test_every_parameter_of_a_spec_is_a_finite_number(choice, name):
     kind = next(kind for kind, choices in spec.CHOICES.items() if choice in choices.values())
     settings = JointOptimizationLoss(**{kind: made}).settings
     assert spec.Settings.decode(settings.encode()) == settings
+
+
+class Weighting(enum.Enum):
+    JOINT = "joint"
+
+
+class Named(str, enum.Enum):  # noqa: UP042  the older way, whose str() is another
+    JOINT, LAST, SAMPLES = "joint", "last", "samples"
+
+
+def test_members_of_enums_are_their_strings_and_numbers():
+    number = enum.IntEnum("number", {"IGNORED": -100})
+    batch = random_batch()
+    criterion = JointOptimizationLoss(
+        weighting=Named.JOINT, background=Named.LAST, ignore_index=number.IGNORED
+    )
+    got = criterion(**batch, classification_normalizer=Named.SAMPLES)
+    assert got == JointOptimizationLoss()(**batch)
+    with pytest.raises(ValueError, match="weighting: got <Weighting"):
+        JointOptimizationLoss(weighting=Weighting.JOINT)
+
+
+@pytest.mark.parametrize("value", [1e300, 10**39, 10**200, np.float32(2), np.int64(3)])
+def test_any_number_is_a_normalizer(value):
+    batch = random_batch(dtype=torch.float32)
+    a = JointOptimizationLoss()(**batch, classification_normalizer="sum").classification.double()
+    b = JointOptimizationLoss()(**batch, classification_normalizer=value).classification.double()
+    torch.testing.assert_close(b, a / float(value), rtol=1e-6, atol=1e-38)
 
 
 @pytest.mark.parametrize("choice", [spec.NWD, spec.SimD, spec.DotD])

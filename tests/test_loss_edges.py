@@ -18,6 +18,7 @@ from cases import (
 from torchvision import ops
 
 from jolkernels import JointOptimizationLoss
+from jolkernels.spec import Delta
 
 pytestmark = pytest.mark.kernels
 
@@ -369,3 +370,66 @@ def test_focal_loss_is_torchvisions_where_softplus_of_pytorch_is_linear(logit):
         ),
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_nan_logit_leaves_the_base_box_loss_alone(head):
+    batch = random_batch(head)
+    positive = int(((batch["labels"] != -100) & (batch["labels"] == 2)).nonzero()[0])
+    criterion = criterion_for(head, weighting="none")
+    (wanted,) = torch.autograd.grad(criterion(**batch).regression, batch["box_preds"])
+    with torch.no_grad():
+        batch["logits"][positive, 1:] = torch.nan
+    loss = criterion(**batch)
+    (got,) = torch.autograd.grad(loss.regression, batch["box_preds"])
+    assert torch.equal(got, wanted) and loss.classification.isnan()
+
+
+def test_a_lazily_negated_tensor_counts_as_what_it_says():
+    batch = random_batch()
+    for name in ("logits", "target_boxes", "regression_weights"):
+        other = batch | {name: torch._neg_view(-batch[name].detach()).requires_grad_()}
+        assert (other[name].is_neg() and torch.equal(other[name], batch[name])) or name != "logits"
+        assert JointOptimizationLoss()(**other) == JointOptimizationLoss()(**batch)
+
+
+def test_a_tile_of_columns_that_are_all_minus_infinity():
+    logits = torch.zeros(2, 1500, dtype=torch.float64, device=DEVICE)
+    logits[:, :1100] = -torch.inf
+    logits.requires_grad_()
+    labels, box = torch.tensor([1200, 1499], device=DEVICE), torch.ones(2, 4, device=DEVICE)
+    loss = JointOptimizationLoss(weighting="none")(logits, box, labels, box)
+    expected = F.cross_entropy(logits, labels)
+    torch.testing.assert_close(loss.classification, expected, rtol=1e-12, atol=0)
+    for got, wanted in zip(
+        torch.autograd.grad(loss.classification, logits),
+        torch.autograd.grad(expected, logits),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=0)
+
+
+def test_small_probabilities_keep_their_digits():
+    """A float32 gradient of 1e-20 is not 0."""
+    logits = torch.tensor([[0.0, -45.0, -60.0, -80.0]], device=DEVICE, requires_grad=True)
+    labels, box = torch.tensor([3], device=DEVICE), torch.ones(1, 4, device=DEVICE)
+    loss = JointOptimizationLoss(weighting="none")(logits, box, labels, box)
+    (got,) = torch.autograd.grad(loss.classification, logits)
+    (wanted,) = torch.autograd.grad(F.cross_entropy(logits, labels), logits)
+    torch.testing.assert_close(got[0, 1:3], wanted[0, 1:3], rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize(("code", "moves"), [(0.5, True), (0.75, False)])
+def test_the_size_codes_gradient_ends_beyond_the_clip(code, moves):
+    """At the clip itself it is PyTorch's clamp's: 1."""
+    batch = {
+        "logits": torch.zeros(1, 2, dtype=torch.float64, device=DEVICE),
+        "box_preds": torch.tensor([[0.0, 0, code, 0]], dtype=torch.float64, device=DEVICE),
+        "labels": torch.tensor([0], device=DEVICE),
+        "target_boxes": torch.tensor([[0.0, 0, 9, 9]], dtype=torch.float64, device=DEVICE),
+        "priors": torch.tensor([[0.0, 0, 8, 8]], dtype=torch.float64, device=DEVICE),
+    }
+    codes = batch["box_preds"].requires_grad_()
+    criterion = JointOptimizationLoss(regression="iou", coding=Delta(clip=0.5), weighting="none")
+    (got,) = torch.autograd.grad(criterion(**batch).regression, codes)
+    assert (got[0, 2] != 0) == moves

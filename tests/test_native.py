@@ -94,6 +94,43 @@ print(native.library(), loss.total.item(), z.grad.abs().sum() > 0)
     assert done.stdout.startswith("None ") and done.stdout.endswith("tensor(True)\n"), done.stderr
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the kernels run")
+def test_a_last_chunk_of_one_row():
+    """Of the tensor operations, and of C."""
+    batch = random_batch(n=4097, classes=39)
+    batch["labels"][-1], whole = 3, JointOptimizationLoss(weighting="none")
+    batch["target_boxes"][-1] = batch["box_preds"].data[-1] = torch.tensor([0.0, 0, 4, 4])
+    del batch["classification_weights"], batch["regression_weights"]
+    expected = torch.nn.functional.cross_entropy(batch["logits"], batch["labels"])
+    for implementation in (cpu, native) if native.library() else (cpu,):
+        found = results(implementation, whole, batch)
+        torch.testing.assert_close(found[0], expected.detach(), rtol=1e-12, atol=0)
+
+
+@needs_passes
+def test_a_child_process_has_threads_of_its_own():
+    program = """
+import os, torch
+from jolkernels import JointOptimizationLoss
+torch.set_num_threads(3)
+z, box = torch.zeros(20000, 9), torch.ones(20000, 4)
+def run():
+    return JointOptimizationLoss()(z, box, torch.zeros(20000, dtype=torch.long), box)
+loss = run()
+child = os.fork()
+if child == 0:
+    from jolkernels import native
+    from concurrent.futures import ThreadPoolExecutor
+    made = native.pool(2)
+    os._exit(0 if made.submit(lambda: 7).result(timeout=20) == 7 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "0\n", done.stderr
+
+
 @needs_passes
 def test_the_operators_use_it():
     criterion, batch = JointOptimizationLoss(), random_batch()

@@ -115,6 +115,29 @@ def test_inductor_compiles_it_without_a_graph_break(head, choices, normalizer):
     )
 
 
+def test_one_tensor_for_two_arguments_compiles():
+    batch = random_batch(coding="delta")
+    weights = batch["classification_weights"]
+    batch |= {"regression_weights": weights, "priors": batch["target_boxes"]}
+    module = Head(JointOptimizationLoss(coding="delta"))
+    inputs = batch.pop("logits"), batch.pop("box_preds")
+    got = torch.compile(module, fullgraph=True, backend="aot_eager")(*inputs, batch)
+    torch.testing.assert_close(got, module(*inputs, batch), rtol=0, atol=0)
+
+
+def test_numbers_as_normalizers_do_not_compile_anew():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    criterion, batch = JointOptimizationLoss(), random_batch()
+    compiled = torch.compile(criterion, fullgraph=True, backend=counter)
+    for value in (3.5, 7.25, 9.125, 11.0, 13.5):
+        got = compiled(**batch, regression_normalizer=value)
+        wanted = criterion(**batch, regression_normalizer=value)
+        torch.testing.assert_close(tuple(got), tuple(wanted), rtol=1e-14, atol=0)
+    assert counter.frame_count <= 2
+
+
 def test_the_function_compiles_too():
     batch = random_batch(coding="delta")
 

@@ -87,11 +87,10 @@ def gradients_kernel(
     w = weight(s, v, LAM, JOINT, CLASS_SCORE)
     alpha = load_factors(alphas, stride_alpha, rows, valid, ACC)
     beta = load_factors(betas, stride_beta, rows, positive, ACC)
-    if CONSTANT:
-        d_w = tl.zeros_like(v)
-    else:
-        d_w = g_cls * (alpha * a + mean_neg) + g_loc * beta * r
-    if CLASS_SCORE:
+    d_w = g_cls * (alpha * a + mean_neg) + g_loc * beta * r
+    if CONSTANT:  # not 0 times d_w and s, which may be NaN
+        to_v, d_s = tl.zeros_like(v), tl.zeros_like(v)
+    elif CLASS_SCORE:
         to_v, d_s = d_w * s, d_w * v * s
     else:
         to_v, d_s = d_w, tl.zeros_like(v)

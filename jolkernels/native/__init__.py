@@ -17,7 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
 
@@ -160,6 +160,9 @@ def pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="jolkernels")
 
 
+os.register_at_fork(after_in_child=pool.cache_clear)  # a child process has no threads
+
+
 def run(function: str, c: Call, dtype: torch.dtype) -> None:
     """Call a pass of rows.c, in as many threads as pay; each takes chunks until none is left."""
     passes = getattr(library(), f"{function}_{'f32' if dtype == torch.float32 else 'f64'}")
@@ -168,9 +171,10 @@ def run(function: str, c: Call, dtype: torch.dtype) -> None:
     if c.count * c.columns >= SERIAL:
         helpers = min(torch.get_num_threads(), -(-c.count // CHUNK)) - 1
     waiting = [pool(helpers).submit(passes, call) for _ in range(helpers)]
-    passes(call)
-    for helper in waiting:
-        helper.result()
+    try:
+        passes(call)
+    finally:  # an interrupt must not free what they still write
+        wait(waiting)
 
 
 def forward(batch: Batch, settings: Settings) -> Forward:

@@ -397,10 +397,10 @@ static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t end
             if (!c->constant)
                 d_w = (REAL)c->g_cls * (alpha * a + (REAL)c->mean_neg) + (REAL)c->g_loc * beta * r;
             scale = (REAL)c->g_cls * alpha * w;
-            d_s = c->class_score ? d_w * v * s : 0;
+            d_s = c->class_score && !c->constant ? d_w * v * s : 0;
             for (int k = 0; gb && k < 4; k++)
                 gb[(c->box_columns > 4 ? 4 * y : 0) + k] =
-                    (REAL)c->g_loc * beta * w * dr[k] - d_w * s * dv[k];
+                    (REAL)c->g_loc * beta * w * dr[k] - (c->constant ? 0 : d_w * s * dv[k]);
         }
         if (!g) continue;
         if (c->classification == FOCAL) {
