@@ -8,8 +8,9 @@ from typing import NoReturn
 
 import torch
 
+from detectors.assigners import ASSIGNERS
 from detectors.evaluation import PROTOCOLS
-from detectors.models import BACKBONES, LOSSES, PRESETS
+from detectors.models import BACKBONES, DETECTORS, LOSSES, PRESETS
 
 SCORES = ("iou", "giou", "nwd", "simd", "dotd", "none")
 
@@ -64,7 +65,7 @@ def parser(train: Command, evaluate: Command, demo: Command) -> argparse.Argumen
 
 def _train_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--detector", metavar="NAME", required=True, help="faster_rcnn or fcos")
+    add("--detector", metavar="NAME", required=True, help=", ".join(DETECTORS))
     add("--loss", required=True, choices=LOSSES, help="the detector's own loss, or JOL")
     add("--out", metavar="DIR", required=True, type=Path, help="folder of the run")
     add(
@@ -82,7 +83,34 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         default="torchvision",
-        help="torchvision: stock ResNet-50 (default); slim: small, for a CPU and random weights",
+        help="torchvision: stock ResNet-50 (default); paper: the paper's settings; "
+        "slim: small, for a CPU and random weights",
+    )
+    add(
+        "--assigner",
+        choices=ASSIGNERS,
+        help="of the RPN or RetinaNet (default: by IoU), or of FCOS: atss, rfla (default: its own)",
+    )
+    add(
+        "--assigner-settings",
+        metavar="NAME=X",
+        nargs="+",
+        type=_setting,
+        default=[],
+        help="of the assigner, such as m=6.13 n=4.59 for simd",
+    )
+    add(
+        "--anchor-scale",
+        metavar="X",
+        type=_rate,
+        help="side of the anchors in strides (default: 8, retinanet 4; tiny objects want 2 to 4)",
+    )
+    add(
+        "--score-threshold",
+        metavar="X",
+        type=_share,
+        default=0.05,
+        help="least score of a detection (default: 0.05)",
     )
     add("--backbone", choices=BACKBONES, help="default: resnet50, or resnet18 with slim")
     add(
@@ -112,7 +140,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         "--lr",
         metavar="X",
         type=_rate,
-        help="learning rate (default: faster_rcnn 0.005, fcos 0.001; slim 0.02)",
+        help="learning rate (default: two-stage 0.005, retinanet and fcos 0.001; slim 0.02)",
     )
     add(
         "--image-size",
@@ -227,6 +255,22 @@ def _rate(text: str) -> float:
     except ValueError:
         value = math.nan
     return float(_number(text, 0 < value < math.inf, "a positive number"))
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    return float(_number(text, 0 <= value < 1, "a number from 0 to below 1"))
+
+
+def _setting(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, int(value) if value.isdecimal() else float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted NAME=NUMBER") from None
 
 
 def _number(text: str, good: bool, wanted: str) -> str:

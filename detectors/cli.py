@@ -16,19 +16,12 @@ import torch
 from detectors import demo, engine, runs
 from detectors.arguments import parser
 from detectors.data import CocoDetection, DataError
-from detectors.models import DEFAULTS
+from detectors.models import TWO_STAGE, WEIGHTS, default_backbone
 from detectors.runs import RunError, TrainSettings
 
-RATES = {
-    ("faster_rcnn", "torchvision"): 0.005,
-    ("fcos", "torchvision"): 0.001,
-    ("faster_rcnn", "slim"): 0.02,
-    ("fcos", "slim"): 0.02,
-}
-"""Learning rates for batches of BATCHES images: the paper's, and what suits preset slim."""
-BATCHES = {"torchvision": 2, "slim": 4}
+BATCHES = {"torchvision": 2, "paper": 2, "slim": 4}
 SKIPPED_SHOWN = 3
-CROPS = {"torchvision": 0, "slim": 192}
+CROPS = {"torchvision": 0, "paper": 0, "slim": 192}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,6 +139,13 @@ def _report_skipped(dataset: CocoDetection, path: Path) -> None:
             print(f"  and {len(dataset.skipped) - SKIPPED_SHOWN} more", file=sys.stderr)
 
 
+def _rate(detector: str, preset: str) -> float:
+    """The learning rate for batches of BATCHES images: the paper's, and what suits preset slim."""
+    if preset == "slim":
+        return 0.02
+    return 0.005 if detector in TWO_STAGE else 0.001
+
+
 def _settings(args: argparse.Namespace, images: int) -> TrainSettings:
     """The run's settings: what was given, else the preset's."""
     batch_size = args.batch_size or BATCHES[args.preset]
@@ -158,16 +158,20 @@ def _settings(args: argparse.Namespace, images: int) -> TrainSettings:
         detector=args.detector,
         loss=args.loss,
         preset=args.preset,
-        backbone=args.backbone or DEFAULTS[args.preset]["backbone"],
-        backbone_weights=args.backbone_weights or DEFAULTS[args.preset]["backbone_weights"],
+        backbone=args.backbone or default_backbone(args.detector, args.preset),
+        backbone_weights=args.backbone_weights or WEIGHTS[args.preset],
         image_size=args.image_size,
+        assigner=args.assigner,
+        assigner_settings=dict(args.assigner_settings),
+        anchor_scale=args.anchor_scale,
+        score_threshold=args.score_threshold,
         lam=args.lam,
         location_score=None if args.location_score == "none" else args.location_score,
         class_score=None if args.class_score == "none" else args.class_score,
         detach_weights=args.detach_weights,
         steps=min(steps, args.max_steps or steps),
         batch_size=batch_size,
-        lr=args.lr or RATES.get((args.detector, args.preset), 0.005),
+        lr=args.lr or _rate(args.detector, args.preset),
         crop=crop or None,
         seed=args.seed,
         device=args.device,

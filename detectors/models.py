@@ -4,59 +4,79 @@ Outside, labels are 0-based, K classes, and everything else is torchvision's det
 in training model(images, targets) returns a dict of losses, in eval model(images) returns dicts
 of boxes, labels and scores.
 
-Two presets. `torchvision`: its stock settings. `slim`: small enough to train on a CPU from random
-weights, for objects of 4 to 64 pixels.
+Three presets. `torchvision`: its stock settings. `paper`: section 4.2 of the paper, with the
+conventions of MMDetection. `slim`: small enough to train on a CPU from random weights, for objects
+of 4 to 64 pixels.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights
-from torchvision.models.detection import FCOS, FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import ResNet
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from jolkernels import JointOptimizationLoss
+from detectors.anchors import LevelledAnchors, PlainAnchors
+from detectors.assigned import AssignedFCOS, AssignedRetinaNet, AssignedRPN
+from detectors.assigners import ASSIGNERS, Assigner, make_assigner
+from detectors.backbones import BACKBONES, pyramid, resnet, stage_width
+from detectors.cascade import CascadeRoIHeads
+from detectors.pooling import AlignedRoIAlign
+from detectors.recursive import RecursivePyramid
 from jolkernels.integrations.torchvision import (
     JointFCOSHead,
+    JointRetinaNetHead,
     JointRoIHeads,
     fcos_criterion,
+    retinanet_criterion,
     roi_criterion,
 )
 
-DETECTORS = ("faster_rcnn", "fcos")
-PLANNED = ("retinanet", "cascade_rcnn", "detectors")
-PRESETS = ("torchvision", "slim")
+DETECTORS = ("retinanet", "fcos", "faster_rcnn", "cascade_rcnn", "detectors")
+TWO_STAGE = ("faster_rcnn", "cascade_rcnn", "detectors")
+PRESETS = ("torchvision", "paper", "slim")
 LOSSES = ("base", "jol")
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
-DEFAULTS: dict[str, dict[str, str]] = {
-    "torchvision": {"backbone": "resnet50", "backbone_weights": "imagenet"},
-    "slim": {"backbone": "resnet18", "backbone_weights": "none"},
-}
+WEIGHTS = {"torchvision": "imagenet", "paper": "imagenet", "slim": "none"}
+"""Preset → backbone weights."""
 LOSS_NAMES: dict[str, tuple[str, ...]] = {
     "cls": ("loss_classifier", "classification"),
     "box": ("loss_box_reg", "bbox_regression"),
     "w⁻": ("negative_weight",),
 }
 """Short name → what torchvision's heads call this part of the joint head's loss."""
-FROZEN_WITH_WEIGHTS = ("conv1", "bn1", "layer1")
-"""What torchvision freezes of a pretrained backbone (trainable_backbone_layers=3)."""
+FOR_FCOS = ("atss", "rfla")
+FOR_RETINANET: dict[str, dict[str, float]] = {
+    **{
+        name: {"high": 0.5, "low": 0.4, "min_low_quality": 0.0}
+        for name in ("iou", "simd", "nwd", "dotd")
+    },
+    "nwd-rka": {"k": 3},
+}
+"""Assigner → its settings in RetinaNet where they are not an RPN's."""
+RATIOS = (0.5, 1.0, 2.0)
+SLIM_SIZES = ((6, 10), (15, 22), (32, 46), (64, 90), (128, 180))
+
+
+def default_backbone(name: str, preset: str) -> str:
+    """The backbone of a detector where none is named."""
+    if preset == "slim":
+        return "resnet14" if name == "detectors" else "resnet18"
+    return "resnet50"
 
 
 def build_detector(
     name: str,
     num_classes: int,
     loss: str = "base",
+    assigner: str | None = None,
     *,
+    assigner_settings: Mapping[str, float] | None = None,
     preset: str = "torchvision",
     lam: float = 2.0,
     location_score: str | None = "iou",
@@ -65,6 +85,8 @@ def build_detector(
     backbone: str | None = None,
     backbone_weights: str | Path | None = None,
     image_size: int | None = None,
+    anchor_scale: float | None = None,
+    score_threshold: float = 0.05,
     load_weights: bool = True,
 ) -> nn.Module:
     """A detector ready to train.
@@ -72,27 +94,33 @@ def build_detector(
     Args:
         name: one of DETECTORS.
         num_classes: K, without the background.
-        loss: "base" (torchvision's own loss, by our kernels) or "jol".
+        loss: "base" (the detector's own loss, by our kernels) or "jol".
+        assigner: a key of detectors.assigners.ASSIGNERS, for the RPN of a two-stage detector (its
+            heads keep IoU) or for RetinaNet; FCOS takes "atss" or "rfla". None: the detector's own.
+            With "rfla" there is one square anchor a location.
+        assigner_settings: settings of the assigner by name, such as m and n of "simd".
         preset: one of PRESETS.
         lam: λ of Eq. 3.
         location_score: S_loc as JointOptimizationLoss takes it.
         class_score: S_cls as JointOptimizationLoss takes it.
         detach_weights: stop the gradient through the weights.
-        backbone: one of BACKBONES; None: the preset's.
+        backbone: one of BACKBONES; None: resnet50, with slim resnet18 ("detectors": resnet14).
+            "detectors" needs blocks that are bottlenecks, as of resnet14, 50 and 101.
         backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file with a
             torchvision ResNet's state dict; None: the preset's.
         image_size: the shorter side images are resized to, in pixels; None: the preset's
             (800 with the longer side at most 1333; slim: no resizing).
+        anchor_scale: side of a level's (smallest) anchor in strides; None: 8, RetinaNet 4, slim
+            its own list. Tiny objects want 2 to 4.
+        score_threshold: least score of a detection, but of torchvision's FCOS (0.2).
         load_weights: False: build the layers for `backbone_weights` but leave them random,
             because a checkpoint is loaded next.
 
     Raises:
-        ValueError: an unknown name, or backbone weights that the preset cannot take.
-        NotImplementedError: a detector that is planned.
+        ValueError: an unknown name, an assigner or backbone that the detector cannot take, or
+            weights that do not fit.
     """
-    if name in PLANNED:
-        raise NotImplementedError(f"detector {name!r} is not implemented yet")
-    backbone = backbone or DEFAULTS.get(preset, {}).get("backbone")
+    backbone = backbone or default_backbone(name, preset)
     for what, value, known in (
         ("detector", name, DETECTORS),
         ("preset", preset, PRESETS),
@@ -101,26 +129,79 @@ def build_detector(
     ):
         if value not in known:
             raise ValueError(f"{what}: got {value!r}, wanted one of {', '.join(known)}")
-    assert backbone is not None
-    criterion = _CRITERIA[name](
-        lam=lam,
-        location_score=location_score,
-        class_score=class_score,
-        weighting="joint" if loss == "jol" else "none",
-        detach_weights=detach_weights,
+    if anchor_scale is not None and (name == "fcos" or not anchor_scale > 0):
+        wanted = "none: fcos has no anchors" if name == "fcos" else "a number > 0"
+        raise ValueError(f"anchor_scale: got {anchor_scale}, wanted {wanted}")
+    plan = _Plan(
+        preset,
+        num_classes,
+        _assigner(name, assigner, dict(assigner_settings or {}), preset),
+        assigner == "rfla",
+        anchor_scale,
+        score_threshold,
+        {
+            "lam": lam,
+            "location_score": location_score,
+            "class_score": class_score,
+            "weighting": "joint" if loss == "jol" else "none",
+            "detach_weights": detach_weights,
+        },
     )
-    weights = str(backbone_weights or DEFAULTS[preset]["backbone_weights"])
-    body = _resnet(backbone, weights, slim=preset == "slim", load=load_weights)
-    model = _BUILDERS[name, preset](body, num_classes, criterion)
-    model.transform = _transform(image_size or (800 if preset == "torchvision" else None))
+    weights = str(backbone_weights or WEIGHTS[preset])
+    bodies = [
+        resnet(backbone, weights, preset, load=load_weights)
+        for _ in range(2 if name == "detectors" else 1)
+    ]
+    build = {"retinanet": _retinanet, "fcos": _fcos}.get(name)
+    model = _two_stage(name, bodies, plan) if build is None else build(bodies[0], plan)
+    model.transform = _transform(image_size or (None if preset == "slim" else 800))
     return model
 
 
-def joint_head(model: nn.Module) -> JointRoIHeads | JointFCOSHead:
+def joint_head(
+    model: nn.Module,
+) -> JointRoIHeads | CascadeRoIHeads | JointRetinaNetHead | JointFCOSHead:
     """The part of a detector that holds the criterion and, after a step, `negative_weight`."""
     head = model.roi_heads if isinstance(model, FasterRCNN) else model.head
-    assert isinstance(head, JointRoIHeads | JointFCOSHead)
+    assert isinstance(head, JointRoIHeads | CascadeRoIHeads | JointRetinaNetHead | JointFCOSHead)
     return head
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the builders are told."""
+
+    preset: str
+    num_classes: int
+    assign: Assigner | None
+    one_anchor: bool
+    anchor_scale: float | None
+    score_threshold: float
+    choices: dict[str, Any]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        return (1.0,) if self.one_anchor else RATIOS
+
+
+def _assigner(
+    detector: str, name: str | None, settings: dict[str, float], preset: str
+) -> Assigner | None:
+    """The assigner that a detector trains with; None: torchvision's own."""
+    if name is None:
+        if settings:
+            raise ValueError(f"assigner_settings: got {settings}, wanted none without an assigner")
+        return make_assigner("iou") if preset == "paper" and detector in TWO_STAGE else None
+    if name not in ASSIGNERS:
+        raise ValueError(f"assigner: got {name!r}, wanted one of {', '.join(ASSIGNERS)}")
+    if detector == "fcos" and name not in FOR_FCOS:
+        raise ValueError(
+            f"assigner: got {name!r} with fcos, wanted one of {', '.join(FOR_FCOS)} or none: its "
+            "points have no boxes to compare"
+        )
+    if detector == "retinanet":
+        settings = FOR_RETINANET.get(name, {}) | settings
+    return make_assigner(name, **settings)
 
 
 class _Native(GeneralizedRCNNTransform):
@@ -140,7 +221,25 @@ def _transform(size: int | None) -> GeneralizedRCNNTransform:
     return GeneralizedRCNNTransform(size, round(size * 1333 / 800), mean, std)
 
 
-class _FasterRCNN(FasterRCNN):
+def _anchors(
+    plan: _Plan, strides: tuple[int, ...], scale: float, octaves: int = 1
+) -> LevelledAnchors:
+    """Anchors of `scale` strides, and of the octaves between one level and the next."""
+    steps = [2 ** (i / octaves) for i in range(1 if plan.one_anchor else octaves)]
+    scale = plan.anchor_scale or scale
+    if plan.preset == "paper":
+        return PlainAnchors(strides, [scale * step for step in steps], plan.ratios)
+    if plan.preset == "slim" and plan.anchor_scale is None:
+        first = 1 if plan.one_anchor else 2
+        return LevelledAnchors(
+            strides, [s[:first] for s in SLIM_SIZES[: len(strides)]], plan.ratios
+        )
+    # Whole pixels, as torchvision's RetinaNet has them.
+    whole = [[int(scale * stride * step) for step in steps] for stride in strides]
+    return LevelledAnchors(strides, whole, plan.ratios)
+
+
+class _TwoStage(FasterRCNN):
     """FasterRCNN with 0-based labels; inside, 0 is the background as everywhere in torchvision."""
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
@@ -153,121 +252,128 @@ def _shift_labels(items: list[dict[str, Tensor]], by: int) -> list[dict[str, Ten
     return [{**item, "labels": item["labels"] + by} for item in items]
 
 
-def _faster_rcnn(body: ResNet, num_classes: int, criterion: JointOptimizationLoss) -> nn.Module:
-    fpn = _fpn(body, [1, 2, 3, 4], 256, LastLevelMaxPool())
-    model = _FasterRCNN(fpn, num_classes + 1)
-    model.roi_heads = JointRoIHeads.from_roi_heads(model.roi_heads, criterion)
-    return model
-
-
-def _fcos(body: ResNet, num_classes: int, criterion: JointOptimizationLoss) -> nn.Module:
-    fpn = _fpn(body, [2, 3, 4], 256, LastLevelP6P7(256, 256))
-    head = JointFCOSHead(fpn.out_channels, 1, num_classes, criterion=criterion)
-    return FCOS(fpn, num_classes, head=head)
-
-
-def _slim_faster_rcnn(
-    body: ResNet, num_classes: int, criterion: JointOptimizationLoss
-) -> nn.Module:
-    fpn = _fpn(body, [1, 2, 3], 64, LastLevelMaxPool())
-    sizes = ((6, 10), (15, 22), (32, 46), (64, 90))
-    model = _FasterRCNN(
-        fpn,
-        rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
-        rpn_pre_nms_top_n_train=500,
-        rpn_pre_nms_top_n_test=1000,
-        rpn_post_nms_top_n_train=500,
-        rpn_post_nms_top_n_test=1000,
-        # An object of 64 pixels is pooled from C4, of 32 to 64 from C3, smaller ones from C2.
-        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2"], 5, 1, canonical_scale=64),
-        box_head=TwoMLPHead(64 * 5 * 5, 256),
-        box_predictor=FastRCNNPredictor(256, num_classes + 1),
-        box_batch_size_per_image=128,
-        box_detections_per_img=1500,
-    )
-    model.roi_heads = JointRoIHeads.from_roi_heads(model.roi_heads, criterion)
-    return model
-
-
-def _slim_fcos(body: ResNet, num_classes: int, criterion: JointOptimizationLoss) -> nn.Module:
-    fpn = _fpn(body, [1, 2, 3], 64, None)
-    head = JointFCOSHead(fpn.out_channels, 1, num_classes, num_convs=2, criterion=criterion)
-    # torchvision takes a level's range of distances (4 and 8 sizes) and the radius of centre
-    # sampling from the anchor's size. Half the strides as sizes: ranges 0 to 16, 16 to 32 and
-    # above 32 pixels; a radius of 3 sizes is then the usual 1.5 strides.
-    anchors = AnchorGenerator(((2,), (4,), (8,)), ((1.0,),) * 3)
-    # The box branch ends in a ReLU: from random weights half of it starts dead at bias 0.
-    nn.init.constant_(head.regression_head.bbox_reg.bias, 3.0)
-    return FCOS(
-        fpn,
-        num_classes,
-        anchor_generator=anchors,
-        head=head,
-        center_sampling_radius=3.0,
-        score_thresh=0.05,
-        detections_per_img=1500,
-    )
-
-
-_CRITERIA: dict[str, Callable[..., JointOptimizationLoss]] = {
-    "faster_rcnn": roi_criterion,
-    "fcos": fcos_criterion,
-}
-_BUILDERS: dict[tuple[str, str], Callable[[ResNet, int, JointOptimizationLoss], nn.Module]] = {
-    ("faster_rcnn", "torchvision"): _faster_rcnn,
-    ("fcos", "torchvision"): _fcos,
-    ("faster_rcnn", "slim"): _slim_faster_rcnn,
-    ("fcos", "slim"): _slim_fcos,
-}
-
-
-def _fpn(
-    body: ResNet, stages: list[int], channels: int, extra: ExtraFPNBlock | None
-) -> BackboneWithFPN:
-    """A pyramid on the named stages (1: C2, stride 4) of a ResNet."""
-    widths = [body.inplanes // 2 ** (4 - stage) for stage in stages]
-    layers = {f"layer{stage}": str(i) for i, stage in enumerate(stages)}
-    fpn = BackboneWithFPN(body, layers, widths, channels, extra)
-    if extra is None:
-        fpn.fpn.extra_blocks = None  # the constructor would have put a max-pool level
-    return fpn
-
-
-def _resnet(name: str, weights: str, *, slim: bool, load: bool) -> ResNet:
-    """A ResNet with the preset's normalisation and, where `load` says so, weights."""
-    norm: Callable[..., nn.Module] = nn.BatchNorm2d
-    if slim:
-        norm = partial(nn.GroupNorm, 32)
-    elif weights != "none":
-        norm = FrozenBatchNorm2d
-    body: ResNet = get_model(name, weights=None, norm_layer=norm)
-    if weights == "none":
-        return body
-    if slim and weights == "imagenet":
-        raise ValueError(
-            "backbone_weights: ImageNet's batch norm does not fit preset slim's GroupNorm"
-        )
-    if load:
-        _load_backbone(body, name, weights)
-    for key, parameter in body.named_parameters():
-        if not slim and key.startswith(FROZEN_WITH_WEIGHTS):
-            parameter.requires_grad_(False)
-    return body
-
-
-def _load_backbone(body: ResNet, name: str, weights: str) -> None:
-    """Load torchvision's ImageNet weights or a file into `body`, but for the classifier."""
-    if weights == "imagenet":
-        state = get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(progress=True)
+def _two_stage(name: str, bodies: list[ResNet], plan: _Plan) -> nn.Module:
+    """Faster R-CNN, Cascade R-CNN, or DetectoRS: Cascade R-CNN on a recursive pyramid."""
+    slim, paper = plan.preset == "slim", plan.preset == "paper"
+    if name == "detectors":
+        fpn: nn.Module = RecursivePyramid(*bodies)
+    elif slim:
+        fpn = pyramid(bodies[0], [1, 2, 3], 64, LastLevelMaxPool())
     else:
-        if not Path(weights).is_file():
-            raise ValueError(f"backbone_weights: no such file: {weights}")
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    own = {k: v for k, v in state.items() if not k.startswith("fc.")}
-    missing, unexpected = body.load_state_dict(own, strict=False)
-    wrong = [k for k in (*missing, *unexpected) if not k.startswith("fc.")]
-    if wrong:
-        raise ValueError(
-            f"backbone_weights: {weights} does not fit {name}: "
-            f"{len(wrong)} parameters missing or unknown, first {wrong[0]}"
+        fpn = pyramid(bodies[0], [1, 2, 3, 4], 256, LastLevelMaxPool())
+    channels = 64 if slim and name != "detectors" else 256
+    size, width = (5, 256) if slim else (7, 1024)
+    strides = (4, 8, 16, 32) if slim and name != "detectors" else (4, 8, 16, 32, 64)
+    settings: dict[str, Any] = {
+        "rpn_anchor_generator": _anchors(plan, strides, 8),
+        "box_score_thresh": plan.score_threshold,
+    }
+    if slim:
+        # An object of 64 pixels is pooled from C4, of 32 to 64 from C3, smaller ones from C2.
+        pool = MultiScaleRoIAlign(["0", "1", "2"], size, 1, canonical_scale=64)
+        proposals = {"train": 500, "test": 1000}
+        settings |= {"box_batch_size_per_image": 128, "box_detections_per_img": 1500}
+    elif paper:
+        pool = AlignedRoIAlign(["0", "1", "2", "3"], size, 0)
+        proposals = {"train": 3000, "test": 3000}
+        settings |= {"box_detections_per_img": 3000}
+    else:
+        pool = MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
+        proposals = {}
+    for mode, number in proposals.items():
+        settings |= {f"rpn_{when}_nms_top_n_{mode}": number for when in ("pre", "post")}
+    classes = plan.num_classes + 1
+    model = _TwoStage(
+        fpn,
+        box_roi_pool=pool,
+        box_head=TwoMLPHead(channels * size**2, width),
+        box_predictor=FastRCNNPredictor(width, classes),
+        **settings,
+    )
+    if name == "faster_rcnn":
+        criterion = roi_criterion(regression="l1" if paper else None, **plan.choices)
+        model.roi_heads = JointRoIHeads.from_roi_heads(model.roi_heads, criterion)
+    else:
+        model.roi_heads = CascadeRoIHeads(
+            pool,
+            channels,
+            width,
+            classes,
+            samples=model.roi_heads.fg_bg_sampler.batch_size_per_image,
+            detections=model.roi_heads.detections_per_img,
+            score_threshold=plan.score_threshold,
+            **plan.choices,
         )
+    if plan.assign is not None:
+        model.rpn = AssignedRPN.from_rpn(model.rpn, plan.assign)
+    return model
+
+
+def _one_stage_pyramid(body: ResNet, plan: _Plan, inputs: int = 256) -> tuple[nn.Module, Any]:
+    """A pyramid and its strides; `inputs`: channels that P6 is made of, 256: those of P5."""
+    if plan.preset == "slim":
+        return pyramid(body, [1, 2, 3], 64, None), (4, 8, 16)
+    return pyramid(body, [2, 3, 4], 256, LastLevelP6P7(inputs, 256)), (8, 16, 32, 64, 128)
+
+
+def _detections(plan: _Plan) -> dict[str, Any]:
+    """How many detections a one-stage detector keeps of an image, where not torchvision's."""
+    if plan.preset == "torchvision":
+        return {}
+    most = 3000 if plan.preset == "paper" else 1500
+    return {"detections_per_img": most, "topk_candidates": most}
+
+
+def _retinanet(body: ResNet, plan: _Plan) -> nn.Module:
+    paper = plan.preset == "paper"
+    # MMDetection makes P6 of C5, torchvision of P5.
+    fpn, strides = _one_stage_pyramid(body, plan, stage_width(body, 4) if paper else 256)
+    anchors = _anchors(plan, strides, 4, octaves=3)
+    head = JointRetinaNetHead(
+        fpn.out_channels,
+        anchors.num_anchors_per_location()[0],
+        plan.num_classes,
+        criterion=retinanet_criterion(**plan.choices),
+        normalizer="batch" if paper else "image",
+    )
+    settings = _detections(plan) | {"score_thresh": plan.score_threshold}
+    arguments: Any = (fpn, plan.num_classes)
+    if plan.assign is None:
+        return RetinaNet(*arguments, anchor_generator=anchors, head=head, **settings)
+    return AssignedRetinaNet(
+        *arguments, anchor_generator=anchors, head=head, assigner=plan.assign, **settings
+    )
+
+
+def _fcos(body: ResNet, plan: _Plan) -> nn.Module:
+    fpn, strides = _one_stage_pyramid(body, plan)
+    slim = plan.preset == "slim"
+    head = JointFCOSHead(
+        fpn.out_channels,
+        1,
+        plan.num_classes,
+        num_convs=2 if slim else 4,
+        criterion=fcos_criterion(**plan.choices),
+        weigh_boxes=plan.preset == "paper",
+    )
+    settings = _detections(plan)
+    if slim:
+        # torchvision takes a level's range of distances (4 and 8 sizes) and the radius of centre
+        # sampling from the anchor's size. Half the strides as sizes: ranges 0 to 16, 16 to 32 and
+        # above 32 pixels; a radius of 3 sizes is then the usual 1.5 strides.
+        anchors = LevelledAnchors(strides, ((2,), (4,), (8,)), (1.0,))
+        # The box branch ends in a ReLU: from random weights half of it starts dead at bias 0.
+        nn.init.constant_(head.regression_head.bbox_reg.bias, 3.0)
+        settings |= {"center_sampling_radius": 3.0}
+    elif plan.preset == "paper":
+        anchors = PlainAnchors(strides, (1.0,), (1.0,), offset=0.5)
+    else:
+        anchors = LevelledAnchors(strides, [(s,) for s in strides], (1.0,))
+    if plan.preset != "torchvision":
+        settings |= {"score_thresh": plan.score_threshold}
+    arguments: Any = (fpn, plan.num_classes)
+    if plan.assign is None:
+        return FCOS(*arguments, anchor_generator=anchors, head=head, **settings)
+    return AssignedFCOS(
+        *arguments, anchor_generator=anchors, head=head, assigner=plan.assign, **settings
+    )

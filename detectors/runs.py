@@ -57,6 +57,10 @@ class TrainSettings:
     lr: float
     crop: int | None
     seed: int
+    assigner: str | None = None
+    assigner_settings: dict[str, float] = dataclasses.field(default_factory=dict)
+    anchor_scale: float | None = None
+    score_threshold: float = 0.05
     clip: float = 10.0
     device: str = "cpu"
     workers: int = 0
@@ -70,6 +74,10 @@ class TrainSettings:
             "backbone": self.backbone,
             "backbone_weights": self.backbone_weights,
             "image_size": self.image_size,
+            "assigner": self.assigner,
+            "assigner_settings": self.assigner_settings,
+            "anchor_scale": self.anchor_scale,
+            "score_threshold": self.score_threshold,
             "lam": self.lam,
             "location_score": self.location_score,
             "class_score": self.class_score,

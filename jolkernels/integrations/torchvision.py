@@ -1,8 +1,8 @@
-"""Heads of torchvision's Faster R-CNN and FCOS, trained with a JointOptimizationLoss.
+"""Heads of torchvision's Faster R-CNN, RetinaNet and FCOS, trained with a JointOptimizationLoss.
 
-Both heads keep torchvision's conventions: labels (two-stage: 1-based with background 0; FCOS:
-0-based), the names of the losses, and inference. With ``weighting="none"`` and the settings of
-`roi_criterion` and `fcos_criterion` they return what torchvision's heads return.
+They keep torchvision's conventions: labels (two-stage: 1-based with background 0; else 0-based),
+the names of the losses, and inference. With ``weighting="none"`` and the settings of
+`roi_criterion`, `retinanet_criterion` and `fcos_criterion` they return what torchvision's return.
 
     model = fasterrcnn_resnet50_fpn(num_classes=9)
     model.roi_heads = JointRoIHeads.from_roi_heads(model.roi_heads, roi_criterion())
@@ -19,23 +19,50 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from jolkernels import JointOptimizationLoss
-from jolkernels.spec import LTRB, Delta, Focal, GIoU, SmoothL1
+from jolkernels import JointLoss, JointOptimizationLoss
+from jolkernels.spec import LTRB, Delta, Focal, GIoU, Regression, SmoothL1
+
+IGNORE_INDEX = -100
+"""JointOptimizationLoss's default."""
 
 
-def roi_criterion(**choices: Any) -> JointOptimizationLoss:
+def roi_criterion(
+    weights: tuple[float, float, float, float] = (10, 10, 5, 5),
+    regression: str | Regression | None = None,
+    **choices: Any,
+) -> JointOptimizationLoss:
     """The loss on the terms of torchvision's `fastrcnn_loss`.
 
     Args:
+        weights: the box coder's.
+        regression: the box loss; None: torchvision's smooth L1 with beta 1/9.
         choices: what else JointOptimizationLoss takes: lam, location_score, weighting, ...
     """
     return JointOptimizationLoss(
         classification="cross_entropy",
-        regression=SmoothL1(beta=1 / 9),
-        coding=Delta(weights=(10, 10, 5, 5)),
+        regression=regression or SmoothL1(beta=1 / 9),
+        coding=Delta(weights=weights),
         background="first",
+        **choices,
+    )
+
+
+def retinanet_criterion(
+    regression: str | Regression = "l1", **choices: Any
+) -> JointOptimizationLoss:
+    """The loss on the terms of torchvision's `RetinaNetHead.compute_loss`.
+
+    Args:
+        regression: the box loss; torchvision's v2 has "giou".
+        choices: what else JointOptimizationLoss takes: lam, location_score, weighting, ...
+    """
+    return JointOptimizationLoss(
+        classification=Focal(alpha=0.25, gamma=2.0),
+        regression=regression,
+        coding=Delta(),
         **choices,
     )
 
@@ -119,19 +146,43 @@ class JointRoIHeads(RoIHeads):
         Returns:
             In training ([], losses), else (B dicts of boxes, labels, scores, {}).
         """
-        if self.training:
-            proposals, matches, labels, _ = self.select_training_samples(proposals, targets)
-        box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
-        class_logits, box_regression = self.box_predictor(box_features)
         if not self.training:
-            found = self.postprocess_detections(
-                class_logits, box_regression, proposals, image_shapes
-            )
-            keys = ("boxes", "scores", "labels")
-            return [dict(zip(keys, image, strict=True)) for image in zip(*found, strict=True)], {}
+            class_logits, box_regression = self.predict(features, proposals, image_shapes)
+            return self.detections(class_logits, box_regression, proposals, image_shapes), {}
+        proposals, matches, labels, _ = self.select_training_samples(proposals, targets)
         assert targets is not None  # select_training_samples has raised otherwise
-        target_boxes = [_gather(t["boxes"], m) for t, m in zip(targets, matches, strict=True)]
-        loss = self.criterion(
+        class_logits, box_regression = self.predict(features, proposals, image_shapes)
+        loss = self.joint_loss(
+            class_logits, box_regression, proposals, labels, self.target_boxes(targets, matches)
+        )
+        return [], {"loss_classifier": loss.classification, "loss_box_reg": loss.regression}
+
+    def predict(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits [N, C] and box deltas [N, 4 or 4C] of the proposals of all images."""
+        predictions: tuple[Tensor, Tensor] = self.box_predictor(
+            self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+        )
+        return predictions
+
+    def target_boxes(self, targets: list[dict[str, Tensor]], matches: list[Tensor]) -> list[Tensor]:
+        """The objects [N, 4] that each image's samples are matched to."""
+        return [_gather(t["boxes"], m) for t, m in zip(targets, matches, strict=True)]
+
+    def joint_loss(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        labels: list[Tensor],
+        target_boxes: list[Tensor],
+    ) -> JointLoss:
+        """The criterion of the samples of all images; keeps w⁻ in `negative_weight`."""
+        loss: JointLoss = self.criterion(
             class_logits,
             box_regression,
             torch.cat(labels),
@@ -139,7 +190,96 @@ class JointRoIHeads(RoIHeads):
             torch.cat(proposals),
         )
         self.negative_weight = loss.negative_weight
-        return [], {"loss_classifier": loss.classification, "loss_box_reg": loss.regression}
+        return loss
+
+    def detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Boxes, labels and scores of each image, of class-agnostic deltas too."""
+        if box_regression.shape[1] == 4:
+            box_regression = box_regression.repeat(1, class_logits.shape[1])
+        found = self.postprocess_detections(class_logits, box_regression, proposals, image_shapes)
+        keys = ("boxes", "scores", "labels")
+        return [dict(zip(keys, image, strict=True)) for image in zip(*found, strict=True)]
+
+
+class JointRetinaNetHead(RetinaNetHead):
+    """torchvision's RetinaNetHead trained with `criterion`.
+
+    Args:
+        args: RetinaNetHead's arguments: in_channels, num_anchors, num_classes.
+        criterion: a loss with a sigmoid classification and coding Delta(), see
+            `retinanet_criterion`.
+        normalizer: what the losses are divided by. "image": an image's by its own positives, then
+            their mean, as torchvision; "batch": the batch's positives, as MMDetection.
+        kwargs: RetinaNetHead's arguments by name.
+
+    Attributes:
+        negative_weight: w⁻ of the last training batch, 0-dim and without gradient; None before.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        criterion: JointOptimizationLoss,
+        normalizer: str = "image",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if normalizer not in ("image", "batch"):
+            raise ValueError(f"normalizer: got {normalizer!r}, wanted one of image, batch")
+        self.criterion = criterion
+        self.normalizer = normalizer
+        self.negative_weight: Tensor | None = None
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """RetinaNetHead.compute_loss with the criterion, over the anchors of the whole batch.
+
+        Args:
+            targets: B dicts of boxes [G, 4] and 0-based labels [G].
+            head_outputs: cls_logits [B, A, K], bbox_regression [B, A, 4].
+            anchors: B tensors [A, 4], pixels.
+            matched_idxs: B tensors [A]: the box an anchor is matched to, -1 background, -2 ignored.
+        """
+        logits, priors = head_outputs["cls_logits"], torch.cat(anchors)
+        matched = torch.stack(matched_idxs)
+        labels = _labels(targets, matched, logits.shape[-1])
+        target_boxes = torch.cat(
+            [_gather(t["boxes"], m) for t, m in zip(targets, matched_idxs, strict=True)]
+        )
+        choices: dict[str, Any] = {
+            "classification_normalizer": "positives",
+            "regression_normalizer": "positives",
+        }
+        if self.normalizer == "image":
+            positives = (matched >= 0).sum(1, keepdim=True).clamp(min=1).to(priors.dtype)
+            weights = (1 / (len(targets) * positives)).expand_as(matched).flatten()
+            choices = {
+                "classification_weights": weights,
+                "regression_weights": weights,
+                "classification_normalizer": "sum",
+                "regression_normalizer": "sum",
+            }
+        loss: JointLoss = self.criterion(
+            logits.flatten(0, 1),
+            head_outputs["bbox_regression"].flatten(0, 1),
+            labels.flatten(),
+            target_boxes.to(priors.dtype),
+            priors,
+            **choices,
+        )
+        self.negative_weight = loss.negative_weight
+        return {"classification": loss.classification, "bbox_regression": loss.regression}
 
 
 class JointFCOSHead(FCOSHead):
@@ -148,15 +288,24 @@ class JointFCOSHead(FCOSHead):
     Args:
         args: FCOSHead's arguments: in_channels, num_anchors, num_classes, num_convs.
         criterion: a loss with a sigmoid classification and coding LTRB, see `fcos_criterion`.
+        weigh_boxes: weigh each point's box loss by its centreness and divide by their sum, as
+            MMDetection; False (default): every positive point alike, as torchvision.
         kwargs: FCOSHead's arguments by name.
 
     Attributes:
         negative_weight: w⁻ of the last training batch, 0-dim and without gradient; None before.
     """
 
-    def __init__(self, *args: Any, criterion: JointOptimizationLoss, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        criterion: JointOptimizationLoss,
+        weigh_boxes: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.criterion = criterion
+        self.weigh_boxes = weigh_boxes
         self.negative_weight: Tensor | None = None
 
     def compute_loss(
@@ -172,42 +321,41 @@ class JointFCOSHead(FCOSHead):
             targets: B dicts of boxes [G, 4] and 0-based labels [G].
             head_outputs: cls_logits [B, A, K], bbox_regression [B, A, 4], bbox_ctrness [B, A, 1].
             anchors: B tensors [A, 4], pixels.
-            matched_idxs: B tensors [A]: the box a point is matched to, or -1.
+            matched_idxs: B tensors [A]: the box a point is matched to, -1 background, -2 ignored.
         """
         logits = head_outputs["cls_logits"].flatten(0, 1)
-        box_preds = head_outputs["bbox_regression"].flatten(0, 1)
         priors = torch.cat(anchors)
         target_boxes = torch.cat(
             [_gather(t["boxes"], m) for t, m in zip(targets, matched_idxs, strict=True)]
         ).to(priors.dtype)
-        labels = torch.cat(
-            [_gather(t["labels"], m) for t, m in zip(targets, matched_idxs, strict=True)]
-        )
-        positive = torch.cat(matched_idxs) >= 0
-        background = logits.shape[-1]
-        loss = self.criterion(
+        matched = torch.stack(matched_idxs)
+        positive = matched.flatten() >= 0
+        centreness = self._centreness(priors, target_boxes, positive)
+        loss: JointLoss = self.criterion(
             logits,
-            box_preds,
-            labels.where(positive, background),
+            head_outputs["bbox_regression"].flatten(0, 1),
+            _labels(targets, matched, logits.shape[-1]).flatten(),
             target_boxes,
             priors,
+            regression_weights=centreness if self.weigh_boxes else None,
             classification_normalizer="positives",
-            regression_normalizer="positives",
+            regression_normalizer=(
+                centreness.sum().clamp(min=1e-6) if self.weigh_boxes else "positives"
+            ),
         )
         self.negative_weight = loss.negative_weight
-        centreness = self._centreness_loss(
-            head_outputs["bbox_ctrness"].flatten(), priors, target_boxes, positive
+        # FCOSHead's centreness loss without its host sync.
+        own = F.binary_cross_entropy_with_logits(
+            head_outputs["bbox_ctrness"].flatten(), centreness, reduction="none"
         )
         return {
             "classification": loss.classification,
             "bbox_regression": loss.regression,
-            "bbox_ctrness": centreness,
+            "bbox_ctrness": (own * positive).sum() / positive.sum().clamp(min=1),
         }
 
-    def _centreness_loss(
-        self, logits: Tensor, priors: Tensor, target_boxes: Tensor, positive: Tensor
-    ) -> Tensor:
-        """FCOSHead's centreness loss without its host sync: [N] logits to a mean of positives."""
+    def _centreness(self, priors: Tensor, target_boxes: Tensor, positive: Tensor) -> Tensor:
+        """The centreness that points [N] should have, 0 for those without an object."""
         ltrb = self.box_coder.encode(priors, target_boxes)
         left_right, top_bottom = ltrb[:, [0, 2]], ltrb[:, [1, 3]]
         wanted = torch.sqrt(
@@ -215,9 +363,13 @@ class JointFCOSHead(FCOSHead):
             * (top_bottom.amin(-1) / top_bottom.amax(-1))
         )
         # A point outside every box has a square root of a negative number as its target.
-        wanted = wanted.where(positive, 0.0)
-        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        return (loss * positive).sum() / positive.sum().clamp(min=1)
+        return wanted.where(positive, 0.0)
+
+
+def _labels(targets: list[dict[str, Tensor]], matched: Tensor, background: int) -> Tensor:
+    """Labels [B, A] of priors matched [B, A] to objects, to -1 (background) or -2 (ignored)."""
+    found = torch.stack([_gather(t["labels"], m) for t, m in zip(targets, matched, strict=True)])
+    return found.where(matched >= 0, background).masked_fill(matched == -2, IGNORE_INDEX)
 
 
 def _gather(values: Tensor, matches: Tensor) -> Tensor:

@@ -1,0 +1,118 @@
+"""torchvision's detectors with another label assigner: each at its narrowest seam.
+
+Assigners and their convention are those of detectors.assigners. The anchor generator has to be a
+LevelledAnchors, which knows the levels of the pyramid.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.rpn import RegionProposalNetwork
+
+from detectors.assigners import IGNORED, RECEPTIVE_FIELDS, Assigner, Level
+
+ATSS_SCALE = 8
+"""Side of ATSS's anchor at an FCOS point, in strides (arXiv 1912.02424, Sec. 4)."""
+
+
+class AssignedRPN(RegionProposalNetwork):
+    """A region proposal network trained on what `assigner` assigns; its losses stay plain."""
+
+    assigner: Assigner
+
+    @classmethod
+    def from_rpn(cls, rpn: RegionProposalNetwork, assigner: Assigner) -> Self:
+        """The same network, its layers shared."""
+        sampler = rpn.fg_bg_sampler
+        made = cls(
+            rpn.anchor_generator,
+            rpn.head,
+            rpn.proposal_matcher.high_threshold,
+            rpn.proposal_matcher.low_threshold,
+            sampler.batch_size_per_image,
+            sampler.positive_fraction,
+            rpn._pre_nms_top_n,
+            rpn._post_nms_top_n,
+            rpn.nms_thresh,
+            rpn.score_thresh,
+        )
+        made.assigner = assigner
+        return made
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """For each image 1, 0 or -1 (ignored) for its anchors [A], and boxes [A, 4]."""
+        labels, boxes = [], []
+        for priors, target in zip(anchors, targets, strict=True):
+            objects = target["boxes"]
+            matches = self.assigner(objects, priors, self.anchor_generator.levels)
+            label = (matches >= 0).to(priors.dtype)
+            labels.append(label.masked_fill(matches == IGNORED, -1.0))
+            boxes.append(objects[matches.clamp(min=0)] if len(objects) else priors)
+        return labels, boxes
+
+
+class AssignedRetinaNet(RetinaNet):
+    """RetinaNet trained on what `assigner` assigns."""
+
+    def __init__(self, *args: Any, assigner: Assigner, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.assigner = assigner
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """As RetinaNet's; the head ignores anchors matched to IGNORED."""
+        levels = self.anchor_generator.levels
+        matches = [
+            self.assigner(t["boxes"], a, levels) for t, a in zip(targets, anchors, strict=True)
+        ]
+        return self.head.compute_loss(targets, head_outputs, anchors, matches)
+
+
+class AssignedFCOS(FCOS):
+    """FCOS trained on what `assigner` assigns to its points.
+
+    A point's prior is a square of ATSS_SCALE strides around it, or for RFLA the receptive field.
+    Points outside the box they are matched to have no distances to its sides: they are ignored.
+    """
+
+    def __init__(self, *args: Any, assigner: Assigner, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.assigner = assigner
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        num_anchors_per_level: list[int],
+    ) -> dict[str, Tensor]:
+        """As FCOS's."""
+        strides = self.anchor_generator.strides
+        fields = [RECEPTIVE_FIELDS[s.bit_length() - 1] for s in strides]
+        levels = [
+            Level(n, 1, field) for n, field in zip(num_anchors_per_level, fields, strict=True)
+        ]
+        sides = [
+            torch.full((n,), float(ATSS_SCALE * s), device=anchors[0].device)
+            for n, s in zip(num_anchors_per_level, strides, strict=True)
+        ]
+        half = torch.cat(sides)[:, None] / 2
+        matches = []
+        for target, places in zip(targets, anchors, strict=True):
+            centres = (places[:, :2] + places[:, 2:]) / 2
+            priors = torch.cat([centres - half, centres + half], 1).to(places.dtype)
+            matched = self.assigner(target["boxes"], priors, levels)
+            if len(target["boxes"]):
+                box = target["boxes"][matched.clamp(min=0)]
+                inside = torch.cat([centres - box[:, :2], box[:, 2:] - centres], 1).amin(1) > 0
+                matched = matched.masked_fill((matched >= 0) & ~inside, IGNORED)
+            matches.append(matched)
+        return self.head.compute_loss(targets, head_outputs, anchors, matches)

@@ -1,0 +1,115 @@
+"""ResNets and pyramids of the reference detectors, with their normalisation and weights."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import get_model, get_model_weights
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+BACKBONES = ("resnet14", "resnet18", "resnet34", "resnet50", "resnet101")
+"""torchvision's, and resnet14: one bottleneck a stage, for DetectoRS on a CPU."""
+FROZEN_WITH_WEIGHTS = ("conv1", "bn1", "layer1")
+"""What both torchvision and MMDetection freeze of a pretrained backbone."""
+
+
+class EvalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics never change, scale and shift do: MMDetection's norm_eval."""
+
+    def train(self, mode: bool = True) -> "EvalBatchNorm2d":
+        """Stay in eval mode."""
+        super().train(False)
+        return self
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "torchvision": FrozenBatchNorm2d,
+    "paper": EvalBatchNorm2d,
+    "slim": partial(nn.GroupNorm, 32),
+}
+"""Preset → the normalisation of a backbone with weights; slim has it without, too."""
+
+
+def resnet(name: str, weights: str, preset: str, *, load: bool = True) -> ResNet:
+    """A torchvision ResNet.
+
+    Args:
+        name: one of BACKBONES.
+        weights: "imagenet" (downloaded by torchvision), "none", or a file with a state dict.
+        preset: a key of NORMS. Without weights, torchvision and paper train batch norm as usual.
+        load: False: build the layers for `weights` but leave them random.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
+    slim = preset == "slim"
+    norm = NORMS[preset] if slim or weights != "none" else nn.BatchNorm2d
+    if name == "resnet14":
+        body = ResNet(Bottleneck, [1, 1, 1, 1], norm_layer=norm)
+    else:
+        body = get_model(name, weights=None, norm_layer=norm)
+    if weights == "none":
+        return body
+    if slim and weights == "imagenet":
+        raise ValueError(
+            "backbone_weights: ImageNet's batch norm does not fit preset slim's GroupNorm"
+        )
+    if load:
+        load_weights(body, name, weights)
+    for key, parameter in body.named_parameters():
+        if not slim and key.startswith(FROZEN_WITH_WEIGHTS):
+            parameter.requires_grad_(False)
+    return body
+
+
+def load_weights(body: ResNet, name: str, weights: str) -> None:
+    """Load torchvision's ImageNet weights or a file into `body`, but for the classifier.
+
+    Raises:
+        ValueError: no such file, or one with other parameters or of other shapes.
+    """
+    if weights == "imagenet":
+        if name == "resnet14":
+            raise ValueError("backbone_weights: there are no ImageNet weights of resnet14")
+        state = get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(progress=True)
+    else:
+        if not Path(weights).is_file():
+            raise ValueError(f"backbone_weights: no such file: {weights}")
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    own = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    wanted = {k: v for k, v in body.state_dict().items() if not k.startswith("fc.")}
+    wrong = sorted(k for k in own.keys() ^ wanted.keys() if not k.endswith("num_batches_tracked"))
+    if wrong:
+        raise ValueError(
+            f"backbone_weights: {weights} does not fit {name}: "
+            f"{len(wrong)} parameters missing or unknown, first {wrong[0]}"
+        )
+    for key, value in own.items():
+        if key in wanted and value.shape != wanted[key].shape:
+            raise ValueError(
+                f"backbone_weights: {weights} does not fit {name}: {key} has shape "
+                f"{list(value.shape)}, wanted {list(wanted[key].shape)}"
+            )
+    body.load_state_dict(own, strict=False)
+
+
+def pyramid(
+    body: ResNet, stages: list[int], channels: int, extra: ExtraFPNBlock | None
+) -> BackboneWithFPN:
+    """A feature pyramid on the named stages (1: C2, stride 4) of a ResNet."""
+    widths = [stage_width(body, stage) for stage in stages]
+    layers = {f"layer{stage}": str(i) for i, stage in enumerate(stages)}
+    fpn = BackboneWithFPN(body, layers, widths, channels, extra)
+    if extra is None:
+        fpn.fpn.extra_blocks = None  # the constructor would have put a max-pool level
+    return fpn
+
+
+def stage_width(body: ResNet, stage: int) -> int:
+    """Channels of a stage's output."""
+    return int(body.inplanes // 2 ** (4 - stage))

@@ -1,0 +1,168 @@
+"""Cascade R-CNN's second stage: three heads, each on the boxes that the one before refined.
+
+Cai and Vasconcelos, "Cascade R-CNN", arXiv 1712.00726. Thresholds, coders and loss weights as
+MMDetection's configuration has them. Every stage has a Joint Optimization Loss of its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
+
+from jolkernels.integrations.torchvision import JointRoIHeads, roi_criterion
+from jolkernels.spec import SmoothL1
+
+THRESHOLDS = (0.5, 0.6, 0.7)
+CODERS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+LOSS_WEIGHTS = (1.0, 0.5, 0.25)
+
+
+class AgnosticPredictor(nn.Module):
+    """Class logits, and one box whatever the class: [N, width] → [N, classes], [N, 4]."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(width, num_classes)
+        self.bbox_pred = nn.Linear(width, 4)
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, the background first, and deltas."""
+        return self.cls_score(x), self.bbox_pred(x)
+
+
+class CascadeRoIHeads(nn.Module):
+    """Three JointRoIHeads in turn, to stand in the place of a FasterRCNN's roi_heads.
+
+    Args:
+        pool: cuts the boxes' features [N, channels, size, size] out of the pyramid.
+        channels: of the pyramid.
+        width: of the heads' two layers.
+        num_classes: with the background.
+        samples: boxes an image that a stage is trained on, a quarter of them positive.
+        detections: boxes an image at most in the result.
+        score_threshold: least score of a detection.
+        choices: what JointOptimizationLoss takes beside the head's own: lam, weighting, ...
+    """
+
+    def __init__(
+        self,
+        pool: MultiScaleRoIAlign,
+        channels: int,
+        width: int,
+        num_classes: int,
+        *,
+        samples: int = 512,
+        detections: int = 100,
+        score_threshold: float = 0.05,
+        **choices: Any,
+    ) -> None:
+        super().__init__()
+        inputs = channels * pool.output_size[0] * pool.output_size[1]
+        self.heads = nn.ModuleList()
+        for threshold, coder in zip(THRESHOLDS, CODERS, strict=True):
+            head = TwoMLPHead(inputs, width)
+            for layer in (head.fc6, head.fc7):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+            self.heads.append(
+                JointRoIHeads(
+                    pool,
+                    head,
+                    AgnosticPredictor(width, num_classes),
+                    threshold,
+                    threshold,
+                    samples,
+                    0.25,
+                    coder,
+                    score_threshold,
+                    0.5,
+                    detections,
+                    criterion=roi_criterion(coder, SmoothL1(beta=1.0), **choices),
+                )
+            )
+
+    @property
+    def stages(self) -> list[JointRoIHeads]:
+        """The three heads, first to last."""
+        return [head for head in self.heads if isinstance(head, JointRoIHeads)]
+
+    @property
+    def negative_weight(self) -> Tensor | None:
+        """w⁻ of the last training batch, the mean of the stages'; None before."""
+        found = [s.negative_weight for s in self.stages if s.negative_weight is not None]
+        return torch.stack(found).mean() if found else None
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """As JointRoIHeads.forward; the losses are the weighted sums over the stages."""
+        if self.training:
+            return [], self._losses(features, proposals, image_shapes, targets)
+        every = []
+        for number, stage in enumerate(self.stages):
+            logits, deltas = stage.predict(features, proposals, image_shapes)
+            every.append(logits)
+            if number < len(self.stages) - 1:
+                proposals = refine(stage, deltas, proposals, image_shapes)
+        logits = torch.stack(every).mean(0)
+        return stage.detections(logits, deltas, proposals, image_shapes), {}
+
+    def _losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None,
+    ) -> dict[str, Tensor]:
+        classification, regression = [], []
+        for stage, factor in zip(self.stages, LOSS_WEIGHTS, strict=True):
+            proposals, matches, labels, _ = stage.select_training_samples(proposals, targets)
+            assert targets is not None  # select_training_samples has raised otherwise
+            logits, deltas = stage.predict(features, proposals, image_shapes)
+            boxes = stage.target_boxes(targets, matches)
+            loss = stage.joint_loss(logits, deltas, proposals, labels, boxes)
+            classification.append(factor * loss.classification)
+            regression.append(factor * loss.regression)
+            refined = refine(stage, deltas, proposals, image_shapes)
+            proposals = [
+                new[~is_appended(old, box, label)]
+                for new, old, box, label in zip(refined, proposals, boxes, labels, strict=True)
+            ]
+        return {
+            "loss_classifier": torch.stack(classification).sum(),
+            "loss_box_reg": torch.stack(regression).sum(),
+        }
+
+
+def refine(
+    stage: JointRoIHeads,
+    deltas: Tensor,
+    proposals: Sequence[Tensor],
+    image_shapes: Sequence[tuple[int, int]],
+) -> list[Tensor]:
+    """The boxes that a stage makes of its proposals, inside the image and without gradient."""
+    counts = [len(p) for p in proposals]
+    boxes = stage.box_coder.decode_single(deltas.detach(), torch.cat(list(proposals)))
+    return [
+        clip_boxes_to_image(b, shape)
+        for b, shape in zip(boxes.split(counts), image_shapes, strict=True)
+    ]
+
+
+def is_appended(proposals: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    """Which proposals are the very object they are matched to, [N] bool.
+
+    select_training_samples appends the objects to the proposals; refined again and again they
+    would teach later stages boxes that no detector sees at inference.
+    """
+    return (proposals == boxes).all(1) & (labels > 0)
