@@ -1,0 +1,146 @@
+"""What the reference detectors cost: parameters, FLOPs, and a training step with JOL and without.
+
+    python -m bench.detectors [--detectors NAME ...] [--size 800] [--batch-size 2] [--out FILE.md]
+
+The paper's Table 9 counts multiply-accumulates of one 800 x 800 image with 8 classes, as
+MMDetection does, with 1,000 proposals in the second stage; so does this (FLOPs over two, by
+torch.utils.flop_counter; what it does not know, deformable convolution, is told below). Steps are
+forward, backward and SGD on generated images, base and JOL taking turns in one process from the
+same weights; the ratio is the median over neighbours.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import FasterRCNN
+
+from detectors.models import DETECTORS, build_detector
+
+CLASSES = 8
+OBJECTS = 100
+PROPOSALS = 1000
+PAPER = {"retinanet": (129.8, 36.5), "fcos": (123.3, 32.1), "faster_rcnn": (134.5, 41.4)}
+"""Table 9: GFLOPs and millions of parameters of the base detector."""
+
+
+def deform_conv2d_flops(
+    x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any
+) -> int:
+    """Of the convolution alone, as if its samples lay on the grid."""
+    n, _channels, height, width = out_shape
+    return 2 * n * height * width * weight[0] * weight[1] * weight[2] * weight[3]
+
+
+def parameters(model: nn.Module) -> float:
+    """Millions of parameters, with the frozen ones and batch norm's statistics left out."""
+    return sum(p.numel() for p in model.parameters()) / 1e6
+
+
+def gigamacs(model: nn.Module, size: int) -> float:
+    """Billions of multiply-accumulates of one image in eval mode."""
+    model.eval()
+    if isinstance(model, FasterRCNN):
+        model.rpn._post_nms_top_n = {"training": PROPOSALS, "testing": PROPOSALS}
+    known = {torch.ops.torchvision.deform_conv2d: deform_conv2d_flops}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=known) as counter:
+        model([torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))])
+    return counter.get_total_flops() / 2e9
+
+
+def batch(images: int, size: int, device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Noise with OBJECTS boxes of 8 to 32 pixels an image."""
+    g = torch.Generator().manual_seed(0)
+    targets = []
+    for _ in range(images):
+        sides = 8 + 24 * torch.rand(OBJECTS, 2, generator=g)
+        corner = torch.rand(OBJECTS, 2, generator=g) * (size - sides)
+        labels = torch.randint(CLASSES, (OBJECTS,), generator=g)
+        boxes = torch.cat([corner, corner + sides], 1)
+        targets.append({"boxes": boxes.to(device), "labels": labels.to(device)})
+    return [torch.rand(3, size, size, generator=g).to(device) for _ in range(images)], targets
+
+
+def build(name: str, loss: str, size: int) -> nn.Module:
+    """The paper's detector from random weights; rows and steps differ in the loss alone."""
+    torch.manual_seed(0)
+    return build_detector(
+        name, CLASSES, loss, preset="paper", backbone_weights="none", image_size=size
+    )
+
+
+def step_seconds(
+    name: str, size: int, images: int, repetitions: int, device: str
+) -> tuple[float, float]:
+    """Median seconds of a base step, and the median of JOL's over its neighbour's."""
+    inputs, targets = batch(images, size, device)
+    models = {loss: build(name, loss, size).to(device).train() for loss in ("base", "jol")}
+    optimizers = {
+        loss: torch.optim.SGD(m.parameters(), lr=1e-4, momentum=0.9) for loss, m in models.items()
+    }
+    seconds: dict[str, list[float]] = {"base": [], "jol": []}
+    for _ in range(repetitions + 1):
+        for loss, model in models.items():
+            synchronize(device)
+            began = time.perf_counter()
+            losses = model(inputs, targets)
+            optimizers[loss].zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            optimizers[loss].step()
+            synchronize(device)
+            seconds[loss].append(time.perf_counter() - began)
+    base, joint = seconds["base"][1:], seconds["jol"][1:]  # the first is warm-up
+    ratios = [j / b for j, b in zip(joint, base, strict=True)]
+    return statistics.median(base), statistics.median(ratios)
+
+
+def synchronize(device: str) -> None:
+    """Wait for a GPU."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Measure and print, or write, a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=DETECTORS)
+    parser.add_argument("--size", type=int, default=800, help="side of the images in pixels")
+    parser.add_argument("--batch-size", type=int, default=2, help="images a step")
+    parser.add_argument("--repetitions", type=int, default=3, help="pairs of steps, 0: none")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="a Markdown file to write")
+    options = parser.parse_args()
+    head = ("detector", "parameters, M", "paper", "GMACs", "paper", "base, s a step", "JOL / base")
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    print("\n".join(lines), flush=True)
+    for name in options.detectors:
+        model = build(name, "base", options.size)
+        flops, size = PAPER.get(name, ("", ""))
+        cells = [f"{parameters(model):.1f}", size, f"{gigamacs(model, options.size):.1f}", flops]
+        if options.repetitions:
+            base, ratio = step_seconds(
+                name, options.size, options.batch_size, options.repetitions, options.device
+            )
+            cells += [f"{base:.2f}", f"{ratio:.3f}"]
+        else:
+            cells += ["", ""]
+        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
+        print(lines[-1], flush=True)
+    if options.out:
+        about = (
+            f"`python -m bench.detectors`, preset paper, {CLASSES} classes, {options.size} x "
+            f"{options.size}, batch {options.batch_size}, {options.device} ({platform.machine()}, "
+            f"{torch.get_num_threads()} threads), torch {torch.__version__}.\n\n"
+        )
+        options.out.write_text("# What the detectors cost\n\n" + about + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
