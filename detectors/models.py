@@ -25,7 +25,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from detectors.anchors import LevelledAnchors, PlainAnchors
 from detectors.assigned import AssignedFCOS, AssignedRetinaNet, AssignedRPN
 from detectors.assigners import ASSIGNERS, Assigner, make_assigner
-from detectors.backbones import BACKBONES, pyramid, resnet, stage_width
+from detectors.backbones import BACKBONES, NORMS, pyramid, resnet, stage_width
 from detectors.cascade import CascadeRoIHeads
 from detectors.pooling import AlignedRoIAlign
 from detectors.recursive import RecursivePyramid
@@ -333,6 +333,8 @@ def _retinanet(body: ResNet, plan: _Plan) -> nn.Module:
         fpn.out_channels,
         anchors.num_anchors_per_location()[0],
         plan.num_classes,
+        # From random weights plain towers of std 0.01 pass on almost nothing for hundreds of steps.
+        norm_layer=NORMS["slim"] if plan.preset == "slim" else None,
         criterion=retinanet_criterion(**plan.choices),
         normalizer="batch" if paper else "image",
     )

@@ -214,10 +214,8 @@ def test_a_few_steps_learn_one_image(name: str) -> None:
         image[:, y1:y2, x1:x2] = 0.0
         image[label, y1:y2, x1:x2] = 1.0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    steps = 300 if name == "retinanet" else 120  # its scores start at 0.01
-    for step in range(steps):
-        late = step >= 0.85 * steps
-        optimizer.param_groups[0]["lr"] = 0.001 if late else 0.01 * min(1, (step + 1) / 10)
+    for step in range(120):
+        optimizer.param_groups[0]["lr"] = 0.001 if step >= 100 else 0.01 * min(1, (step + 1) / 10)
         losses = model([image], [{"boxes": boxes, "labels": labels}])
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()

@@ -1,0 +1,40 @@
+"""Every detector learns four generated images by heart, with the base loss and with JOL."""
+
+import pytest
+
+from detectors import engine
+from detectors.data import CocoDetection
+from detectors.models import DETECTORS, default_backbone
+from detectors.runs import TrainSettings
+from detectors.scenes import write_scenes
+
+STEPS = dict.fromkeys(DETECTORS, 250) | {"detectors": 150}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("loss", ["base", "jol"])
+def test_four_images_are_learned_by_heart(name, loss, tmp_path):
+    images, annotations = write_scenes(tmp_path / "scenes", images=4, seed=0, size=96)
+    data = CocoDetection(images, annotations)
+    settings = TrainSettings(
+        detector=name,
+        loss=loss,
+        preset="slim",
+        backbone=default_backbone(name, "slim"),
+        backbone_weights="none",
+        image_size=None,
+        lam=2.0,
+        location_score="iou",
+        class_score="probability",
+        detach_weights=False,
+        steps=STEPS[name],
+        batch_size=2,
+        lr=0.01,
+        crop=None,
+        seed=0,
+        eval_every=0,
+    )
+    model = engine.make_model(settings, len(data.class_names))
+    result = engine.train(settings, model, data, data, tmp_path / "run")
+    assert result.evaluation.metrics["AP"] > 0.5
