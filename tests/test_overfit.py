@@ -35,6 +35,7 @@ def test_four_images_are_learned_by_heart(name, loss, tmp_path):
         seed=0,
         eval_every=0,
     )
+    (tmp_path / "run").mkdir()
     model = engine.make_model(settings, len(data.class_names))
     result = engine.train(settings, model, data, data, tmp_path / "run")
     assert result.evaluation.metrics["AP"] > 0.5
