@@ -132,9 +132,8 @@ def _data_stats(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise _Unusable(str(error)) from error
     pool = data_stats.read_pool(args.annotations)
-    for line in data_stats.describe(pool):
-        print(line)
-    print(f"\n{data_stats.describe_simd(pool, args.detector, anchors)}", flush=True)
+    print("\n".join(data_stats.describe(pool)))
+    print("\n" + "\n".join(data_stats.describe_simd(pool, args.detector, anchors)), flush=True)
     if args.positives and assign is not None:
         name = args.assigner or "iou"
         table = data_stats.describe_positives(pool, args.detector, name, assign, layout, args.every)

@@ -103,12 +103,15 @@ def describe(pool: Pool) -> Iterator[str]:
         yield f"  {name:{wide}}  {count:9,}"
 
 
-def describe_simd(pool: Pool, detector: str, layout: Layout) -> str:
-    """The line on SimD's m and n."""
+def describe_simd(pool: Pool, detector: str, layout: Layout) -> Iterator[str]:
+    """The lines on SimD's m and n, written as --assigner-settings takes them."""
+    yield "SimD's constants"
     if detector == "fcos":
-        return "SimD's m and n: none with fcos, whose points have no boxes to compare"
+        yield "  none with fcos, whose points have no boxes to compare"
+        return
     m, n = simd_constants(pool.images, layout)
-    return f"SimD's m and n with {_words(detector, layout)}: m={m:.3f} n={n:.3f}"
+    yield f"  {_words(detector, layout)}"
+    yield f"  m={m:.3f} n={n:.3f}"
 
 
 def pick_assigner(detector: str, name: str | None, settings: Mapping[str, float]) -> Assigner:

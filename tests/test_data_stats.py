@@ -49,7 +49,7 @@ def write(
     return path
 
 
-# Sizes 4, 8, 16, 32 and 31.9..: one, one, two, one in the four ranges; mean and std below.
+# Sizes 4, 8, 16, 32 and 31, a crowd and one of zero size.
 OBJECTS: list[tuple[int, int, Box, bool]] = [
     (1, 1, (0, 0, 2, 8), False),
     (1, 1, (10, 10, 8, 8), False),
@@ -119,11 +119,9 @@ def test_simd_constants_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[st
                 distance = abs(column * stride - 32)
                 sums += 64 // stride * distance / (16 + stride / math.sqrt(ratio))
                 pairs += 64 // stride
-    line = row(
-        stats(capsys, "--annotations", file, "--image-size", 64, "--anchor-scale", 1), "SimD's"
-    )
+    lines = stats(capsys, "--annotations", file, "--image-size", 64, "--anchor-scale", 1)
     mean = f"{sums / pairs:.3f}"
-    assert line[-2:] == [f"m={mean}", f"n={mean}"]
+    assert [f"m={mean}", f"n={mean}"] in lines
 
 
 def test_positives_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,10 +159,10 @@ def test_images_are_resized(small: Path, capsys: pytest.CaptureFixture[str]) -> 
     """100 x 80 to twice the size, 120 x 90 to 213 x 160: sizes 8 16 28.4 56.9 55.1."""
     given = ("--image-size", 160, "--positives", "--assigner", "nwd-rka")
     lines = stats(capsys, "--annotations", small, *given)
-    assert row(lines, "objects") == ["0", "2", "1", "2", "0"]
+    assert row(lines, "objects") == ["0", "1", "2", "2", "0"]
     # no low-quality matches here: one row, of the assigner's name
     assert len(row(lines, "nwd-rka")) == 5
-    assert "k=2" in row(lines, "nwd-rka:", "k=2", "constant=12.7") or True
+    assert row(lines, "nwd-rka:") == ["k=2", "constant=12.7", "low=0.3"]
     assert not any(line[:1] == ["without"] for line in lines)
 
 
@@ -172,13 +170,13 @@ def test_detectors_bring_their_settings(small: Path, capsys: pytest.CaptureFixtu
     given = ("--annotations", small, "--image-size", 90, "--positives", "--detector")
     lines = stats(capsys, *given, "retinanet")
     assert row(lines, "iou:") == ["high=0.5", "low=0.4", "min_low_quality=0"]
-    assert row(lines, "retinanet's", "anchors:")[:4] == ["scale", "4", "5.04", "6.35,"]
+    assert ["retinanet's", "anchors:", "scale", "4", "5.04", "6.35,"] in [x[:6] for x in lines]
     lines = stats(
         capsys, *given, "cascade_rcnn", "--assigner", "simd", "--assigner-settings", "m=6"
     )
     assert row(lines, "simd:")[:3] == ["m=6", "n=4.59", "high=0.7"]
     lines = stats(capsys, *given, "fcos", "--assigner", "atss")
-    assert row(lines, "SimD's", "m", "and", "n:", "none")
+    assert row(lines, "none", "with", "fcos,")
     assert row(lines, "fcos's", "points:")[:2] == ["scale", "8,"]
 
 
@@ -278,7 +276,8 @@ def visdrone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """VisDrone's validation boxes as COCO JSON; objects not to be counted are left out."""
     with np.load(VISDRONE / "val.npz") as file:
         rows, sizes = file["rows"].tolist(), file["wh"].tolist()
-    names = "pedestrian people bicycle car van truck tricycle awning-tricycle bus motor".split()
+    names = ["pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle"]
+    names += ["awning-tricycle", "bus", "motor"]
     boxes = [
         (int(image) + 1, int(category), (x, y, w, h), False)
         for image, x, y, w, h, score, category, *_ in rows
