@@ -24,7 +24,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n{self.prog} --help lists the options\n")
 
 
-def parser(train: Command, evaluate: Command, demo: Command) -> argparse.ArgumentParser:
+def parser(
+    train: Command, evaluate: Command, demo: Command, stats: Command
+) -> argparse.ArgumentParser:
     """The parser of `jol`; its result's `run` is the function given here for the command."""
     jol = _Parser(
         prog="jol",
@@ -60,6 +62,15 @@ def parser(train: Command, evaluate: Command, demo: Command) -> argparse.Argumen
         help="seed of scenes, initial weights and data order",
     )
     command.set_defaults(run=demo)
+    data = commands.add_parser("data", help="look into data sets", allow_abbrev=False)
+    actions = data.add_subparsers(required=True, metavar="COMMAND")
+    command = actions.add_parser(
+        "stats",
+        help="count objects by size and class; with --positives: what an assigner gives them",
+        allow_abbrev=False,
+    )
+    _stats_options(command)
+    command.set_defaults(run=stats, command="data stats")
     return jol
 
 
@@ -86,25 +97,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         help="torchvision: stock ResNet-50 (default); paper: the paper's settings; "
         "slim: small, for a CPU and random weights",
     )
-    add(
-        "--assigner",
-        choices=ASSIGNERS,
-        help="of the RPN or RetinaNet (default: by IoU), or of FCOS: atss, rfla (default: its own)",
-    )
-    add(
-        "--assigner-settings",
-        metavar="NAME=X",
-        nargs="+",
-        type=_setting,
-        default=[],
-        help="of the assigner, such as m=6.13 n=4.59 for simd",
-    )
-    add(
-        "--anchor-scale",
-        metavar="X",
-        type=_rate,
-        help="side of the anchors in strides (default: 8, retinanet 4; tiny objects want 2 to 4)",
-    )
+    _assigner_options(command)
     add(
         "--score-threshold",
         metavar="X",
@@ -192,6 +185,67 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         type=_count,
         default=0,
         help="processes that load images (default: 0)",
+    )
+
+
+def _assigner_options(command: argparse.ArgumentParser) -> None:
+    """What train and data stats share."""
+    add = command.add_argument
+    add(
+        "--assigner",
+        choices=ASSIGNERS,
+        help="of the RPN or RetinaNet (default: by IoU), or of FCOS: atss, rfla (default: its own)",
+    )
+    add(
+        "--assigner-settings",
+        metavar="NAME=X",
+        nargs="+",
+        type=_setting,
+        default=[],
+        help="of the assigner, such as m=6.13 n=4.59 for simd",
+    )
+    add(
+        "--anchor-scale",
+        metavar="X",
+        type=_rate,
+        help="side of the anchors in strides (default: 8, retinanet 4; tiny objects want 2 to 4)",
+    )
+
+
+def _stats_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "--annotations",
+        metavar="FILE",
+        required=True,
+        nargs="+",
+        type=Path,
+        help="COCO JSON files, counted together, such as train and val; needs no images",
+    )
+    add(
+        "--detector",
+        metavar="NAME",
+        default="faster_rcnn",
+        help=f"whose anchors, with preset paper: {', '.join(DETECTORS)} (default: faster_rcnn)",
+    )
+    _assigner_options(command)
+    add(
+        "--image-size",
+        metavar="S",
+        type=_positive,
+        help="resize the shorter side to so many pixels (default: 800, longer side at most 1333)",
+    )
+    add(
+        "--positives",
+        action="store_true",
+        help="count the positives that the assigner gives to objects of each size",
+    )
+    add(
+        "--every",
+        metavar="N",
+        type=_positive,
+        default=1,
+        help="with --positives: assign on every N-th image only (default: 1, all)",
     )
 
 

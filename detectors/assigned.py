@@ -17,6 +17,15 @@ ATSS_SCALE = 8
 """Side of ATSS's anchor at an FCOS point, in strides (arXiv 1912.02424, Sec. 4)."""
 
 
+def inside_only(matches: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
+    """Matches [A], IGNORED where a point [A, 2] is outside the box (of [G, 4]) it is matched to."""
+    if len(boxes) == 0:
+        return matches
+    box = boxes[matches.clamp(min=0)]
+    inside = torch.cat([points - box[:, :2], box[:, 2:] - points], 1).amin(1) > 0
+    return matches.masked_fill((matches >= 0) & ~inside, IGNORED)
+
+
 class AssignedRPN(RegionProposalNetwork):
     """A region proposal network trained on what `assigner` assigns; its losses stay plain."""
 
@@ -110,9 +119,5 @@ class AssignedFCOS(FCOS):
             centres = (places[:, :2] + places[:, 2:]) / 2
             priors = torch.cat([centres - half, centres + half], 1).to(places.dtype)
             matched = self.assigner(target["boxes"], priors, levels)
-            if len(target["boxes"]):
-                box = target["boxes"][matched.clamp(min=0)]
-                inside = torch.cat([centres - box[:, :2], box[:, 2:] - centres], 1).amin(1) > 0
-                matched = matched.masked_fill((matched >= 0) & ~inside, IGNORED)
-            matches.append(matched)
+            matches.append(inside_only(matched, target["boxes"], centres))
         return self.head.compute_loss(targets, head_outputs, anchors, matches)

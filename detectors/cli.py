@@ -1,4 +1,4 @@
-"""The command `jol`: train, eval, demo.
+"""The command `jol`: train, eval, demo, data stats.
 
 Exit status: 0 done, 1 failed while running, 2 unusable arguments or data. Everything that can be
 checked is checked before a folder is made.
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from detectors import demo, engine, runs
+from detectors import data_stats, demo, engine, runs
 from detectors.arguments import parser
 from detectors.data import CocoDetection, DataError
-from detectors.models import TWO_STAGE, WEIGHTS, default_backbone
+from detectors.models import TWO_STAGE, WEIGHTS, default_backbone, paper_layout
 from detectors.runs import RunError, TrainSettings
 
 BATCHES = {"torchvision": 2, "paper": 2, "slim": 4}
@@ -27,7 +27,7 @@ CROPS = {"torchvision": 0, "paper": 0, "slim": 192}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jol` with these arguments (None: the process's own) and return the exit status."""
     try:
-        args = parser(_train, _eval, _demo).parse_args(argv)
+        args = parser(_train, _eval, _demo, _data_stats).parse_args(argv)
     except SystemExit as stop:  # argparse has printed the help (0) or the error (2)
         return int(stop.code or 0)
     try:
@@ -118,6 +118,26 @@ def _eval(args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     demo.run(args.out, seed=args.seed)
+
+
+def _data_stats(args: argparse.Namespace) -> None:
+    settings = dict(args.assigner_settings)
+    sizes = {"anchor_scale": args.anchor_scale, "image_size": args.image_size}
+    try:
+        anchors = paper_layout(args.detector, **sizes)
+        layout = paper_layout(args.detector, args.assigner, **sizes)
+        assign = None
+        if args.positives or args.assigner or settings:
+            assign = data_stats.pick_assigner(args.detector, args.assigner, settings)
+    except ValueError as error:
+        raise _Unusable(str(error)) from error
+    pool = data_stats.read_pool(args.annotations)
+    print("\n".join(data_stats.describe(pool)))
+    print("\n" + "\n".join(data_stats.describe_simd(pool, args.detector, anchors)), flush=True)
+    if args.positives and assign is not None:
+        name = args.assigner or "iou"
+        table = data_stats.describe_positives(pool, args.detector, name, assign, layout, args.every)
+        print("\n" + "\n".join(table))
 
 
 def _check_common(args: argparse.Namespace) -> None:

@@ -31,8 +31,9 @@ class CocoFile:
         annotations: records with id, image_id, category_id, bbox, area, iscrowd; boxes inside
             their image; iscrowd 1 for crowd and ignored ones.
         categories: records with id and name, ascending by id.
-        files: the image file of each of `images`.
+        files: the image file of each of `images`; none where read without a folder.
         skipped: a line for each annotation left out, clipped, or crowd or ignored.
+        zero_size: how many annotations of no width or height were left out.
         digest: sha256 of the file, hexadecimal.
     """
 
@@ -41,11 +42,12 @@ class CocoFile:
     categories: list[dict[str, Any]]
     files: list[Path]
     skipped: list[str]
+    zero_size: int
     digest: str
 
 
-def read_coco(source: Path, folder: Path) -> CocoFile:
-    """Read the annotation file `source`, whose images lie in `folder`.
+def read_coco(source: Path, folder: Path | None) -> CocoFile:
+    """Read the annotation file `source`, whose images lie in `folder`; None: no images needed.
 
     A `file_name` is looked up in `folder`. Where the last folders of `folder` are the first ones
     of `file_name` they count once: "images/a.jpg" is found in .../train as well as in
@@ -54,18 +56,18 @@ def read_coco(source: Path, folder: Path) -> CocoFile:
     Raises:
         DataError: unusable files, ids, categories, boxes or images.
     """
-    if not folder.is_dir():
+    if folder is not None and not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
     content, digest = _read(source)
     categories = _check_categories(content, source)
     images, files = _check_images(content, source, folder)
-    annotations, skipped = _check_annotations(
+    annotations, skipped, zero_size = _check_annotations(
         content,
         source,
         {image["id"]: image for image in images},
         {category["id"] for category in categories},
     )
-    return CocoFile(images, annotations, categories, files, skipped, digest)
+    return CocoFile(images, annotations, categories, files, skipped, zero_size, digest)
 
 
 def _read(source: Path) -> tuple[dict[str, Any], str]:
@@ -134,9 +136,9 @@ def _check_categories(content: dict[str, Any], source: Path) -> list[dict[str, A
 
 
 def _check_images(
-    content: dict[str, Any], source: Path, folder: Path
+    content: dict[str, Any], source: Path, folder: Path | None
 ) -> tuple[list[dict[str, Any]], list[Path]]:
-    """The image records, and the file of each."""
+    """The image records, and in a folder the file of each."""
     records, files = [], []
     owner: dict[Path, int] = {}
     for record, where in _records(content, source, "images"):
@@ -144,11 +146,13 @@ def _check_images(
         if width < 1 or height < 1:
             raise DataError(f"{where}: size {width}x{height}, wanted at least 1x1")
         number, name = int(record["id"]), record.get("file_name")
+        records.append({"id": number, "file_name": name, "width": width, "height": height})
+        if folder is None:
+            continue
         file = _find(folder, name, where)
         if file in owner:
             raise DataError(f"{where}: {file} is the file of image {owner[file]} too")
         owner[file] = number
-        records.append({"id": number, "file_name": name, "width": width, "height": height})
         files.append(file)
     if not records:
         raise DataError(f"{source}: no images")
@@ -176,9 +180,9 @@ def _check_annotations(
     source: Path,
     images: dict[int, dict[str, Any]],
     category_ids: set[int],
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The annotations as used, and a line for each that is not used as it stands."""
-    kept, skipped = [], []
+) -> tuple[list[dict[str, Any]], list[str], int]:
+    """The annotations as used, a line for each not used as it stands, how many have no size."""
+    kept, skipped, zero_size = [], [], 0
     for record, where in _records(content, source, "annotations"):
         number = int(record["id"])
         image_id = _integer(record, "image_id", where)
@@ -191,6 +195,7 @@ def _check_annotations(
         if w <= ROUNDING or h <= ROUNDING:
             side = f"width {w:g}" if w <= ROUNDING else f"height {h:g}"
             skipped.append(f"annotation {number}: {side}")
+            zero_size += 1
             continue
         box, clipped = _clip((x, y, w, h), images[image_id], where)
         if clipped:
@@ -208,7 +213,7 @@ def _check_annotations(
                 "iscrowd": int(crowd),
             }
         )
-    return kept, skipped
+    return kept, skipped, zero_size
 
 
 def _number(value: object) -> float:

@@ -23,12 +23,13 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from detectors.anchors import LevelledAnchors, PlainAnchors
-from detectors.assigned import AssignedFCOS, AssignedRetinaNet, AssignedRPN
+from detectors.assigned import ATSS_SCALE, AssignedFCOS, AssignedRetinaNet, AssignedRPN
 from detectors.assigners import ASSIGNERS, Assigner, make_assigner
 from detectors.backbones import BACKBONES, NORMS, pyramid, resnet, stage_width
 from detectors.cascade import CascadeRoIHeads
 from detectors.pooling import AlignedRoIAlign
 from detectors.recursive import RecursivePyramid
+from detectors.statistics import Layout
 from jolkernels.integrations.torchvision import (
     JointFCOSHead,
     JointRetinaNetHead,
@@ -59,7 +60,10 @@ FOR_RETINANET: dict[str, dict[str, float]] = {
     "nwd-rka": {"k": 3},
 }
 """Assigner → its settings in RetinaNet where they are not an RPN's."""
+STRIDES = {"two-stage": (4, 8, 16, 32, 64), "one-stage": (8, 16, 32, 64, 128)}
 RATIOS = (0.5, 1.0, 2.0)
+TWO_STAGE_SCALE = 8.0
+RETINANET_SCALE, RETINANET_OCTAVES = 4.0, 3
 SLIM_SIZES = ((6, 10), (15, 22), (32, 46), (64, 90), (128, 180))
 
 
@@ -129,13 +133,11 @@ def build_detector(
     ):
         if value not in known:
             raise ValueError(f"{what}: got {value!r}, wanted one of {', '.join(known)}")
-    if anchor_scale is not None and (name == "fcos" or not anchor_scale > 0):
-        wanted = "none: fcos has no anchors" if name == "fcos" else "a number > 0"
-        raise ValueError(f"anchor_scale: got {anchor_scale}, wanted {wanted}")
+    _check_scale(name, anchor_scale)
     plan = _Plan(
         preset,
         num_classes,
-        _assigner(name, assigner, dict(assigner_settings or {}), preset),
+        choose_assigner(name, assigner, dict(assigner_settings or {}), preset),
         assigner == "rfla",
         anchor_scale,
         score_threshold,
@@ -184,10 +186,14 @@ class _Plan:
         return (1.0,) if self.one_anchor else RATIOS
 
 
-def _assigner(
+def choose_assigner(
     detector: str, name: str | None, settings: dict[str, float], preset: str
 ) -> Assigner | None:
-    """The assigner that a detector trains with; None: torchvision's own."""
+    """The assigner that a detector trains with; None: torchvision's own.
+
+    Raises:
+        ValueError: an unknown name or setting, or an assigner that the detector cannot take.
+    """
     if name is None:
         if settings:
             raise ValueError(f"assigner_settings: got {settings}, wanted none without an assigner")
@@ -218,24 +224,66 @@ def _transform(size: int | None) -> GeneralizedRCNNTransform:
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     if size is None:
         return _Native(0, 0, mean, std)
-    return GeneralizedRCNNTransform(size, round(size * 1333 / 800), mean, std)
+    return GeneralizedRCNNTransform(size, _longer(size), mean, std)
+
+
+def _longer(size: int) -> int:
+    """The most that the longer side may have where the shorter one is resized to `size`."""
+    return round(size * 1333 / 800)
+
+
+def paper_layout(
+    name: str,
+    assigner: str | None = None,
+    *,
+    anchor_scale: float | None = None,
+    image_size: int | None = None,
+) -> Layout:
+    """The priors and image sizes of a detector of preset paper, without building it.
+
+    Arguments as of build_detector. FCOS's priors are the squares at its points (AssignedFCOS).
+
+    Raises:
+        ValueError: no such detector, or an anchor scale for fcos.
+    """
+    if name not in DETECTORS:
+        raise ValueError(f"detector: got {name!r}, wanted one of {', '.join(DETECTORS)}")
+    _check_scale(name, anchor_scale)
+    size, one = image_size or 800, assigner == "rfla"
+    fit, ratios = (_longer(size), size), (1.0,) if one else RATIOS
+    if name == "fcos":
+        scales: tuple[float, ...] = (float(ATSS_SCALE),)
+        return Layout(STRIDES["one-stage"], scales, (1.0,), 0.5, fit)
+    if name == "retinanet":
+        scales = _scales(anchor_scale or RETINANET_SCALE, 1 if one else RETINANET_OCTAVES)
+        return Layout(STRIDES["one-stage"], scales, ratios, fit=fit)
+    return Layout(STRIDES["two-stage"], (anchor_scale or TWO_STAGE_SCALE,), ratios, fit=fit)
+
+
+def _check_scale(name: str, anchor_scale: float | None) -> None:
+    if anchor_scale is not None and (name == "fcos" or not anchor_scale > 0):
+        wanted = "none: fcos has no anchors" if name == "fcos" else "a number > 0"
+        raise ValueError(f"anchor_scale: got {anchor_scale}, wanted {wanted}")
+
+
+def _scales(scale: float, octaves: int) -> tuple[float, ...]:
+    return tuple(scale * 2 ** (i / octaves) for i in range(octaves))
 
 
 def _anchors(
     plan: _Plan, strides: tuple[int, ...], scale: float, octaves: int = 1
 ) -> LevelledAnchors:
     """Anchors of `scale` strides, and of the octaves between one level and the next."""
-    steps = [2 ** (i / octaves) for i in range(1 if plan.one_anchor else octaves)]
-    scale = plan.anchor_scale or scale
+    scales = _scales(plan.anchor_scale or scale, 1 if plan.one_anchor else octaves)
     if plan.preset == "paper":
-        return PlainAnchors(strides, [scale * step for step in steps], plan.ratios)
+        return PlainAnchors(strides, scales, plan.ratios)
     if plan.preset == "slim" and plan.anchor_scale is None:
         first = 1 if plan.one_anchor else 2
         return LevelledAnchors(
             strides, [s[:first] for s in SLIM_SIZES[: len(strides)]], plan.ratios
         )
     # Whole pixels, as torchvision's RetinaNet has them.
-    whole = [[int(scale * stride * step) for step in steps] for stride in strides]
+    whole = [[int(scale * stride) for scale in scales] for stride in strides]
     return LevelledAnchors(strides, whole, plan.ratios)
 
 
@@ -263,9 +311,9 @@ def _two_stage(name: str, bodies: list[ResNet], plan: _Plan) -> nn.Module:
         fpn = pyramid(bodies[0], [1, 2, 3, 4], 256, LastLevelMaxPool())
     channels = 64 if slim and name != "detectors" else 256
     size, width = (5, 256) if slim else (7, 1024)
-    strides = (4, 8, 16, 32) if slim and name != "detectors" else (4, 8, 16, 32, 64)
+    strides = STRIDES["two-stage"][: 4 if slim and name != "detectors" else 5]
     settings: dict[str, Any] = {
-        "rpn_anchor_generator": _anchors(plan, strides, 8),
+        "rpn_anchor_generator": _anchors(plan, strides, TWO_STAGE_SCALE),
         "box_score_thresh": plan.score_threshold,
     }
     if slim:
@@ -313,7 +361,7 @@ def _one_stage_pyramid(body: ResNet, plan: _Plan, inputs: int = 256) -> tuple[nn
     """A pyramid and its strides; `inputs`: channels that P6 is made of, 256: those of P5."""
     if plan.preset == "slim":
         return pyramid(body, [1, 2, 3], 64, None), (4, 8, 16)
-    return pyramid(body, [2, 3, 4], 256, LastLevelP6P7(inputs, 256)), (8, 16, 32, 64, 128)
+    return pyramid(body, [2, 3, 4], 256, LastLevelP6P7(inputs, 256)), STRIDES["one-stage"]
 
 
 def _detections(plan: _Plan) -> dict[str, Any]:
@@ -328,7 +376,7 @@ def _retinanet(body: ResNet, plan: _Plan) -> nn.Module:
     paper = plan.preset == "paper"
     # MMDetection makes P6 of C5, torchvision of P5.
     fpn, strides = _one_stage_pyramid(body, plan, stage_width(body, 4) if paper else 256)
-    anchors = _anchors(plan, strides, 4, octaves=3)
+    anchors = _anchors(plan, strides, RETINANET_SCALE, RETINANET_OCTAVES)
     head = JointRetinaNetHead(
         fpn.out_channels,
         anchors.num_anchors_per_location()[0],

@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from detectors.assigners import RECEPTIVE_FIELDS, Assigner, Level
+from detectors.anchors import PlainAnchors
+from detectors.assigners import Assigner, Level
 
 Image = tuple[Tensor, tuple[int, int]]
 """boxes [G, 4], x1 y1 x2 y2 in native pixels, and the image's (height, width)."""
@@ -26,10 +27,8 @@ class Layout:
     """Anchors and image sizes as MMDetection has them; the defaults are Faster R-CNN's.
 
     Images are resized, keeping their proportions, to fit `fit`, and padded to multiples of
-    `multiple`. Level l holds, for row i and column j of its grid, the anchors centred at
-    ((j + offset) stride, (i + offset) stride): w = scale stride / sqrt(ratio), h = w ratio, for
-    every scale and ratio, not rounded. torchvision's AnchorGenerator rounds half widths and half
-    heights to whole pixels (22.6 x 45.3 becomes 22 x 46), which moves m by 0.3 %.
+    `multiple`. The anchors are those of PlainAnchors. torchvision's AnchorGenerator rounds half
+    widths and half heights to whole pixels (22.6 x 45.3 becomes 22 x 46), which moves m by 0.3 %.
 
     Attributes:
         strides: of the levels in pixels, powers of two.
@@ -57,6 +56,11 @@ class Bucket:
     objects: int
     positives: float
 
+    @property
+    def name(self) -> str:
+        """Such as "<8 px" or "8-16 px"."""
+        return size_name(self.low, self.high)
+
 
 def resized(image: Image, layout: Layout) -> Image:
     """Boxes on the resized image, float64, and its padded (height, width)."""
@@ -74,18 +78,9 @@ def resized(image: Image, layout: Layout) -> Image:
 
 def make_priors(layout: Layout, height: int, width: int) -> tuple[Tensor, list[Level]]:
     """The layout's anchors, float32 [A, 4], on an image of this padded size, and their levels."""
-    found, levels = [], []
-    for stride, rows, columns in _grids(layout, height, width):
-        sides = torch.tensor(_sides(layout, stride), dtype=torch.float64)
-        base = torch.cat([-sides, sides], dim=1) / 2
-        y = (torch.arange(rows, dtype=torch.float64) + layout.offset) * stride
-        x = (torch.arange(columns, dtype=torch.float64) + layout.offset) * stride
-        y, x = torch.meshgrid(y, x, indexing="ij")
-        priors = (torch.stack([x, y, x, y], dim=-1)[:, :, None] + base).reshape(-1, 4)
-        found.append(priors.float())
-        field = RECEPTIVE_FIELDS.get(stride.bit_length() - 1, 0.0)
-        levels.append(Level(len(priors), len(base), field))
-    return torch.cat(found), levels
+    anchors = PlainAnchors(layout.strides, layout.scales, layout.ratios, layout.offset)
+    grids = [[rows, columns] for _, rows, columns in _grids(layout, height, width)]
+    return torch.cat(anchors.grid_anchors(grids, None)), anchors.describe(grids)
 
 
 def simd_constants(images: Iterable[Image], layout: Layout | None = None) -> tuple[float, float]:
@@ -153,15 +148,16 @@ def positives(
 
 def without_positives(buckets: Iterable[Bucket]) -> list[str]:
     """The sizes whose objects get no prior at all, such as "<8 px" or "8-16 px"."""
-    return [_name(bucket) for bucket in buckets if bucket.objects and bucket.positives == 0]
+    return [bucket.name for bucket in buckets if bucket.objects and bucket.positives == 0]
 
 
-def _name(bucket: Bucket) -> str:
-    if bucket.low == 0:
-        return f"<{bucket.high:g} px"
-    if bucket.high == float("inf"):
-        return f">={bucket.low:g} px"
-    return f"{bucket.low:g}-{bucket.high:g} px"
+def size_name(low: float, high: float) -> str:
+    """Sizes from `low` to below `high` in words, such as "<8 px" or "8-16 px"."""
+    if low == 0:
+        return f"<{high:g} px"
+    if high == float("inf"):
+        return f">={low:g} px"
+    return f"{low:g}-{high:g} px"
 
 
 def _grids(layout: Layout, height: int, width: int) -> list[tuple[int, int, int]]:

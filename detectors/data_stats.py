@@ -1,0 +1,219 @@
+"""What `jol data stats` prints: objects and their sizes, SimD's constants, positives by size."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from detectors.assigned import inside_only
+from detectors.assigners import Assigner, Level, centres
+from detectors.coco import DataError, read_coco
+from detectors.models import FOR_FCOS, choose_assigner
+from detectors.progress import Progress
+from detectors.statistics import (
+    Bucket,
+    Image,
+    Layout,
+    make_priors,
+    positives,
+    simd_constants,
+    size_name,
+    without_positives,
+)
+
+LIMITS = (0.0, 8.0, 16.0, 32.0, float("inf"))
+"""Limits of the native sizes."""
+LOW_QUALITY = "min_low_quality"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The counted objects of one or more annotation files.
+
+    Attributes:
+        images: of all files; boxes float64.
+        classes: name → objects, in the order of the categories' ids.
+        crowd: objects not counted because they are crowds or to be ignored.
+        zero_size: objects not counted because their box has no width or no height.
+    """
+
+    images: list[Image]
+    classes: dict[str, int]
+    crowd: int
+    zero_size: int
+
+
+def read_pool(sources: Sequence[Path]) -> Pool:
+    """Read COCO JSON files of the same classes; no image is looked for.
+
+    Raises:
+        DataError: an unusable file, other classes than the first file's, or no objects at all.
+    """
+    images: list[Image] = []
+    classes: dict[str, int] = {}
+    crowd = zero_size = 0
+    for source in sources:
+        file = read_coco(source, None)
+        names = {category["id"]: category["name"] for category in file.categories}
+        if not classes:
+            classes = dict.fromkeys(names.values(), 0)
+        if list(names.values()) != list(classes):
+            raise DataError(
+                f"{source}: categories {list(names.values())}, but {sources[0]} has {list(classes)}"
+            )
+        boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in file.images}
+        for record in file.annotations:
+            if record["iscrowd"]:
+                crowd += 1
+                continue
+            classes[names[record["category_id"]]] += 1
+            x, y, w, h = record["bbox"]
+            boxes[record["image_id"]].append([x, y, x + w, y + h])
+        for image in file.images:
+            found = torch.tensor(boxes[image["id"]], dtype=torch.float64).reshape(-1, 4)
+            images.append((found, (image["height"], image["width"])))
+        zero_size += file.zero_size
+    pool = Pool(images, classes, crowd, zero_size)
+    if not sum(classes.values()):
+        raise DataError(f"{', '.join(map(str, sources))}: no objects to count; {_left_out(pool)}")
+    return pool
+
+
+def describe(pool: Pool) -> Iterator[str]:
+    """The lines on images, objects, sizes and classes."""
+    boxes = torch.cat([boxes for boxes, _ in pool.images])
+    size = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
+    bucket = torch.bucketize(size, size.new_tensor(LIMITS[1:-1]), right=True)
+    shares = torch.bincount(bucket, minlength=len(LIMITS) - 1) / len(size)
+    yield f"{len(pool.images):,} images, {len(size):,} objects; {_left_out(pool)}"
+    yield ""
+    yield "Size sqrt(w h) in pixels of the images as they are"
+    yield f"  mean {size.mean():.2f} ± {size.std(correction=0):.2f}"
+    yield _row("", [size_name(*limits) for limits in pairwise(LIMITS)])
+    yield _row("share of the objects", [f"{100 * share:.1f} %" for share in shares.tolist()])
+    yield ""
+    wide = max(map(len, pool.classes))
+    yield "Objects of each class"
+    for name, count in pool.classes.items():
+        yield f"  {name:{wide}}  {count:9,}"
+
+
+def describe_simd(pool: Pool, detector: str, layout: Layout) -> Iterator[str]:
+    """The lines on SimD's m and n, written as --assigner-settings takes them."""
+    yield "SimD's constants"
+    if detector == "fcos":
+        yield "  none with fcos, whose points have no boxes to compare"
+        return
+    m, n = simd_constants(pool.images, layout)
+    yield f"  {_words(detector, layout)}"
+    yield f"  m={m:.3f} n={n:.3f}"
+
+
+def pick_assigner(detector: str, name: str | None, settings: Mapping[str, float]) -> Assigner:
+    """The assigner that `detector` would train with, tried once; None: by IoU.
+
+    Raises:
+        ValueError: an unknown name or setting, or one that cannot be used.
+    """
+    if name is None and detector == "fcos":
+        raise ValueError(
+            "assigner: got none, wanted one of "
+            f"{', '.join(FOR_FCOS)}: the positives of fcos's own rule are not counted"
+        )
+    assign = choose_assigner(detector, name or "iou", dict(settings), "paper")
+    assert assign is not None
+    priors, levels = make_priors(Layout(scales=(2.0,)), 64, 64)
+    try:
+        assign(torch.tensor([[8.0, 8, 24, 24]]), priors, levels)
+    except (TypeError, RuntimeError) as error:  # such as half a prior
+        raise ValueError(f"setting of assigner {name}: {error}") from error
+    return assign
+
+
+def describe_positives(
+    pool: Pool, detector: str, name: str, assign: Assigner, layout: Layout, every: int
+) -> Iterator[str]:
+    """The table of the positives an object gets by size, and which sizes get none."""
+    images = pool.images[::every]
+    settings = {
+        key: parameter.default
+        for key, parameter in inspect.signature(assign).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    rules = {name: assign}
+    if LOW_QUALITY in settings:
+        rules = {
+            "with low-quality matches": assign,
+            "without them": partial(assign, **{LOW_QUALITY: None}),
+        }
+    counted: dict[str, list[Bucket]] = {}
+    with Progress("assigning", 0, len(rules) * len(images), quiet=True) as progress:
+        for done, (label, rule) in enumerate(rules.items()):
+            seen = _ticking(images, progress, done * len(images))
+            counted[label] = positives(
+                seen, _at_points(rule) if detector == "fcos" else rule, layout
+            )
+    buckets = next(iter(counted.values()))
+
+    yield "Positives an object gets, by its size sqrt(w h) in pixels of the resized image"
+    yield f"  {_words(detector, layout)}"
+    yield f"  {name}: " + " ".join(f"{key}={value:g}" for key, value in settings.items())
+    if every > 1:
+        yield f"  image 1 of every {every}: {len(images):,} of {len(pool.images):,}"
+    yield _row("", [bucket.name for bucket in buckets])
+    yield _row("objects", [f"{bucket.objects:,}" for bucket in buckets])
+    for label, found in counted.items():
+        yield _row(label, [_mean(bucket) for bucket in found])
+    yield ""
+    for label, found in counted.items():
+        which = "" if label == name else f" {label}"
+        yield _sentence(name, which, without_positives(found))
+
+
+def _sentence(name: str, which: str, empty: Sequence[str]) -> str:
+    if not empty:
+        return f"{name}{which}: objects of every size get positives."
+    sizes = " and ".join([", ".join(empty[:-1]), empty[-1]] if len(empty) > 1 else empty)
+    return f"{name}{which}: objects of {sizes} get no positives."
+
+
+def _mean(bucket: Bucket) -> str:
+    """0 only where there is none at all; a dash where there are no objects."""
+    if not bucket.objects:
+        return "-"
+    return f"{bucket.positives:.2f}" if bucket.positives else "0"
+
+
+def _at_points(assign: Assigner) -> Assigner:
+    """As FCOS is trained: a point outside the object it is matched to is ignored."""
+
+    def inside(boxes: Tensor, priors: Tensor, levels: Sequence[Level]) -> Tensor:
+        return inside_only(assign(boxes, priors, levels), boxes, centres(priors))
+
+    return inside
+
+
+def _ticking(images: Iterable[Image], progress: Progress, done: int) -> Iterator[Image]:
+    for number, image in enumerate(images, start=done + 1):
+        yield image
+        progress.step(number, {}, [])
+
+
+def _left_out(pool: Pool) -> str:
+    return f"left out: {pool.crowd:,} crowd or ignored, {pool.zero_size:,} of zero size"
+
+
+def _words(detector: str, layout: Layout) -> str:
+    what = "points" if detector == "fcos" else "anchors"
+    scales = " ".join(f"{scale:.3g}" for scale in layout.scales)
+    long, short = layout.fit or (0, 0)
+    return f"{detector}'s {what}: scale {scales}, images resized to fit {long} x {short}"
+
+
+def _row(label: str, cells: Iterable[str]) -> str:
+    return f"  {label:24}" + "".join(f"{cell:>11}" for cell in cells)
