@@ -61,6 +61,32 @@ def test_train_eval_resume(
     assert "AP_l" in json.loads((tmp_path / "eval" / "results.json").read_text())
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--detector", "retinanet", "--assigner", "nwd-rka", "--assigner-settings", "k=2"],
+        ["--detector", "cascade_rcnn", "--assigner", "simd", "--anchor-scale", "2"],
+        ["--detector", "fcos", "--assigner", "atss", "--score-threshold", "0"],
+    ],
+    ids=lambda given: given[1],
+)
+def test_a_run_keeps_its_detector_and_assigner(
+    given: list[str], scenes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert main([*train_arguments(scenes, out), *given]) == 0
+    settings = json.loads((out / "config.json").read_text())["settings"]
+    assert (settings["detector"], settings["assigner"]) == (given[1], given[3])
+    assert settings["assigner_settings"] == ({"k": 2} if given[1] == "retinanet" else {})
+    results = json.loads((out / "results.json").read_text())
+    evaluation = [
+        *("eval", "--checkpoint", str(out / "last.pt"), "--out", str(tmp_path / "eval")),
+        *data_arguments(*scenes, "val"),
+    ]
+    assert main(evaluation) == 0
+    assert json.loads((tmp_path / "eval" / "results.json").read_text()) == results
+
+
 def test_failure_while_running_is_status_1(
     scenes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,8 +171,15 @@ def test_other_classes_in_validation(
     [
         (["--train-images", "nowhere"], "nowhere"),
         (["--val-annotations", "nowhere.json"], "nowhere.json"),
-        (["--detector", "retinanet"], "'retinanet' is not implemented yet"),
-        (["--detector", "yolo"], "got 'yolo', wanted one of faster_rcnn, fcos"),
+        (["--detector", "yolo"], "got 'yolo', wanted one of retinanet, fcos"),
+        (["--detector", "detectors", "--backbone", "resnet18"], "Bottleneck"),
+        (["--detector", "fcos", "--assigner", "simd"], "'simd' with fcos, wanted one of atss"),
+        (["--detector", "fcos", "--anchor-scale", "2"], "fcos has no anchors"),
+        (["--assigner", "giou"], "--assigner"),
+        (["--assigner", "simd", "--assigner-settings", "k=2"], "setting of assigner simd: got 'k'"),
+        (["--assigner", "simd", "--assigner-settings", "m"], "got 'm', wanted NAME=NUMBER"),
+        (["--assigner-settings", "m=2"], "wanted none without an assigner"),
+        (["--score-threshold", "1"], "--score-threshold: got '1'"),
         (["--location-score", "area"], "--location-score"),
         (["--lam", "0.5"], "lam: got 0.5"),
         (["--lam", "nan"], "lam: got nan"),
