@@ -32,6 +32,10 @@ class LevelledAnchors(AnchorGenerator):
         self.levels = self.describe([m.shape[-2:] for m in feature_maps])
         return super().forward(image_list, feature_maps)
 
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        """In float32 at least: bfloat16 knows multiples of 4 pixels only beyond 512."""
+        super().set_cell_anchors(torch.promote_types(dtype, torch.float32), device)
+
     def describe(self, grids: Sequence[Sequence[int]]) -> list[Level]:
         """The levels of feature maps of these (rows, columns)."""
         anchors = self.num_anchors_per_location()

@@ -102,8 +102,19 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         "--score-threshold",
         metavar="X",
         type=_share,
-        default=0.05,
-        help="least score of a detection (default: 0.05)",
+        help="least score of a detection (default: 0.05, torchvision's fcos 0.2)",
+    )
+    add(
+        "--anchor-ratios",
+        metavar="X",
+        nargs="+",
+        type=_rate,
+        help="height over width of the anchors of a location (default: 0.5 1 2)",
+    )
+    add(
+        "--centreness-weights",
+        choices=("on", "off"),
+        help="fcos: weigh box losses by centreness, as MMDetection (default: with preset paper)",
     )
     add("--backbone", choices=BACKBONES, help="default: resnet50, or resnet18 with slim")
     add(
@@ -319,8 +330,10 @@ def _share(text: str) -> float:
     return float(_number(text, 0 <= value < 1, "a number from 0 to below 1"))
 
 
-def _setting(text: str) -> tuple[str, float]:
+def _setting(text: str) -> tuple[str, float | None]:
     name, _, value = text.partition("=")
+    if value == "none":
+        return name, None
     try:
         return name, int(value) if value.isdecimal() else float(value)
     except ValueError:

@@ -23,6 +23,7 @@ Sources:
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -42,10 +43,16 @@ from detectors.similarities import (
 
 BACKGROUND, IGNORED = -1, -2
 PAIRS = 1 << 22
-TIE = 3e-7
-"""Similarities that differ by less are equal: float32 rounds what arithmetic would find equal."""
+TIE = 1e-6
+"""Similarities within this share of each other are equal: float32 rounds what are equals."""
+LEAST = 1e-5
+"""An object less like every prior than this has no best ones: all of them would be tied."""
 RECEPTIVE_FIELDS = {2: 45.0, 3: 91.0, 4: 267.0, 5: 427.0, 6: 555.0, 7: 811.0}
 """Pyramid level → the theoretical receptive field of ResNet-50 with an FPN, in pixels (RFLA)."""
+
+
+SCALES = ("m", "n", "constant", "size", "shrink", "fraction")
+"""Settings that have to be positive."""
 
 
 class Level(NamedTuple):
@@ -237,21 +244,31 @@ ASSIGNERS: dict[str, Callable[..., Tensor]] = {
 
 
 def make_assigner(name: str, **settings: float | None) -> Assigner:
-    """The assigner of this name with some of its settings changed.
+    """The assigner of this name with some of its settings changed, tried on one object.
 
     Raises:
-        ValueError: an unknown name or setting.
+        ValueError: an unknown name or setting, or a value that cannot be used.
     """
     if name not in ASSIGNERS:
         raise ValueError(f"assigner: got {name!r}, wanted one of {', '.join(ASSIGNERS)}")
     parameters = inspect.signature(ASSIGNERS[name]).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    for setting in settings:
+    for setting, value in settings.items():
+        what = f"setting of assigner {name}: "
         if setting not in known:
-            raise ValueError(
-                f"setting of assigner {name}: got {setting!r}, wanted one of {', '.join(known)}"
-            )
-    return partial(ASSIGNERS[name], **settings)
+            raise ValueError(f"{what}got {setting!r}, wanted one of {', '.join(known)}")
+        if value is None and setting == "min_low_quality":
+            continue
+        if value is None or not math.isfinite(value) or (setting in SCALES and value <= 0):
+            wanted = "a number > 0" if setting in SCALES else "a finite number"
+            raise ValueError(f"{what}got {setting}={value}, wanted {wanted}")
+    assign = partial(ASSIGNERS[name], **settings)
+    box = torch.tensor([[8.0, 8, 24, 24]])
+    try:
+        assign(box, torch.cat([box, box + 4]), [Level(2, 1, RECEPTIVE_FIELDS[2])])
+    except (TypeError, RuntimeError, ValueError) as error:  # such as half a prior
+        raise ValueError(f"setting of assigner {name}: {error}") from error
+    return assign
 
 
 def _max_overlap(
@@ -274,7 +291,8 @@ def _max_overlap(
         best = torch.maximum(best, value)
         if min_low_quality is not None:
             top = alike.amax(dim=1, keepdim=True)
-            low_quality |= ((alike >= top - TIE) & (top >= min_low_quality)).any(dim=0)
+            bar = max(min_low_quality, LEAST)
+            low_quality |= ((alike >= top * (1 - TIE)) & (top >= bar)).any(dim=0)
     unsure = torch.where(best < low, BACKGROUND, IGNORED)
     return torch.where((best >= high) | low_quality, matches, unsure)
 
@@ -321,7 +339,9 @@ def _nearest(objects: Tensor, places: Tensor, levels: Sequence[Level], k: int) -
     _per_prior(levels, places, [0.0] * len(levels))
     found, begin = [], 0
     for level in levels:
-        distance = torch.cdist(objects, places[begin : begin + level.priors])
+        here = places[begin : begin + level.priors]
+        # Not by way of a matrix product, whose rounding would decide between equals.
+        distance = torch.cdist(objects, here, compute_mode="donot_use_mm_for_euclid_dist")
         wanted = min(k * level.per_location, level.priors)
         found.append(begin + distance.topk(wanted, dim=1, largest=False).indices)
         begin += level.priors

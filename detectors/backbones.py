@@ -80,7 +80,14 @@ def load_weights(body: ResNet, name: str, weights: str) -> None:
     else:
         if not Path(weights).is_file():
             raise ValueError(f"backbone_weights: no such file: {weights}")
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch names no class for what is no checkpoint
+            raise ValueError(f"backbone_weights: {weights} cannot be read: {error}") from error
+        if not isinstance(state, dict) or not all(
+            isinstance(v, torch.Tensor) for v in state.values()
+        ):
+            raise ValueError(f"backbone_weights: {weights} holds no state dict of tensors")
     own = {k: v for k, v in state.items() if not k.startswith("fc.")}
     wanted = {k: v for k, v in body.state_dict().items() if not k.startswith("fc.")}
     wrong = sorted(k for k in own.keys() ^ wanted.keys() if not k.endswith("num_batches_tracked"))

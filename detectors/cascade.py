@@ -165,4 +165,4 @@ def is_appended(proposals: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
     select_training_samples appends the objects to the proposals; refined again and again they
     would teach later stages boxes that no detector sees at inference.
     """
-    return (proposals == boxes).all(1) & (labels > 0)
+    return (proposals == boxes.to(proposals.dtype)).all(1) & (labels > 0)

@@ -184,6 +184,10 @@ def _settings(args: argparse.Namespace, images: int) -> TrainSettings:
         assigner=args.assigner,
         assigner_settings=dict(args.assigner_settings),
         anchor_scale=args.anchor_scale,
+        anchor_ratios=args.anchor_ratios,
+        centreness_weights=(
+            None if args.centreness_weights is None else args.centreness_weights == "on"
+        ),
         score_threshold=args.score_threshold,
         lam=args.lam,
         location_score=None if args.location_score == "none" else args.location_score,

@@ -19,7 +19,6 @@ from detectors.statistics import (
     Bucket,
     Image,
     Layout,
-    make_priors,
     positives,
     simd_constants,
     size_name,
@@ -115,7 +114,7 @@ def describe_simd(pool: Pool, detector: str, layout: Layout) -> Iterator[str]:
 
 
 def pick_assigner(detector: str, name: str | None, settings: Mapping[str, float]) -> Assigner:
-    """The assigner that `detector` would train with, tried once; None: by IoU.
+    """The assigner that `detector` would train with; None: by IoU.
 
     Raises:
         ValueError: an unknown name or setting, or one that cannot be used.
@@ -127,11 +126,6 @@ def pick_assigner(detector: str, name: str | None, settings: Mapping[str, float]
         )
     assign = choose_assigner(detector, name or "iou", dict(settings), "paper")
     assert assign is not None
-    priors, levels = make_priors(Layout(scales=(2.0,)), 64, 64)
-    try:
-        assign(torch.tensor([[8.0, 8, 24, 24]]), priors, levels)
-    except (TypeError, RuntimeError) as error:  # such as half a prior
-        raise ValueError(f"setting of assigner {name}: {error}") from error
     return assign
 
 

@@ -9,12 +9,14 @@ conventions of MMDetection. `slim`: small enough to train on a CPU from random w
 of 4 to 64 pixels.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -27,7 +29,7 @@ from detectors.assigned import ATSS_SCALE, AssignedFCOS, AssignedRetinaNet, Assi
 from detectors.assigners import ASSIGNERS, Assigner, make_assigner
 from detectors.backbones import BACKBONES, NORMS, pyramid, resnet, stage_width
 from detectors.cascade import CascadeRoIHeads
-from detectors.pooling import AlignedRoIAlign
+from detectors.pooling import AlignedRoIAlign, with_strides
 from detectors.recursive import RecursivePyramid
 from detectors.statistics import Layout
 from jolkernels.integrations.torchvision import (
@@ -90,7 +92,9 @@ def build_detector(
     backbone_weights: str | Path | None = None,
     image_size: int | None = None,
     anchor_scale: float | None = None,
-    score_threshold: float = 0.05,
+    anchor_ratios: Sequence[float] | None = None,
+    centreness_weights: bool | None = None,
+    score_threshold: float | None = None,
     load_weights: bool = True,
 ) -> nn.Module:
     """A detector ready to train.
@@ -116,13 +120,16 @@ def build_detector(
             (800 with the longer side at most 1333; slim: no resizing).
         anchor_scale: side of a level's (smallest) anchor in strides; None: 8, RetinaNet 4, slim
             its own list. Tiny objects want 2 to 4.
-        score_threshold: least score of a detection, but of torchvision's FCOS (0.2).
+        anchor_ratios: height over width of the anchors of a location; None: 0.5, 1 and 2.
+        centreness_weights: FCOS: weigh each box loss by its point's centreness, as MMDetection, or
+            all alike, as torchvision; None: as MMDetection with preset paper alone.
+        score_threshold: least score of a detection; None: 0.05, torchvision's FCOS 0.2.
         load_weights: False: build the layers for `backbone_weights` but leave them random,
             because a checkpoint is loaded next.
 
     Raises:
-        ValueError: an unknown name, an assigner or backbone that the detector cannot take, or
-            weights that do not fit.
+        ValueError: an unknown name, a number out of range, an assigner or backbone that the
+            detector cannot take, or weights that do not fit.
     """
     backbone = backbone or default_backbone(name, preset)
     for what, value, known in (
@@ -134,12 +141,25 @@ def build_detector(
         if value not in known:
             raise ValueError(f"{what}: got {value!r}, wanted one of {', '.join(known)}")
     _check_scale(name, anchor_scale)
+    _check_anchors(name, anchor_ratios, assigner, centreness_weights)
+    for what, number, least, below in (
+        ("num_classes", num_classes, 1, math.inf),
+        ("image_size", image_size, 1, math.inf),
+        ("score_threshold", score_threshold, 0, 1),
+    ):
+        if number is not None and not least <= number < below:
+            wanted = f"at least {least}" + ("" if below == math.inf else f" and below {below}")
+            raise ValueError(f"{what}: got {number}, wanted {wanted}")
+    if score_threshold is None:
+        score_threshold = 0.2 if (name, preset) == ("fcos", "torchvision") else 0.05
     plan = _Plan(
         preset,
         num_classes,
         choose_assigner(name, assigner, dict(assigner_settings or {}), preset),
-        assigner == "rfla",
         anchor_scale,
+        (1.0,) if assigner == "rfla" else tuple(anchor_ratios or RATIOS),
+        assigner == "rfla",
+        preset == "paper" if centreness_weights is None else centreness_weights,
         score_threshold,
         {
             "lam": lam,
@@ -156,7 +176,8 @@ def build_detector(
     ]
     build = {"retinanet": _retinanet, "fcos": _fcos}.get(name)
     model = _two_stage(name, bodies, plan) if build is None else build(bodies[0], plan)
-    model.transform = _transform(image_size or (None if preset == "slim" else 800))
+    size = image_size or (None if preset == "slim" else 800)
+    model.transform = _transform(size, least=96 if name == "detectors" else 0)
     return model
 
 
@@ -176,14 +197,12 @@ class _Plan:
     preset: str
     num_classes: int
     assign: Assigner | None
-    one_anchor: bool
     anchor_scale: float | None
+    ratios: tuple[float, ...]
+    one_anchor: bool
+    centreness_weights: bool
     score_threshold: float
     choices: dict[str, Any]
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        return (1.0,) if self.one_anchor else RATIOS
 
 
 def choose_assigner(
@@ -210,8 +229,19 @@ def choose_assigner(
     return make_assigner(name, **settings)
 
 
-class _Native(GeneralizedRCNNTransform):
-    """torchvision's transform without resizing; its own `_skip_resize` acts in training only."""
+class _Transform(GeneralizedRCNNTransform):
+    """torchvision's transform, with batches of at least `least` pixels a side."""
+
+    least = 0
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        batch: Tensor = super().batch_images(images, size_divisible)
+        height, width = batch.shape[-2:]
+        return F.pad(batch, (0, max(0, self.least - width), 0, max(0, self.least - height)))
+
+
+class _Native(_Transform):
+    """The same without resizing; torchvision's own `_skip_resize` acts in training only."""
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
@@ -219,12 +249,15 @@ class _Native(GeneralizedRCNNTransform):
         return image, target
 
 
-def _transform(size: int | None) -> GeneralizedRCNNTransform:
+def _transform(size: int | None, least: int) -> GeneralizedRCNNTransform:
     """Normalisation, and resizing in torchvision's 800 to 1333 proportion; None: no resizing."""
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     if size is None:
-        return _Native(0, 0, mean, std)
-    return GeneralizedRCNNTransform(size, _longer(size), mean, std)
+        transform: _Transform = _Native(0, 0, mean, std)
+    else:
+        transform = _Transform(size, _longer(size), mean, std)
+    transform.least = least
+    return transform
 
 
 def _longer(size: int) -> int:
@@ -261,9 +294,23 @@ def paper_layout(
 
 
 def _check_scale(name: str, anchor_scale: float | None) -> None:
-    if anchor_scale is not None and (name == "fcos" or not anchor_scale > 0):
-        wanted = "none: fcos has no anchors" if name == "fcos" else "a number > 0"
+    if anchor_scale is not None and (name == "fcos" or not 0.25 <= anchor_scale < math.inf):
+        wanted = "none: fcos has no anchors" if name == "fcos" else "a number of at least 0.25"
         raise ValueError(f"anchor_scale: got {anchor_scale}, wanted {wanted}")
+
+
+def _check_anchors(
+    name: str,
+    ratios: Sequence[float] | None,
+    assigner: str | None,
+    centreness_weights: bool | None,
+) -> None:
+    if ratios is not None and (name == "fcos" or assigner == "rfla"):
+        raise ValueError(f"anchor_ratios: got {ratios}, wanted none with fcos and with rfla")
+    if ratios is not None and not (ratios and all(0 < r < math.inf for r in ratios)):
+        raise ValueError(f"anchor_ratios: got {ratios}, wanted one or more numbers > 0")
+    if centreness_weights is not None and name != "fcos":
+        raise ValueError(f"centreness_weights: got {centreness_weights}, wanted none but with fcos")
 
 
 def _scales(scale: float, octaves: int) -> tuple[float, ...]:
@@ -338,6 +385,7 @@ def _two_stage(name: str, bodies: list[ResNet], plan: _Plan) -> nn.Module:
         box_predictor=FastRCNNPredictor(width, classes),
         **settings,
     )
+    with_strides(pool, strides[: len(pool.featmap_names)])
     if name == "faster_rcnn":
         criterion = roi_criterion(regression="l1" if paper else None, **plan.choices)
         model.roi_heads = JointRoIHeads.from_roi_heads(model.roi_heads, criterion)
@@ -404,7 +452,7 @@ def _fcos(body: ResNet, plan: _Plan) -> nn.Module:
         plan.num_classes,
         num_convs=2 if slim else 4,
         criterion=fcos_criterion(**plan.choices),
-        weigh_boxes=plan.preset == "paper",
+        weigh_boxes=plan.centreness_weights,
     )
     settings = _detections(plan)
     if slim:
@@ -419,8 +467,9 @@ def _fcos(body: ResNet, plan: _Plan) -> nn.Module:
         anchors = PlainAnchors(strides, (1.0,), (1.0,), offset=0.5)
     else:
         anchors = LevelledAnchors(strides, [(s,) for s in strides], (1.0,))
-    if plan.preset != "torchvision":
-        settings |= {"score_thresh": plan.score_threshold}
+    settings |= {"score_thresh": plan.score_threshold}
+    if plan.preset == "paper":
+        settings |= {"nms_thresh": 0.5}
     arguments: Any = (fpn, plan.num_classes)
     if plan.assign is None:
         return FCOS(*arguments, anchor_generator=anchors, head=head, **settings)

@@ -1,17 +1,33 @@
-"""RoIAlign over a pyramid with half a pixel's correction, which torchvision's pooler lacks."""
+"""RoI pooling over a pyramid of known strides, and with half a pixel's correction."""
 
 import math
 
 import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops.poolers import initLevelMapper
+
+
+def with_strides(pool: MultiScaleRoIAlign, strides: tuple[int, ...]) -> MultiScaleRoIAlign:
+    """The pooler, told the strides of its maps.
+
+    Left alone it takes them from the first image it sees, and keeps them; a small padded image
+    (65 pixels high, say, padded to 96) gives it the wrong ones.
+    """
+    scales = [1 / stride for stride in strides]
+    first, last = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    pool.scales = scales
+    pool.map_levels = initLevelMapper(
+        first, last, canonical_scale=pool.canonical_scale, canonical_level=pool.canonical_level
+    )
+    return pool
 
 
 class AlignedRoIAlign(MultiScaleRoIAlign):
     """MultiScaleRoIAlign with aligned=True and adaptive sampling, as MMDetection pools.
 
-    A box of scale sqrt(w h) goes to level floor(4 + log2(scale / 224)), of those there are; both
-    as in torchvision. Strides are powers of two.
+    A box of scale sqrt(w h) goes to level floor(4 + log2(scale / 224)), of those there are, as in
+    torchvision. `with_strides` has to tell it the strides, powers of two.
     """
 
     def forward(
@@ -19,8 +35,8 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
     ) -> Tensor:
         """Features [N, channels, size, size] of boxes [N, 4], x1 y1 x2 y2 in pixels, of images."""
         maps = [x[name] for name in self.featmap_names]
-        height = max(shape[0] for shape in image_shapes)
-        scales = [2.0 ** round(math.log2(m.shape[-2] / height)) for m in maps]
+        assert self.scales is not None, "with_strides has not been called"
+        scales = self.scales
         rois = torch.cat(boxes)
         image = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
         size = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).sqrt()

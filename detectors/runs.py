@@ -60,7 +60,9 @@ class TrainSettings:
     assigner: str | None = None
     assigner_settings: dict[str, float] = dataclasses.field(default_factory=dict)
     anchor_scale: float | None = None
-    score_threshold: float = 0.05
+    anchor_ratios: list[float] | None = None
+    centreness_weights: bool | None = None
+    score_threshold: float | None = None
     clip: float = 10.0
     device: str = "cpu"
     workers: int = 0
@@ -77,6 +79,8 @@ class TrainSettings:
             "assigner": self.assigner,
             "assigner_settings": self.assigner_settings,
             "anchor_scale": self.anchor_scale,
+            "anchor_ratios": self.anchor_ratios,
+            "centreness_weights": self.centreness_weights,
             "score_threshold": self.score_threshold,
             "lam": self.lam,
             "location_score": self.location_score,

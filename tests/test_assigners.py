@@ -81,13 +81,39 @@ def test_iou_is_torchvisions_matcher(high, low, low_quality, monkeypatch):
     setting = 0.0 if low_quality else None
     for seed in range(20):
         boxes, priors, levels = grid(seed, 1 + 3 * seed)
-        # the same object twice, an object that is an anchor, one on a corner shared by anchors,
-        # and one that no anchor touches
-        corner = torch.tensor([[16.0, 16, 24, 24], [500.0, 500, 520, 520]])
+        # the same object twice, an object that is an anchor, one on a corner shared by anchors
+        corner = torch.tensor([[16.0, 16, 24, 24]])
         boxes = torch.cat([boxes, boxes[:1], priors[7:8], corner])
         monkeypatch.setattr(assigners, "PAIRS", (1 + seed % 4) * len(priors))
         got = assigners.iou(boxes, priors, levels, high=high, low=low, min_low_quality=setting)
         assert torch.equal(got, reference(box_iou(boxes, priors)))
+
+
+@pytest.mark.parametrize("name", ["iou", "nwd", "dotd", "simd"])
+def test_an_object_like_no_prior_has_no_best_ones(name):
+    """torchvision's Matcher would make all priors tied at 0 positives of their own objects."""
+    _, priors, levels = grid(0, 1)
+    far = torch.tensor([[5000.0, 5000, 5010, 5010]])
+    assign = assigners.make_assigner(name, high=0.5, low=0.4, min_low_quality=0.0)
+    assert (assign(far, priors, levels) == assigners.BACKGROUND).all()
+    large = torch.tensor([[0.0, 0, 700, 700]])  # its best NWD is below float32's steps near 1
+    assert (assign(large, priors, levels) >= 0).sum() < len(priors) / 10
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("nwd-rka", {"k": 1.5}, "setting of assigner nwd-rka: "),
+        ("iou", {"high": 0.2}, "setting of assigner iou: low: got 0.3, wanted at most high, 0.2"),
+        ("simd", {"m": float("nan")}, "got m=nan, wanted a number > 0"),
+        ("nwd", {"constant": 0}, "got constant=0, wanted a number > 0"),
+        ("dotd", {"low": float("inf")}, "got low=inf, wanted a finite number"),
+        ("iou", {"high": None}, "got high=None, wanted a finite number"),
+    ],
+)
+def test_unusable_settings_are_named_when_the_assigner_is_made(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        assigners.make_assigner(name, **settings)
 
 
 def test_low_quality_bar():

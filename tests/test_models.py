@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -230,6 +231,19 @@ def test_a_few_steps_learn_one_image(name: str) -> None:
     assert torch.equal(found["labels"][top][order], labels[wanted])
 
 
+@pytest.mark.slow
+def test_detectors_takes_small_images() -> None:
+    """Padded to what its reflection needs, in training and at inference."""
+    torch.manual_seed(0)
+    model = build_detector("detectors", K, "jol", preset="slim").train()
+    images, targets = scene([2], (40, 64))
+    losses, _ = losses_and_gradients(model, images, targets)
+    assert all(v.isfinite() for v in losses.values())
+    with torch.no_grad():
+        found = model.eval()(images)[0]
+    assert (found["boxes"][:, 3] <= 40).all()
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_state_survives_saving(name: str, tmp_path: pytest.TempPathFactory) -> None:
     torch.manual_seed(0)
@@ -261,6 +275,13 @@ def test_backbone_weights_from_a_file(tmp_path: pytest.TempPathFactory) -> None:
     torch.save({"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, path)
     with pytest.raises(ValueError, match=r"backbone_weights: .* does not fit resnet18"):
         build_detector("fcos", K, backbone="resnet18", backbone_weights=path)
+    for written in ("no checkpoint", [1, 2]):
+        if isinstance(written, str):
+            Path(path).write_text(written)
+        else:
+            torch.save(written, path)
+        with pytest.raises(ValueError, match=r"backbone_weights: .* (cannot be read|holds no)"):
+            build_detector("fcos", K, backbone="resnet18", backbone_weights=path)
     with pytest.raises(ValueError, match="backbone_weights: no such file: nowhere"):
         build_detector("fcos", K, backbone_weights="nowhere.pth")
 
@@ -272,6 +293,13 @@ def test_backbone_weights_from_a_file(tmp_path: pytest.TempPathFactory) -> None:
         ({"name": "detectors", "backbone": "resnet18"}, ValueError, "Bottleneck"),
         ({"assigner": "simd"}, ValueError, "assigner: got 'simd' with fcos, wanted one of atss"),
         ({"assigner": "giou"}, ValueError, "assigner: got 'giou', wanted one of iou, simd"),
+        ({"num_classes": 0}, ValueError, "num_classes: got 0, wanted at least 1"),
+        ({"image_size": 0}, ValueError, "image_size: got 0, wanted at least 1"),
+        ({"score_threshold": 1.0}, ValueError, "score_threshold: got 1.0, wanted at least 0 and"),
+        ({"anchor_ratios": [1.0]}, ValueError, "anchor_ratios: got .* wanted none with fcos"),
+        ({"name": "retinanet", "anchor_ratios": [0.0]}, ValueError, "anchor_ratios: got"),
+        ({"name": "retinanet", "anchor_scale": 0.1}, ValueError, "anchor_scale: got 0.1"),
+        ({"name": "retinanet", "centreness_weights": True}, ValueError, "but with fcos"),
         ({"anchor_scale": 2.0}, ValueError, "anchor_scale: got 2.0, wanted none: fcos"),
         ({"name": "retinanet", "anchor_scale": 0.0}, ValueError, "anchor_scale: got 0.0"),
         ({"assigner_settings": {"m": 5}}, ValueError, "assigner_settings: got .* without"),

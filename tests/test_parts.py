@@ -11,7 +11,8 @@ from detectors.anchors import LevelledAnchors, PlainAnchors
 from detectors.assigners import IGNORED, Level
 from detectors.backbones import EvalBatchNorm2d, resnet
 from detectors.models import DETECTORS, TWO_STAGE, build_detector, joint_head
-from detectors.pooling import AlignedRoIAlign
+from detectors.pooling import AlignedRoIAlign, with_strides
+from jolkernels import spec
 
 
 def maps(size, strides, channels=1):
@@ -56,7 +57,9 @@ def test_aligned_pooling_reads_where_the_box_is():
     strides = (4, 8, 16, 32)
     features = {str(i): ramp((512, 512), s) for i, s in enumerate(strides)}
     boxes = [torch.tensor([[100.0, 60, 128, 116], [33, 47, 361, 375]])]
-    aligned = AlignedRoIAlign(list("0123"), 7, 0)(features, boxes, [(512, 512)])
+    aligned = with_strides(AlignedRoIAlign(list("0123"), 7, 0), strides)(
+        features, boxes, [(512, 512)]
+    )
     plain = MultiScaleRoIAlign(list("0123"), 7, 2)(features, boxes, [(512, 512)])
     centres = (torch.arange(7) + 0.5) / 7
     for i, (x1, y1, x2, y2) in enumerate(boxes[0].tolist()):
@@ -77,7 +80,7 @@ def test_aligned_pooling_picks_the_level_that_torchvision_picks():
     boxes = torch.cat([corner, corner + side], 1)
     split = [boxes[:100], boxes[100:]]
     shapes = [(1024, 1024), (1024, 1024)]
-    got = AlignedRoIAlign(list("0123"), 1, 0)(features, split, shapes)
+    got = with_strides(AlignedRoIAlign(list("0123"), 1, 0), strides)(features, split, shapes)
     want = MultiScaleRoIAlign(list("0123"), 1, 2)(features, split, shapes)
     inside = (boxes[:, 2:] < 1000).all(1)
     assert torch.equal(got[inside], want[inside].round()) and len(got[inside].unique()) == 4
@@ -85,9 +88,43 @@ def test_aligned_pooling_picks_the_level_that_torchvision_picks():
 
 def test_aligned_pooling_without_boxes_keeps_the_graph():
     features = {str(i): torch.ones(1, 2, 8, 8, requires_grad=True) for i in range(2)}
-    pooled = AlignedRoIAlign(["0", "1"], 3, 0)(features, [torch.zeros(0, 4)], [(32, 32)])
+    pooled = with_strides(AlignedRoIAlign(["0", "1"], 3, 0), (4, 8))(
+        features, [torch.zeros(0, 4)], [(32, 32)]
+    )
     assert pooled.shape == (0, 2, 3, 3)
     pooled.sum().backward()
+
+
+@pytest.mark.parametrize("kind", [AlignedRoIAlign, MultiScaleRoIAlign])
+@pytest.mark.parametrize("height", [33, 65, 96])
+def test_pooling_knows_its_strides_whatever_the_first_image(kind, height):
+    """65 pixels padded to 96 are maps of 24, 12 and 6: a quarter, not a half."""
+    features = {str(i): ramp((96, 96), s) for i, s in enumerate((4, 8, 16))}
+    pool = with_strides(kind(list("012"), 1, 2), (4, 8, 16))
+    pooled = pool(features, [torch.tensor([[10.0, 6, 22, 26]])], [(height, 96)])
+    half = 0 if kind is AlignedRoIAlign else 2
+    torch.testing.assert_close(
+        pooled.flatten(), torch.tensor([16.0, 16.0]) + half, atol=0.01, rtol=0
+    )
+
+
+def test_targets_keep_their_digits_beside_half_precision():
+    """bfloat16 would round x of 1001 to 1000 and 1010 to 1008."""
+    from jolkernels.integrations.torchvision import JointRoIHeads
+
+    model = build_detector("faster_rcnn", K, "jol", preset="slim")
+    heads = model.roi_heads
+    assert isinstance(heads, JointRoIHeads)
+    caught = []
+    heads.criterion.register_forward_pre_hook(lambda _, args: caught.append(args))
+    box = torch.tensor([[1001.0, 13, 1010, 21]])
+    logits, deltas = torch.zeros(1, K + 1).bfloat16(), torch.zeros(1, 4 * (K + 1)).bfloat16()
+    heads.joint_loss(logits, deltas, [box], [torch.tensor([1])], [box])
+    assert torch.equal(caught[0][3], box) and torch.equal(caught[0][4], box)
+    generator = PlainAnchors((4,), (2.0,), (1.0,))
+    images = ImageList(torch.zeros(1, 3, 8, 1024), [(8, 1024)])
+    (anchors,) = generator(images, [torch.zeros(1, 1, 2, 256).bfloat16()])
+    assert anchors.dtype == torch.float32 and anchors[255, 0] == 1016
 
 
 def test_statistics_of_the_papers_batch_norm_stay():
@@ -232,6 +269,19 @@ def test_retinanet_divides_by_the_batchs_positives_in_preset_paper():
 @pytest.mark.parametrize("name", [d for d in DETECTORS if d != "detectors"])
 def test_preset_paper_has_the_papers_numbers(name):
     model = build_detector(name, K, preset="paper", backbone_weights="none").eval()
+    head = joint_head(model)
+    if name == "faster_rcnn":
+        assert head.criterion.settings.regression == spec.L1()
+    if name == "retinanet":
+        assert head.normalizer == "batch"
+        assert model.backbone.fpn.extra_blocks.p6.in_channels == 2048
+    if name == "fcos":
+        assert head.weigh_boxes and model.nms_thresh == 0.5
+        assert model.anchor_generator.offset == 0.5
+        plain = build_detector(
+            name, K, preset="paper", backbone_weights="none", centreness_weights=False
+        )
+        assert not joint_head(plain).weigh_boxes
     if name in TWO_STAGE:
         assert model.rpn._pre_nms_top_n == model.rpn._post_nms_top_n
         assert model.rpn._post_nms_top_n == {"training": 3000, "testing": 3000}
@@ -242,8 +292,14 @@ def test_preset_paper_has_the_papers_numbers(name):
     else:
         assert model.detections_per_img == 3000 and model.score_thresh == 0.05
     tiny = build_detector(
-        "retinanet", K, preset="paper", backbone_weights="none", anchor_scale=2.0
+        "retinanet",
+        K,
+        preset="paper",
+        backbone_weights="none",
+        anchor_scale=2.0,
+        anchor_ratios=(1,),
     ).anchor_generator
+    assert tiny.num_anchors_per_location() == [3] * 5
     assert tiny.sizes[0] == pytest.approx((16, 16 * 2 ** (1 / 3), 16 * 2 ** (2 / 3)))
 
 

@@ -186,7 +186,7 @@ class JointRoIHeads(RoIHeads):
             class_logits,
             box_regression,
             torch.cat(labels),
-            torch.cat(target_boxes).to(box_regression.dtype),
+            torch.cat(target_boxes),
             torch.cat(proposals),
         )
         self.negative_weight = loss.negative_weight
@@ -274,7 +274,7 @@ class JointRetinaNetHead(RetinaNetHead):
             logits.flatten(0, 1),
             head_outputs["bbox_regression"].flatten(0, 1),
             labels.flatten(),
-            target_boxes.to(priors.dtype),
+            target_boxes,
             priors,
             **choices,
         )
@@ -327,7 +327,7 @@ class JointFCOSHead(FCOSHead):
         priors = torch.cat(anchors)
         target_boxes = torch.cat(
             [_gather(t["boxes"], m) for t, m in zip(targets, matched_idxs, strict=True)]
-        ).to(priors.dtype)
+        )
         matched = torch.stack(matched_idxs)
         positive = matched.flatten() >= 0
         centreness = self._centreness(priors, target_boxes, positive)
