@@ -96,8 +96,8 @@ def test_an_object_like_no_prior_has_no_best_ones(name):
     far = torch.tensor([[5000.0, 5000, 5010, 5010]])
     assign = assigners.make_assigner(name, high=0.5, low=0.4, min_low_quality=0.0)
     assert (assign(far, priors, levels) == assigners.BACKGROUND).all()
-    large = torch.tensor([[0.0, 0, 700, 700]])  # its best NWD is below float32's steps near 1
-    assert (assign(large, priors, levels) >= 0).sum() < len(priors) / 10
+    large = torch.tensor([[0.0, 0, 700, 700]])  # with IoU the largest anchors tie
+    assert (assign(large, priors, levels) >= 0).sum() < len(priors) / 4
 
 
 @pytest.mark.parametrize(
