@@ -315,19 +315,19 @@ def _positive(text: str) -> int:
 
 
 def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    return float(_number(text, 0 < value < math.inf, "a positive number"))
+    return float(_number(text, 0 < _parsed(text) < math.inf, "a positive number"))
 
 
 def _share(text: str) -> float:
+    return float(_number(text, 0 <= _parsed(text) < 1, "a number from 0 to below 1"))
+
+
+def _parsed(text: str) -> float:
+    """The number in the text, NaN where there is none."""
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = math.nan
-    return float(_number(text, 0 <= value < 1, "a number from 0 to below 1"))
+        return math.nan
 
 
 def _setting(text: str) -> tuple[str, float | None]:

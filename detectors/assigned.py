@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detectors.assigners import IGNORED, RECEPTIVE_FIELDS, Assigner, Level
+from detectors.assigners import IGNORED, Assigner
 
 ATSS_SCALE = 8
 """Side of ATSS's anchor at an FCOS point, in strides (arXiv 1912.02424, Sec. 4)."""
@@ -104,14 +104,10 @@ class AssignedFCOS(FCOS):
         num_anchors_per_level: list[int],
     ) -> dict[str, Tensor]:
         """As FCOS's."""
-        strides = self.anchor_generator.strides
-        fields = [RECEPTIVE_FIELDS[s.bit_length() - 1] for s in strides]
-        levels = [
-            Level(n, 1, field) for n, field in zip(num_anchors_per_level, fields, strict=True)
-        ]
+        levels = self.anchor_generator.levels
         sides = [
-            torch.full((n,), float(ATSS_SCALE * s), device=anchors[0].device)
-            for n, s in zip(num_anchors_per_level, strides, strict=True)
+            torch.full((level.priors,), float(ATSS_SCALE * stride), device=anchors[0].device)
+            for level, stride in zip(levels, self.anchor_generator.strides, strict=True)
         ]
         half = torch.cat(sides)[:, None] / 2
         matches = []

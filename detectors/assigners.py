@@ -336,7 +336,7 @@ def _chunks(boxes: Tensor, priors: int) -> Iterator[tuple[int, Tensor]]:
 
 def _nearest(objects: Tensor, places: Tensor, levels: Sequence[Level], k: int) -> Tensor:
     """int64 [G, K]: the priors at each level's k locations nearest the objects' centres."""
-    _per_prior(levels, places, [0.0] * len(levels))
+    _check_levels(levels, places)
     found, begin = [], 0
     for level in levels:
         here = places[begin : begin + level.priors]
@@ -348,11 +348,16 @@ def _nearest(objects: Tensor, places: Tensor, levels: Sequence[Level], k: int) -
     return torch.cat(found, dim=1)
 
 
+def _check_levels(levels: Sequence[Level], priors: Tensor) -> None:
+    count = sum(level.priors for level in levels)
+    if count != len(priors):
+        raise ValueError(f"levels: got {count} priors, wanted {len(priors)}")
+
+
 def _per_prior(levels: Sequence[Level], priors: Tensor, values: Sequence[float]) -> Tensor:
     """[A]: each prior's level's value."""
+    _check_levels(levels, priors)
     counts = [level.priors for level in levels]
-    if sum(counts) != len(priors):
-        raise ValueError(f"levels: got {sum(counts)} priors, wanted {len(priors)}")
     repeats = torch.tensor(counts, dtype=torch.int64, device=priors.device)
     return priors.new_tensor(values).repeat_interleave(repeats, output_size=len(priors))
 

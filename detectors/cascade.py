@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
-from jolkernels.integrations.torchvision import JointRoIHeads, roi_criterion
+from jolkernels.integrations.torchvision import JointRoIHeads, matched_boxes, roi_criterion
 from jolkernels.spec import SmoothL1
 
 THRESHOLDS = (0.5, 0.6, 0.7)
@@ -129,7 +129,7 @@ class CascadeRoIHeads(nn.Module):
             proposals, matches, labels, _ = stage.select_training_samples(proposals, targets)
             assert targets is not None  # select_training_samples has raised otherwise
             logits, deltas = stage.predict(features, proposals, image_shapes)
-            boxes = stage.target_boxes(targets, matches)
+            boxes = matched_boxes(targets, matches)
             loss = stage.joint_loss(logits, deltas, proposals, labels, boxes)
             classification.append(factor * loss.classification)
             regression.append(factor * loss.regression)

@@ -153,7 +153,7 @@ class JointRoIHeads(RoIHeads):
         assert targets is not None  # select_training_samples has raised otherwise
         class_logits, box_regression = self.predict(features, proposals, image_shapes)
         loss = self.joint_loss(
-            class_logits, box_regression, proposals, labels, self.target_boxes(targets, matches)
+            class_logits, box_regression, proposals, labels, matched_boxes(targets, matches)
         )
         return [], {"loss_classifier": loss.classification, "loss_box_reg": loss.regression}
 
@@ -168,10 +168,6 @@ class JointRoIHeads(RoIHeads):
             self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         )
         return predictions
-
-    def target_boxes(self, targets: list[dict[str, Tensor]], matches: list[Tensor]) -> list[Tensor]:
-        """The objects [N, 4] that each image's samples are matched to."""
-        return [_gather(t["boxes"], m) for t, m in zip(targets, matches, strict=True)]
 
     def joint_loss(
         self,
@@ -254,9 +250,7 @@ class JointRetinaNetHead(RetinaNetHead):
         logits, priors = head_outputs["cls_logits"], torch.cat(anchors)
         matched = torch.stack(matched_idxs)
         labels = _labels(targets, matched, logits.shape[-1])
-        target_boxes = torch.cat(
-            [_gather(t["boxes"], m) for t, m in zip(targets, matched_idxs, strict=True)]
-        )
+        target_boxes = torch.cat(matched_boxes(targets, matched_idxs))
         choices: dict[str, Any] = {
             "classification_normalizer": "positives",
             "regression_normalizer": "positives",
@@ -325,9 +319,7 @@ class JointFCOSHead(FCOSHead):
         """
         logits = head_outputs["cls_logits"].flatten(0, 1)
         priors = torch.cat(anchors)
-        target_boxes = torch.cat(
-            [_gather(t["boxes"], m) for t, m in zip(targets, matched_idxs, strict=True)]
-        )
+        target_boxes = torch.cat(matched_boxes(targets, matched_idxs))
         matched = torch.stack(matched_idxs)
         positive = matched.flatten() >= 0
         centreness = self._centreness(priors, target_boxes, positive)
@@ -364,6 +356,11 @@ class JointFCOSHead(FCOSHead):
         )
         # A point outside every box has a square root of a negative number as its target.
         return wanted.where(positive, 0.0)
+
+
+def matched_boxes(targets: list[dict[str, Tensor]], matches: list[Tensor]) -> list[Tensor]:
+    """The objects [N, 4] that each image's samples are matched to; any box, or 0, for none."""
+    return [_gather(t["boxes"], m) for t, m in zip(targets, matches, strict=True)]
 
 
 def _labels(targets: list[dict[str, Tensor]], matched: Tensor, background: int) -> Tensor:
