@@ -97,19 +97,12 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         help="torchvision: stock ResNet-50 (default); paper: the paper's settings; "
         "slim: small, for a CPU and random weights",
     )
-    _assigner_options(command)
+    _prior_options(command)
     add(
         "--score-threshold",
         metavar="X",
         type=_share,
         help="least score of a detection (default: 0.05, torchvision's fcos 0.2)",
-    )
-    add(
-        "--anchor-ratios",
-        metavar="X",
-        nargs="+",
-        type=_rate,
-        help="height over width of the anchors of a location (default: 0.5 1 2)",
     )
     add(
         "--centreness-weights",
@@ -199,7 +192,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _assigner_options(command: argparse.ArgumentParser) -> None:
+def _prior_options(command: argparse.ArgumentParser) -> None:
     """What train and data stats share."""
     add = command.add_argument
     add(
@@ -221,6 +214,20 @@ def _assigner_options(command: argparse.ArgumentParser) -> None:
         type=_rate,
         help="side of the anchors in strides (default: 8, retinanet 4; tiny objects want 2 to 4)",
     )
+    add(
+        "--anchor-ratios",
+        metavar="X",
+        nargs="+",
+        type=_rate,
+        help="height over width of the anchors of a location (default: 0.5 1 2)",
+    )
+    add(
+        "--strides",
+        metavar="N",
+        nargs="+",
+        type=_positive,
+        help="of the pyramid's levels (default: 4 8 16 32 64, retinanet and fcos 8 16 32 64 128)",
+    )
 
 
 def _stats_options(command: argparse.ArgumentParser) -> None:
@@ -239,7 +246,7 @@ def _stats_options(command: argparse.ArgumentParser) -> None:
         default="faster_rcnn",
         help=f"whose anchors, with preset paper: {', '.join(DETECTORS)} (default: faster_rcnn)",
     )
-    _assigner_options(command)
+    _prior_options(command)
     add(
         "--image-size",
         metavar="S",

@@ -4,6 +4,8 @@ Assigners and their convention are those of detectors.assigners. The anchor gene
 LevelledAnchors, which knows the levels of the pyramid.
 """
 
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, Self
 
 import torch
@@ -11,10 +13,8 @@ from torch import Tensor
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detectors.assigners import IGNORED, Assigner
-
-ATSS_SCALE = 8
-"""Side of ATSS's anchor at an FCOS point, in strides (arXiv 1912.02424, Sec. 4)."""
+from detectors.assigners import IGNORED, Assigner, Level, centres
+from detectors.layouts import ATSS_SCALE
 
 
 def inside_only(matches: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
@@ -24,6 +24,20 @@ def inside_only(matches: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
     box = boxes[matches.clamp(min=0)]
     inside = torch.cat([points - box[:, :2], box[:, 2:] - points], 1).amin(1) > 0
     return matches.masked_fill((matches >= 0) & ~inside, IGNORED)
+
+
+def centre_sampling(boxes: Tensor, priors: Tensor, levels: Sequence[Level]) -> Tensor:
+    """FCOS's own rule, as torchvision has it, in the form of an assigner.
+
+    The priors [A, 4] are squares of ATSS_SCALE strides around FCOS's points.
+    """
+    heard: list[Tensor] = []
+    half = (priors[:, 2:] - priors[:, :2]) / (2 * ATSS_SCALE)
+    points = torch.cat([centres(priors) - half, centres(priors) + half], 1)
+    head = SimpleNamespace(compute_loss=lambda *given: heard.extend(given[-1]))
+    asked: Any = SimpleNamespace(center_sampling_radius=1.5, head=head)
+    FCOS.compute_loss(asked, [{"boxes": boxes}], {}, [points], [level.priors for level in levels])
+    return heard[0]
 
 
 class AssignedRPN(RegionProposalNetwork):
@@ -112,8 +126,8 @@ class AssignedFCOS(FCOS):
         half = torch.cat(sides)[:, None] / 2
         matches = []
         for target, places in zip(targets, anchors, strict=True):
-            centres = (places[:, :2] + places[:, 2:]) / 2
-            priors = torch.cat([centres - half, centres + half], 1).to(places.dtype)
+            points = centres(places)
+            priors = torch.cat([points - half, points + half], 1).to(places.dtype)
             matched = self.assigner(target["boxes"], priors, levels)
-            matches.append(inside_only(matched, target["boxes"], centres))
+            matches.append(inside_only(matched, target["boxes"], points))
         return self.head.compute_loss(targets, head_outputs, anchors, matches)

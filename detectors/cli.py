@@ -16,7 +16,8 @@ import torch
 from detectors import data_stats, demo, engine, runs
 from detectors.arguments import parser
 from detectors.data import CocoDetection, DataError
-from detectors.models import TWO_STAGE, WEIGHTS, default_backbone, paper_layout
+from detectors.layouts import paper_layout
+from detectors.models import TWO_STAGE, WEIGHTS, default_backbone
 from detectors.runs import RunError, TrainSettings
 
 BATCHES = {"torchvision": 2, "paper": 2, "slim": 4}
@@ -122,20 +123,20 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _data_stats(args: argparse.Namespace) -> None:
     settings = dict(args.assigner_settings)
-    sizes = {"anchor_scale": args.anchor_scale, "image_size": args.image_size}
+    sizes = {
+        name: getattr(args, name)
+        for name in ("anchor_scale", "anchor_ratios", "strides", "image_size")
+    }
     try:
         anchors = paper_layout(args.detector, **sizes)
         layout = paper_layout(args.detector, args.assigner, **sizes)
-        assign = None
-        if args.positives or args.assigner or settings:
-            assign = data_stats.pick_assigner(args.detector, args.assigner, settings)
+        name, assign = data_stats.pick_assigner(args.detector, args.assigner, settings)
     except ValueError as error:
         raise _Unusable(str(error)) from error
     pool = data_stats.read_pool(args.annotations)
     print("\n".join(data_stats.describe(pool)))
     print("\n" + "\n".join(data_stats.describe_simd(pool, args.detector, anchors)), flush=True)
-    if args.positives and assign is not None:
-        name = args.assigner or "iou"
+    if args.positives:
         table = data_stats.describe_positives(pool, args.detector, name, assign, layout, args.every)
         print("\n" + "\n".join(table))
 
@@ -185,6 +186,7 @@ def _settings(args: argparse.Namespace, images: int) -> TrainSettings:
         assigner_settings=dict(args.assigner_settings),
         anchor_scale=args.anchor_scale,
         anchor_ratios=args.anchor_ratios,
+        strides=args.strides,
         centreness_weights=(
             None if args.centreness_weights is None else args.centreness_weights == "on"
         ),

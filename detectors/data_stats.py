@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detectors.assigned import inside_only
+from detectors.assigned import centre_sampling, inside_only
 from detectors.assigners import Assigner, Level, centres
 from detectors.coco import DataError, read_coco
-from detectors.models import FOR_FCOS, choose_assigner
+from detectors.layouts import Layout
+from detectors.models import choose_assigner
 from detectors.progress import Progress
 from detectors.statistics import (
     Bucket,
     Image,
-    Layout,
     positives,
     simd_constants,
     size_name,
@@ -113,20 +113,17 @@ def describe_simd(pool: Pool, detector: str, layout: Layout) -> Iterator[str]:
     yield f"  m={m:.3f} n={n:.3f}"
 
 
-def pick_assigner(detector: str, name: str | None, settings: Mapping[str, float]) -> Assigner:
-    """The assigner that `detector` would train with; None: by IoU.
+def pick_assigner(
+    detector: str, name: str | None, settings: Mapping[str, float]
+) -> tuple[str, Assigner]:
+    """The assigner that `detector` would train with, and its name; None: the detector's own.
 
     Raises:
         ValueError: an unknown name or setting, or one that cannot be used.
     """
-    if name is None and detector == "fcos":
-        raise ValueError(
-            "assigner: got none, wanted one of "
-            f"{', '.join(FOR_FCOS)}: the positives of fcos's own rule are not counted"
-        )
-    assign = choose_assigner(detector, name or "iou", dict(settings), "paper")
-    assert assign is not None
-    return assign
+    own = detector == "fcos" and name is None
+    assign = choose_assigner(detector, name if own else name or "iou", dict(settings), "paper")
+    return ("centre sampling", centre_sampling) if assign is None else (name or "iou", assign)
 
 
 def describe_positives(
@@ -156,7 +153,8 @@ def describe_positives(
 
     yield "Positives an object gets, by its size sqrt(w h) in pixels of the resized image"
     yield f"  {_words(detector, layout)}"
-    yield f"  {name}: " + " ".join(f"{key}={value:g}" for key, value in settings.items())
+    if settings:
+        yield f"  {name}: " + " ".join(f"{key}={value:g}" for key, value in settings.items())
     if every > 1:
         yield f"  image 1 of every {every}: {len(images):,} of {len(pool.images):,}"
     yield _row("", [bucket.name for bucket in buckets])

@@ -18,20 +18,20 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from detectors.anchors import LevelledAnchors, PlainAnchors
-from detectors.assigned import ATSS_SCALE, AssignedFCOS, AssignedRetinaNet, AssignedRPN
+from detectors.assigned import AssignedFCOS, AssignedRetinaNet, AssignedRPN
 from detectors.assigners import ASSIGNERS, Assigner, make_assigner
 from detectors.backbones import BACKBONES, NORMS, pyramid, resnet, stage_width
 from detectors.cascade import CascadeRoIHeads
+from detectors.layouts import DETECTORS, TWO_STAGE, AnchorPlan, longer_side, plan_anchors
 from detectors.pooling import AlignedRoIAlign, with_strides
 from detectors.recursive import RecursivePyramid
-from detectors.statistics import Layout
 from jolkernels.integrations.torchvision import (
     JointFCOSHead,
     JointRetinaNetHead,
@@ -41,8 +41,6 @@ from jolkernels.integrations.torchvision import (
     roi_criterion,
 )
 
-DETECTORS = ("retinanet", "fcos", "faster_rcnn", "cascade_rcnn", "detectors")
-TWO_STAGE = ("faster_rcnn", "cascade_rcnn", "detectors")
 PRESETS = ("torchvision", "paper", "slim")
 LOSSES = ("base", "jol")
 WEIGHTS = {"torchvision": "imagenet", "paper": "imagenet", "slim": "none"}
@@ -62,11 +60,6 @@ FOR_RETINANET: dict[str, dict[str, float]] = {
     "nwd-rka": {"k": 3},
 }
 """Assigner → its settings in RetinaNet where they are not an RPN's."""
-STRIDES = {"two-stage": (4, 8, 16, 32, 64), "one-stage": (8, 16, 32, 64, 128)}
-RATIOS = (0.5, 1.0, 2.0)
-TWO_STAGE_SCALE = 8.0
-RETINANET_SCALE, RETINANET_OCTAVES = 4.0, 3
-SLIM_SIZES = ((6, 10), (15, 22), (32, 46), (64, 90), (128, 180))
 
 
 def default_backbone(name: str, preset: str) -> str:
@@ -93,6 +86,7 @@ def build_detector(
     image_size: int | None = None,
     anchor_scale: float | None = None,
     anchor_ratios: Sequence[float] | None = None,
+    strides: Sequence[int] | None = None,
     centreness_weights: bool | None = None,
     score_threshold: float | None = None,
     load_weights: bool = True,
@@ -121,6 +115,8 @@ def build_detector(
         anchor_scale: side of a level's (smallest) anchor in strides; None: 8, RetinaNet 4, slim
             its own list. Tiny objects want 2 to 4.
         anchor_ratios: height over width of the anchors of a location; None: 0.5, 1 and 2.
+        strides: of the pyramid's levels in pixels, each twice the one before, from 4 or 8; None:
+            the preset's. RetinaNet and FCOS look for tiny objects better from 4 on.
         centreness_weights: FCOS: weigh each box loss by its point's centreness, as MMDetection, or
             all alike, as torchvision; None: as MMDetection with preset paper alone.
         score_threshold: least score of a detection; None: 0.05, torchvision's FCOS 0.2.
@@ -140,8 +136,11 @@ def build_detector(
     ):
         if value not in known:
             raise ValueError(f"{what}: got {value!r}, wanted one of {', '.join(known)}")
-    _check_scale(name, anchor_scale)
-    _check_anchors(name, anchor_ratios, assigner, centreness_weights)
+    anchors = plan_anchors(
+        name, preset, assigner, scale=anchor_scale, ratios=anchor_ratios, strides=strides
+    )
+    if centreness_weights is not None and name != "fcos":
+        raise ValueError(f"centreness_weights: got {centreness_weights}, wanted none but with fcos")
     for what, number, least, below in (
         ("num_classes", num_classes, 1, math.inf),
         ("image_size", image_size, 1, math.inf),
@@ -156,9 +155,7 @@ def build_detector(
         preset,
         num_classes,
         choose_assigner(name, assigner, dict(assigner_settings or {}), preset),
-        anchor_scale,
-        (1.0,) if assigner == "rfla" else tuple(anchor_ratios or RATIOS),
-        assigner == "rfla",
+        anchors,
         preset == "paper" if centreness_weights is None else centreness_weights,
         score_threshold,
         {
@@ -197,9 +194,7 @@ class _Plan:
     preset: str
     num_classes: int
     assign: Assigner | None
-    anchor_scale: float | None
-    ratios: tuple[float, ...]
-    one_anchor: bool
+    anchors: AnchorPlan
     centreness_weights: bool
     score_threshold: float
     choices: dict[str, Any]
@@ -255,83 +250,9 @@ def _transform(size: int | None, least: int) -> GeneralizedRCNNTransform:
     if size is None:
         transform: _Transform = _Native(0, 0, mean, std)
     else:
-        transform = _Transform(size, _longer(size), mean, std)
+        transform = _Transform(size, longer_side(size), mean, std)
     transform.least = least
     return transform
-
-
-def _longer(size: int) -> int:
-    """The most that the longer side may have where the shorter one is resized to `size`."""
-    return round(size * 1333 / 800)
-
-
-def paper_layout(
-    name: str,
-    assigner: str | None = None,
-    *,
-    anchor_scale: float | None = None,
-    image_size: int | None = None,
-) -> Layout:
-    """The priors and image sizes of a detector of preset paper, without building it.
-
-    Arguments as of build_detector. FCOS's priors are the squares at its points (AssignedFCOS).
-
-    Raises:
-        ValueError: no such detector, or an anchor scale for fcos.
-    """
-    if name not in DETECTORS:
-        raise ValueError(f"detector: got {name!r}, wanted one of {', '.join(DETECTORS)}")
-    _check_scale(name, anchor_scale)
-    size, one = image_size or 800, assigner == "rfla"
-    fit, ratios = (_longer(size), size), (1.0,) if one else RATIOS
-    if name == "fcos":
-        scales: tuple[float, ...] = (float(ATSS_SCALE),)
-        return Layout(STRIDES["one-stage"], scales, (1.0,), 0.5, fit)
-    if name == "retinanet":
-        scales = _scales(anchor_scale or RETINANET_SCALE, 1 if one else RETINANET_OCTAVES)
-        return Layout(STRIDES["one-stage"], scales, ratios, fit=fit)
-    return Layout(STRIDES["two-stage"], (anchor_scale or TWO_STAGE_SCALE,), ratios, fit=fit)
-
-
-def _check_scale(name: str, anchor_scale: float | None) -> None:
-    if anchor_scale is not None and (name == "fcos" or not 0.25 <= anchor_scale < math.inf):
-        wanted = "none: fcos has no anchors" if name == "fcos" else "a number of at least 0.25"
-        raise ValueError(f"anchor_scale: got {anchor_scale}, wanted {wanted}")
-
-
-def _check_anchors(
-    name: str,
-    ratios: Sequence[float] | None,
-    assigner: str | None,
-    centreness_weights: bool | None,
-) -> None:
-    if ratios is not None and (name == "fcos" or assigner == "rfla"):
-        raise ValueError(f"anchor_ratios: got {ratios}, wanted none with fcos and with rfla")
-    if ratios is not None and not (ratios and all(0 < r < math.inf for r in ratios)):
-        raise ValueError(f"anchor_ratios: got {ratios}, wanted one or more numbers > 0")
-    if centreness_weights is not None and name != "fcos":
-        raise ValueError(f"centreness_weights: got {centreness_weights}, wanted none but with fcos")
-
-
-def _scales(scale: float, octaves: int) -> tuple[float, ...]:
-    return tuple(scale * 2 ** (i / octaves) for i in range(octaves))
-
-
-def _anchors(
-    plan: _Plan, strides: tuple[int, ...], scale: float, octaves: int = 1
-) -> LevelledAnchors:
-    """Anchors of `scale` strides, and of the octaves between one level and the next."""
-    scales = _scales(plan.anchor_scale or scale, 1 if plan.one_anchor else octaves)
-    if plan.preset == "paper":
-        return PlainAnchors(strides, scales, plan.ratios)
-    if plan.preset == "slim" and plan.anchor_scale is None:
-        first = 1 if plan.one_anchor else 2
-        return LevelledAnchors(
-            strides, [s[:first] for s in SLIM_SIZES[: len(strides)]], plan.ratios
-        )
-    # Whole pixels, as torchvision's RetinaNet has them.
-    whole = [[int(scale * stride) for scale in scales] for stride in strides]
-    return LevelledAnchors(strides, whole, plan.ratios)
 
 
 class _TwoStage(FasterRCNN):
@@ -350,30 +271,30 @@ def _shift_labels(items: list[dict[str, Tensor]], by: int) -> list[dict[str, Ten
 def _two_stage(name: str, bodies: list[ResNet], plan: _Plan) -> nn.Module:
     """Faster R-CNN, Cascade R-CNN, or DetectoRS: Cascade R-CNN on a recursive pyramid."""
     slim, paper = plan.preset == "slim", plan.preset == "paper"
+    strides = plan.anchors.strides[:-1]  # the last, a max-pool of the one before, is for the RPN
+    maps = [str(i) for i in range(len(strides))]
     if name == "detectors":
-        fpn: nn.Module = RecursivePyramid(*bodies)
-    elif slim:
-        fpn = pyramid(bodies[0], [1, 2, 3], 64, LastLevelMaxPool())
+        fpn: RecursivePyramid | BackboneWithFPN = RecursivePyramid(*bodies)
     else:
-        fpn = pyramid(bodies[0], [1, 2, 3, 4], 256, LastLevelMaxPool())
-    channels = 64 if slim and name != "detectors" else 256
+        fpn = pyramid(
+            bodies[0], plan.anchors.stages[: len(strides)], 64 if slim else 256, LastLevelMaxPool()
+        )
     size, width = (5, 256) if slim else (7, 1024)
-    strides = STRIDES["two-stage"][: 4 if slim and name != "detectors" else 5]
     settings: dict[str, Any] = {
-        "rpn_anchor_generator": _anchors(plan, strides, TWO_STAGE_SCALE),
+        "rpn_anchor_generator": plan.anchors.generator(),
         "box_score_thresh": plan.score_threshold,
     }
     if slim:
         # An object of 64 pixels is pooled from C4, of 32 to 64 from C3, smaller ones from C2.
-        pool = MultiScaleRoIAlign(["0", "1", "2"], size, 1, canonical_scale=64)
+        pool = MultiScaleRoIAlign(maps, size, 1, canonical_scale=64)
         proposals = {"train": 500, "test": 1000}
         settings |= {"box_batch_size_per_image": 128, "box_detections_per_img": 1500}
     elif paper:
-        pool = AlignedRoIAlign(["0", "1", "2", "3"], size, 0)
+        pool = AlignedRoIAlign(maps, size, 0)
         proposals = {"train": 3000, "test": 3000}
         settings |= {"box_detections_per_img": 3000}
     else:
-        pool = MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
+        pool = MultiScaleRoIAlign(maps, size, 2)
         proposals = {}
     for mode, number in proposals.items():
         settings |= {f"rpn_{when}_nms_top_n_{mode}": number for when in ("pre", "post")}
@@ -381,18 +302,18 @@ def _two_stage(name: str, bodies: list[ResNet], plan: _Plan) -> nn.Module:
     model = _TwoStage(
         fpn,
         box_roi_pool=pool,
-        box_head=TwoMLPHead(channels * size**2, width),
+        box_head=TwoMLPHead(fpn.out_channels * size**2, width),
         box_predictor=FastRCNNPredictor(width, classes),
         **settings,
     )
-    with_strides(pool, strides[: len(pool.featmap_names)])
+    with_strides(pool, strides)
     if name == "faster_rcnn":
         criterion = roi_criterion(regression="l1" if paper else None, **plan.choices)
         model.roi_heads = JointRoIHeads.from_roi_heads(model.roi_heads, criterion)
     else:
         model.roi_heads = CascadeRoIHeads(
             pool,
-            channels,
+            fpn.out_channels,
             width,
             classes,
             samples=model.roi_heads.fg_bg_sampler.batch_size_per_image,
@@ -405,11 +326,14 @@ def _two_stage(name: str, bodies: list[ResNet], plan: _Plan) -> nn.Module:
     return model
 
 
-def _one_stage_pyramid(body: ResNet, plan: _Plan, inputs: int = 256) -> tuple[nn.Module, Any]:
-    """A pyramid and its strides; `inputs`: channels that P6 is made of, 256: those of P5."""
-    if plan.preset == "slim":
-        return pyramid(body, [1, 2, 3], 64, None), (4, 8, 16)
-    return pyramid(body, [2, 3, 4], 256, LastLevelP6P7(inputs, 256)), STRIDES["one-stage"]
+def _one_stage_pyramid(body: ResNet, plan: _Plan, *, p6_of_c5: bool = False) -> nn.Module:
+    """A pyramid with the plan's strides; P6 is made of P5 or of C5."""
+    channels = 64 if plan.preset == "slim" else 256
+    stages = plan.anchors.stages
+    extra = None
+    if len(plan.anchors.strides) > len(stages):
+        extra = LastLevelP6P7(stage_width(body, 4) if p6_of_c5 else channels, channels)
+    return pyramid(body, stages, channels, extra)
 
 
 def _detections(plan: _Plan) -> dict[str, Any]:
@@ -423,8 +347,8 @@ def _detections(plan: _Plan) -> dict[str, Any]:
 def _retinanet(body: ResNet, plan: _Plan) -> nn.Module:
     paper = plan.preset == "paper"
     # MMDetection makes P6 of C5, torchvision of P5.
-    fpn, strides = _one_stage_pyramid(body, plan, stage_width(body, 4) if paper else 256)
-    anchors = _anchors(plan, strides, RETINANET_SCALE, RETINANET_OCTAVES)
+    fpn = _one_stage_pyramid(body, plan, p6_of_c5=paper)
+    anchors = plan.anchors.generator()
     head = JointRetinaNetHead(
         fpn.out_channels,
         anchors.num_anchors_per_location()[0],
@@ -444,7 +368,8 @@ def _retinanet(body: ResNet, plan: _Plan) -> nn.Module:
 
 
 def _fcos(body: ResNet, plan: _Plan) -> nn.Module:
-    fpn, strides = _one_stage_pyramid(body, plan)
+    fpn = _one_stage_pyramid(body, plan)
+    anchors = plan.anchors.generator()
     slim = plan.preset == "slim"
     head = JointFCOSHead(
         fpn.out_channels,
@@ -456,17 +381,10 @@ def _fcos(body: ResNet, plan: _Plan) -> nn.Module:
     )
     settings = _detections(plan)
     if slim:
-        # torchvision takes a level's range of distances (4 and 8 sizes) and the radius of centre
-        # sampling from the anchor's size. Half the strides as sizes: ranges 0 to 16, 16 to 32 and
-        # above 32 pixels; a radius of 3 sizes is then the usual 1.5 strides.
-        anchors = LevelledAnchors(strides, ((2,), (4,), (8,)), (1.0,))
         # The box branch ends in a ReLU: from random weights half of it starts dead at bias 0.
         nn.init.constant_(head.regression_head.bbox_reg.bias, 3.0)
+        # In anchors' sizes, which plan_anchors halves: the usual 1.5 strides.
         settings |= {"center_sampling_radius": 3.0}
-    elif plan.preset == "paper":
-        anchors = PlainAnchors(strides, (1.0,), (1.0,), offset=0.5)
-    else:
-        anchors = LevelledAnchors(strides, [(s,) for s in strides], (1.0,))
     settings |= {"score_thresh": plan.score_threshold}
     if plan.preset == "paper":
         settings |= {"nms_thresh": 0.5}

@@ -61,6 +61,7 @@ class TrainSettings:
     assigner_settings: dict[str, float] = dataclasses.field(default_factory=dict)
     anchor_scale: float | None = None
     anchor_ratios: list[float] | None = None
+    strides: list[int] | None = None
     centreness_weights: bool | None = None
     score_threshold: float | None = None
     clip: float = 10.0
@@ -80,6 +81,7 @@ class TrainSettings:
             "assigner_settings": self.assigner_settings,
             "anchor_scale": self.anchor_scale,
             "anchor_ratios": self.anchor_ratios,
+            "strides": self.strides,
             "centreness_weights": self.centreness_weights,
             "score_threshold": self.score_threshold,
             "lam": self.lam,

@@ -14,37 +14,13 @@ from torch import Tensor
 
 from detectors.anchors import PlainAnchors
 from detectors.assigners import Assigner, Level
+from detectors.layouts import Layout
 
 Image = tuple[Tensor, tuple[int, int]]
 """boxes [G, 4], x1 y1 x2 y2 in native pixels, and the image's (height, width)."""
 
 BUCKETS = (0.0, 8.0, 16.0, 32.0, 96.0, float("inf"))
 """Limits of the sizes sqrt(w h), in pixels of the resized image; the lower one belongs to it."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Anchors and image sizes as MMDetection has them; the defaults are Faster R-CNN's.
-
-    Images are resized, keeping their proportions, to fit `fit`, and padded to multiples of
-    `multiple`. The anchors are those of PlainAnchors. torchvision's AnchorGenerator rounds half
-    widths and half heights to whole pixels (22.6 x 45.3 becomes 22 x 46), which moves m by 0.3 %.
-
-    Attributes:
-        strides: of the levels in pixels, powers of two.
-        scales: sides of a square anchor in strides.
-        ratios: height over width.
-        offset: of the first centre, in strides; 0 as torchvision and MMDetection, 0.5 for FCOS.
-        fit: longer and shorter side in pixels; None: images stay as they are.
-        multiple: pixels.
-    """
-
-    strides: tuple[int, ...] = (4, 8, 16, 32, 64)
-    scales: tuple[float, ...] = (8.0,)
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    offset: float = 0.0
-    fit: tuple[int, int] | None = (1333, 800)
-    multiple: int = 32
 
 
 @dataclass(frozen=True)

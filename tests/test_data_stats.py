@@ -13,7 +13,8 @@ import torch
 from detectors.assigned import inside_only
 from detectors.assigners import BACKGROUND, IGNORED
 from detectors.cli import main
-from detectors.models import build_detector, paper_layout
+from detectors.layouts import paper_layout
+from detectors.models import build_detector
 from detectors.statistics import make_priors
 
 VISDRONE = Path(__file__).parents[2] / "shared/data/visdrone_boxes"
@@ -180,6 +181,32 @@ def test_detectors_bring_their_settings(small: Path, capsys: pytest.CaptureFixtu
     assert row(lines, "fcos's", "points:")[:2] == ["scale", "8,"]
 
 
+def test_fcos_own_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stride 8's points at 4, 12, 20, ... within 12 pixels of the centre and inside the box."""
+    boxes: list[tuple[int, int, Box, bool]] = [
+        (1, 1, (9, 9, 6, 6), False),  # the point (12, 12) alone
+        (1, 1, (60, 60, 20, 40), False),  # centre (70, 80): x 68 76, y 76 84
+        (1, 1, (34, 34, 1, 1), False),  # holds no point
+    ]
+    file = write(tmp_path / "some.json", [(128, 128)], boxes)
+    given = ("--annotations", file, "--image-size", 128, "--detector", "fcos", "--positives")
+    lines = stats(capsys, *given)
+    assert row(lines, "centre", "sampling")[:3] == ["0.50", "-", "4.00"]
+
+
+def test_strides_and_ratios_reach_the_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A box of 16 x 64: an anchor of stride 8, ratio 4, scale 4 is that box; two have IoU 0.78."""
+    file = write(tmp_path / "one.json", [(128, 128)], [(1, 1, (56, 32, 16, 64), False)])
+    given = ("--annotations", file, "--image-size", 128, "--positives", "--anchor-scale", 4)
+    label = ("without", "them")
+    assert row(stats(capsys, *given), *label)[3] == "0"
+    assert row(stats(capsys, *given, "--anchor-ratios", 1, 4), *label)[3] == "3.00"
+    shifted = (*given, "--anchor-ratios", 4, "--strides", 4, 8, 16, 32)
+    assert row(stats(capsys, *shifted), *label)[3] == "3.00"
+
+
 def test_fcos_points_outside_their_object_do_not_count(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,7 +259,8 @@ def test_layouts_are_the_models_anchors(
         (["--annotations", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--detector", "yolo"], "detector: got 'yolo', wanted one of retinanet, fcos"),
         (["--detector", "fcos", "--assigner", "simd"], "got 'simd' with fcos, wanted one of atss"),
-        (["--detector", "fcos", "--positives"], "assigner: got none, wanted one of atss, rfla"),
+        (["--detector", "fcos", "--assigner-settings", "k=9"], "wanted none without an assigner"),
+        (["--strides", "4", "16"], "strides: got (4, 16), wanted two or more, each twice the one"),
         (["--detector", "fcos", "--anchor-scale", "2"], "anchor_scale: got 2.0, wanted none"),
         (["--assigner", "best"], "--assigner: invalid choice: 'best'"),
         (["--assigner", "simd", "--assigner-settings", "mm=6"], "got 'mm', wanted one of m, n"),
@@ -264,7 +292,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "stats", "--help"]) == 0
     lines = capsys.readouterr().out.split("options:")[1].splitlines()
     options = [i for i, line in enumerate(lines) if line.startswith("  -")]
-    assert len(options) == 9
+    assert len(options) == 11
     for i in options:
         explained = "  " in lines[i].strip() or lines[i + 1].startswith(" " * 20)
         assert explained, lines[i]

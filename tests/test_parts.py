@@ -310,3 +310,30 @@ def test_fifteen_hundred_objects_in_an_image(name):
     losses, gradients = losses_and_gradients(model, *scene([1500]))
     assert all(v.isfinite() for v in losses.values())
     assert all(g.isfinite().all() for g in gradients.values() if g is not None)
+
+
+@pytest.mark.parametrize("preset", ["torchvision", "slim"])
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("retinanet", (4, 8, 16, 32, 64, 128)),
+        ("retinanet", (8, 16)),
+        ("fcos", (4, 8, 16, 32)),
+        ("faster_rcnn", (8, 16, 32, 64)),
+        ("cascade_rcnn", (4, 8, 16, 32)),
+    ],
+)
+def test_strides_are_a_setting(name, strides, preset):
+    """The maps have these strides, and every one of them gets a gradient."""
+    weights = {"backbone": "resnet18", "backbone_weights": "none"}
+    model = build_detector(name, K, preset=preset, strides=strides, image_size=128, **weights)
+    seen = {}
+    model.backbone.register_forward_hook(lambda _module, _given, maps: seen.update(maps))
+    model.train()
+    losses = model(*scene([2, 3], (128, 128)))
+    assert tuple(128 // m.shape[-1] for m in seen.values()) == strides
+    for m in seen.values():
+        m.retain_grad()
+    sum(v for k, v in losses.items() if v.requires_grad).backward()
+    used = list(seen.values()) if name in ("retinanet", "fcos") else list(seen.values())[:1]
+    assert all(m.grad is not None and m.grad.abs().sum() > 0 for m in used)

@@ -10,9 +10,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from detectors.assigners import Level, make_assigner
+from detectors.layouts import Layout
 from detectors.statistics import (
     Image,
-    Layout,
     make_priors,
     positives,
     resized,
