@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import HEADS, INTERPRETED, gradients, random_batch
 
-from jolkernels import JointOptimizationLoss, cpu, native, ops
+from jolkernels import JointOptimizationLoss, cpu, native, ops, spec
 from jolkernels.loss import make_batch
 
 needs_passes = pytest.mark.skipif(
@@ -139,3 +139,38 @@ def test_the_operators_use_it():
     through_operator = ops.run_forward(*(t if t is None else t.detach() for t in tensors), key)
     direct = native.forward(fields, criterion.settings)
     assert all(torch.equal(a, b) for a, b in zip(through_operator, direct, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+@pytest.mark.parametrize("columns", [1, 8, 80, 2047, 2500])
+def test_focal_loss_of_rows_of_any_length_and_height(columns, gamma, dtype):
+    """Against float64 tensor operations; logits from the far tails to 0, row by row."""
+    g = torch.Generator().manual_seed(0)
+    heights = torch.tensor([0.0, 1e-3, 1, 10, 60, 87.5, 200, 1e4], dtype=torch.float64)
+    n = 4 * len(heights)
+    logits = torch.randn(n, columns, generator=g, dtype=torch.float64) * heights.repeat(4)[:, None]
+    logits = logits.to(dtype)
+    labels = torch.randint(0, columns + 1, (n,), generator=g)
+    boxes = torch.tensor([[0.0, 0, 9, 9]], dtype=dtype).expand(n, 4)
+    criterion = JointOptimizationLoss(spec.Focal(gamma=gamma), "l1", weighting="none")
+
+    given = logits.clone().requires_grad_()
+    loss = criterion(given, boxes, labels, boxes + 1, classification_normalizer="sum")
+    loss.classification.backward()
+
+    wide = logits.double().requires_grad_()
+    one_hot = torch.nn.functional.one_hot(labels, columns + 1)[:, :-1].double()
+    toward = torch.where(one_hot == 1, -wide, wide)
+    alpha = 0.75 - 0.5 * one_hot
+    softplus = -torch.nn.functional.logsigmoid(-toward)
+    expected = (alpha * toward.sigmoid() ** gamma * softplus).sum()
+    expected.backward()
+    tolerance = 2e-6 if dtype == torch.float32 else 1e-13
+    torch.testing.assert_close(loss.classification.double(), expected, rtol=tolerance, atol=0)
+    torch.testing.assert_close(
+        given.grad.double(),
+        wide.grad,
+        rtol=4 * tolerance,
+        atol=1e-37 if dtype == torch.float32 else 1e-290,
+    )

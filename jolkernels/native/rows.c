@@ -47,8 +47,16 @@ static int64_t tile_rows(const struct call *c) { return c->columns < TILE ? TILE
     TERM(1, TERM(2, TERM(3, TERM(4, TERM(5, TERM(6, TERM(7, TERM(8, TERM(9, TERM(10, TERM(11, \
         TERM(12, TERM(13, 1)))))))))))))
 
+/* The series of atanh(s) / s in t = s^2, likewise. */
+#define ODD(k, rest) ((REAL)1 / (REAL)(k) + t * (rest))
+#define ATANH_8 ODD(1, ODD(3, ODD(5, ODD(7, ODD(9, ODD(11, ODD(13, (REAL)1 / (REAL)15)))))))
+#define ATANH_17                                                                             \
+    ODD(1, ODD(3, ODD(5, ODD(7, ODD(9, ODD(11, ODD(13, ODD(15, ODD(17, ODD(19, ODD(21,       \
+        ODD(23, ODD(25, ODD(27, ODD(29, ODD(31, (REAL)1 / (REAL)33))))))))))))))))
+
 #define REAL float
 #define SERIES SERIES_7
+#define ATANH ATANH_8
 #define BITS int32_t
 #define MANTISSA 23
 #define BIAS 127
@@ -57,6 +65,7 @@ static int64_t tile_rows(const struct call *c) { return c->columns < TILE ? TILE
 #include "rows.c"
 #undef REAL
 #undef SERIES
+#undef ATANH
 #undef BITS
 #undef MANTISSA
 #undef BIAS
@@ -64,6 +73,7 @@ static int64_t tile_rows(const struct call *c) { return c->columns < TILE ? TILE
 #undef NAME
 #define REAL double
 #define SERIES SERIES_13
+#define ATANH ATANH_17
 #define BITS int64_t
 #define MANTISSA 52
 #define BIAS 1023
@@ -103,6 +113,20 @@ static inline REAL NAME(focal)(const struct call *c, REAL z, int is_true, REAL *
     REAL d = m * (p + (REAL)c->focal_gamma * ce * NAME(sigmoid)(-u));
     *slope = is_true ? -d : d;
     return m * ce;
+}
+
+/* The focal loss, or its derivative, of logits of wrong classes, in place, for gamma = 2. Vectorises:
+ * log1p(e) = 2 atanh(e / (2 + e)), whose series needs few terms for e <= 1. */
+static inline void NAME(focal_wrong)(const struct call *c, REAL *z, int64_t count, int slope) {
+    REAL lowest = NAME(lowest), weight = (REAL)(1 - c->focal_alpha);
+#pragma omp simd
+    for (int64_t k = 0; k < count; k++) {
+        REAL x = z[k], e = NAME(exp_negative)(-fabs(x), lowest);
+        REAL per = 1 / (1 + e), p = (x >= 0 ? 1 : e) * per, q = (x >= 0 ? e : 1) * per;
+        REAL s = e / (2 + e), t = s * s;
+        REAL ce = (x > 0 ? x : 0) + 2 * s * ATANH, m = weight * p * p;
+        z[k] = slope ? m * (p + 2 * ce * q) : m * ce;
+    }
 }
 
 static inline REAL NAME(sign)(REAL d) { return (REAL)((d > 0) - (d < 0)); }
@@ -305,9 +329,24 @@ static inline int NAME(kind)(const struct call *c, int64_t row, int64_t *y, int 
     return *y != c->ignore;
 }
 
-static inline REAL NAME(focal_loss)(const struct call *c, const REAL *z, int64_t y) {
-    double loss = 0; /* 100,000 terms may come together */
+/* Logits of some rows, laid end to end. */
+static inline void NAME(gather)(const struct call *c, int64_t first, int64_t rows, REAL *to) {
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(to + i * c->columns, (const REAL *)c->logits + (first + i) * c->logits_row,
+               c->columns * sizeof *to);
+}
+
+/* The focal loss of a row. e holds focal_wrong of its logits, or is null: then they are taken one by
+ * one. The sum is in double: 100,000 terms may come together. */
+static inline REAL NAME(focal_loss)(const struct call *c, const REAL *z, int64_t y, const REAL *e) {
+    double loss = 0;
     REAL slope;
+    int64_t is_true = y < c->columns;
+    if (e) {
+#pragma omp simd reduction(+ : loss)
+        for (int64_t k = 0; k < c->columns; k++) loss += k == y ? 0 : e[k];
+        return (REAL)(loss + (is_true ? NAME(focal)(c, z[y], 1, &slope) : 0));
+    }
     for (int64_t k = 0; k < c->columns; k++) loss += NAME(focal)(c, z[k], k == y, &slope);
     return (REAL)loss;
 }
@@ -330,6 +369,11 @@ static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t end,
     if (c->classification == CROSS_ENTROPY)
         NAME(softmax_terms)(c, first, end - first, c->columns < TILE ? e : 0, kept + first,
                             kept + c->count + first);
+    int wrong = c->classification == FOCAL && c->focal_gamma == 2 && c->columns < TILE;
+    if (wrong) {
+        NAME(gather)(c, first, end - first, e);
+        NAME(focal_wrong)(c, e, (end - first) * c->columns, 0);
+    }
     for (int64_t row = first; row < end; row++) {
         int64_t y;
         int positive;
@@ -340,7 +384,8 @@ static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t end,
             continue;
         }
         const REAL *z = (const REAL *)c->logits + row * c->logits_row;
-        if (c->classification == FOCAL) kept[row] = NAME(focal_loss)(c, z, y);
+        if (c->classification == FOCAL)
+            kept[row] = NAME(focal_loss)(c, z, y, wrong ? e + (row - first) * c->columns : 0);
         REAL a = NAME(kept_loss)(c, row, z, y);
         REAL alpha = c->alphas ? ((const REAL *)c->alphas)[row * c->alphas_row] : 1;
         sums[N]++;
@@ -375,6 +420,12 @@ static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t end
     if (c->grad_logits && c->classification == CROSS_ENTROPY)
         NAME(softmax)(c, first, end - first, (REAL *)c->grad_logits + first * c->columns,
                       kept + first, kept + c->count + first);
+    int wrong = c->grad_logits && c->classification == FOCAL && c->focal_gamma == 2;
+    if (wrong) {
+        REAL *g = (REAL *)c->grad_logits + first * c->columns;
+        NAME(gather)(c, first, end - first, g);
+        NAME(focal_wrong)(c, g, (end - first) * c->columns, 1);
+    }
     for (int64_t row = first; row < end; row++) {
         int64_t y;
         int positive, valid = NAME(kind)(c, row, &y, &positive);
@@ -405,8 +456,8 @@ static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t end
         if (!g) continue;
         if (c->classification == FOCAL) {
             for (int64_t k = 0; k < c->columns; k++) {
-                REAL slope;
-                NAME(focal)(c, z[k], k == y, &slope);
+                REAL slope = g[k]; /* of a wrong class, if `wrong` */
+                if (!wrong || k == y) NAME(focal)(c, z[k], k == y, &slope);
                 g[k] = scale * slope;
             }
             if (positive) g[y] -= d_s * (1 - s);
