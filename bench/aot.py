@@ -15,7 +15,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -247,28 +247,41 @@ def as_markdown(reports: list[Report]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(
+    folder: Path,
+    variants: Sequence[Variant],
+    targets: Sequence[str] = tuple(TARGETS),
+    dtypes: Sequence[str] = ("fp32", "bf16"),
+) -> list[Report]:
+    """Compile the variants and write aot.json and aot.md."""
+    chosen = [
+        Variant(v.name, v.choices, v.columns, v.slots, dtype)
+        for v, dtype in itertools.product(variants, dtypes)
+    ]
+    reports: list[Report] = []
+    for i, (variant, target) in enumerate(itertools.product(chosen, targets), 1):
+        reports += report(variant, target)
+        progress = f"\r{i}/{len(chosen) * len(targets)} {variant.name} {target}"
+        print(f"{progress:60}", end="", flush=True)
+    print()
+    folder.mkdir(parents=True, exist_ok=True)
+    title = f"# Kernels compiled by Triton {triton.__version__}\n\n"
+    (folder / "aot.md").write_text(title + as_markdown(reports))
+    (folder / "aot.json").write_text(json.dumps([asdict(r) for r in reports], indent=1))
+    return reports
+
+
 def main() -> None:
-    """Compile everything and write the two files."""
+    """Compile everything."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for aot.json and aot.md")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     options = parser.parse_args()
-    variants = [
-        Variant(v.name, v.choices, v.columns, v.slots, dtype)
-        for v, dtype in itertools.product([*heads(), *single_choices()], options.dtypes)
-    ]
-    reports: list[Report] = []
-    for i, (variant, target) in enumerate(itertools.product(variants, options.targets), 1):
-        reports += report(variant, target)
-        progress = f"\r{i}/{len(variants) * len(options.targets)} {variant.name} {target}"
-        print(f"{progress:60}", end="", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    title = f"# Kernels compiled by Triton {triton.__version__}\n\n"
-    (options.out / "aot.md").write_text(title + as_markdown(reports))
-    (options.out / "aot.json").write_text(json.dumps([asdict(r) for r in reports], indent=1))
+    variants = [*heads(), *single_choices()]
+    reports = write(options.out, variants, options.targets, options.dtypes)
     spilled = sum(r.spill_bytes > 0 for r in reports)
-    print(f"\n{len(reports)} kernels, {spilled} with spills: {options.out}/aot.md")
+    print(f"{len(reports)} kernels, {spilled} with spills: {options.out}/aot.md")
 
 
 if __name__ == "__main__":

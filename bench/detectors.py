@@ -11,7 +11,6 @@ same weights; the ratio is the median over neighbours.
 
 import argparse
 import platform
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import FasterRCNN
 
+from bench.measure import Sample, summary, synchronize
 from detectors.models import DETECTORS, build_detector
 
 NOTE = """
@@ -80,10 +80,14 @@ def build(name: str, loss: str, size: int) -> nn.Module:
     )
 
 
-def step_seconds(
-    name: str, size: int, images: int, repetitions: int, device: str
-) -> tuple[float, float]:
-    """Median seconds of a base step, and the median of JOL's over its neighbour's."""
+def step_samples(
+    name: str, size: int, images: int, device: str, repetitions: int | None = None
+) -> dict[str, Sample]:
+    """Seconds of a base step and of a JOL step, and of JOL's over its neighbour's, "ratio".
+
+    Without `repetitions`: 30 pairs on a GPU, 5 on a CPU. The first pair is not counted.
+    """
+    repetitions = repetitions or (5 if device == "cpu" else 30)
     inputs, targets = batch(images, size, device)
     models = {loss: build(name, loss, size).to(device).train() for loss in ("base", "jol")}
     optimizers = {
@@ -92,23 +96,17 @@ def step_seconds(
     seconds: dict[str, list[float]] = {"base": [], "jol": []}
     for _ in range(repetitions + 1):
         for loss, model in models.items():
-            synchronize(device)
+            synchronize(torch.device(device))
             began = time.perf_counter()
             losses = model(inputs, targets)
             optimizers[loss].zero_grad()
             torch.stack(list(losses.values())).sum().backward()
             optimizers[loss].step()
-            synchronize(device)
+            synchronize(torch.device(device))
             seconds[loss].append(time.perf_counter() - began)
-    base, joint = seconds["base"][1:], seconds["jol"][1:]  # the first is warm-up
+    base, joint = seconds["base"][1:], seconds["jol"][1:]
     ratios = [j / b for j, b in zip(joint, base, strict=True)]
-    return statistics.median(base), statistics.median(ratios)
-
-
-def synchronize(device: str) -> None:
-    """Wait for a GPU."""
-    if device != "cpu":
-        torch.cuda.synchronize()
+    return {"base": summary(base), "jol": summary(joint), "ratio": summary(ratios)}
 
 
 def main() -> None:
@@ -129,10 +127,10 @@ def main() -> None:
         flops, size = PAPER.get(name, ("", ""))
         cells = [f"{parameters(model):.1f}", size, f"{gigamacs(model, options.size):.1f}", flops]
         if options.repetitions:
-            base, ratio = step_seconds(
-                name, options.size, options.batch_size, options.repetitions, options.device
+            found = step_samples(
+                name, options.size, options.batch_size, options.device, options.repetitions
             )
-            cells += [f"{base:.2f}", f"{ratio:.3f}"]
+            cells += [f"{found['base'].median:.2f}", f"{found['ratio'].median:.3f}"]
         else:
             cells += ["", ""]
         lines.append(f"| {name} | {' | '.join(map(str, cells))} |")

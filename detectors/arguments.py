@@ -62,6 +62,7 @@ def parser(
         help="seed of scenes, initial weights and data order",
     )
     command.set_defaults(run=demo)
+    commands.add_parser("bench", help="measure the loss against what people would use instead")
     data = commands.add_parser("data", help="look into data sets", allow_abbrev=False)
     actions = data.add_subparsers(required=True, metavar="COMMAND")
     command = actions.add_parser(

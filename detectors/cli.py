@@ -1,4 +1,4 @@
-"""The command `jol`: train, eval, demo, data stats.
+"""The command `jol`: train, eval, demo, data stats, bench.
 
 Exit status: 0 done, 1 failed while running, 2 unusable arguments or data. Everything that can be
 checked is checked before a folder is made.
@@ -27,8 +27,13 @@ CROPS = {"torchvision": 0, "paper": 0, "slim": 192}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jol` with these arguments (None: the process's own) and return the exit status."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["bench"]:
+        from bench.__main__ import main as bench
+
+        return bench(arguments[1:], prog="jol bench")
     try:
-        args = parser(_train, _eval, _demo, _data_stats).parse_args(argv)
+        args = parser(_train, _eval, _demo, _data_stats).parse_args(arguments)
     except SystemExit as stop:  # argparse has printed the help (0) or the error (2)
         return int(stop.code or 0)
     try:

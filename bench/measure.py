@@ -1,0 +1,305 @@
+"""Agreement first; then time, launches, waits and memory of a provider, on a CPU or a GPU.
+
+Times are of forward and backward: on a CPU by the clock, on a GPU by events (what a caller sees,
+the host's work included where the GPU waits for it) and by replay of a CUDA graph (the kernels
+alone), with the L2 cache flushed before each sample (cold) and not (warm). Providers take turns, a
+sample each, so that a machine's moods meet all of them.
+"""
+
+import contextlib
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from bench.cases import Inputs
+from bench.providers import Loss
+
+TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 5e-4,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1e-2,
+}
+"""Largest ||out - wanted|| / ||wanted|| of the loss and of each gradient."""
+DIRECTIONS = ("forward", "backward", "both")
+WARM_UP = 3
+FEWEST, MOST = 5, 400
+"""Samples of a provider."""
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A median and the quantiles around it, of `count` samples."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+def summary(values: Sequence[float]) -> Sample:
+    """Median, 20 % and 80 % quantiles."""
+    if len(values) < 2:
+        return Sample(values[0], values[0], values[0], 1)
+    cuts = statistics.quantiles(values, n=5, method="inclusive")
+    return Sample(statistics.median(values), cuts[0], cuts[3], len(values))
+
+
+def step(loss: Loss, x: Inputs) -> tuple[Tensor, ...]:
+    """The loss and its gradients for the leaves that it reads."""
+    total = loss(x)
+    gradients = torch.autograd.grad(total, x.leaves, allow_unused=True)
+    return total.detach(), *(g for g in gradients if g is not None)
+
+
+def error(got: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
+    """The largest ||out - wanted|| / ||wanted||; NaN counts as infinite."""
+    worst = 0.0
+    for a, b in zip(got, wanted, strict=True):
+        distance = (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)
+        value = float(distance)
+        worst = max(worst, value if value == value else float("inf"))
+    return worst
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def first_call(loss: Loss, x: Inputs) -> tuple[float, tuple[Tensor, ...]]:
+    """Seconds of the first forward and backward, compilation included, and what they gave."""
+    synchronize(x.logits.device)
+    began = time.perf_counter()
+    got = step(loss, x)
+    synchronize(x.logits.device)
+    return time.perf_counter() - began, got
+
+
+# --- Time --------------------------------------------------------------------------------------
+
+Mark = Callable[[], Any]
+"""Notes the time: a number of seconds, or an event."""
+
+
+def times(
+    losses: Mapping[str, Loss], x: Inputs, seconds: float, *, cold: bool = False
+) -> dict[str, dict[str, Sample]]:
+    """Milliseconds by provider and direction; `seconds`: for each provider, all samples."""
+    gpu = x.logits.is_cuda
+    mark = _event if gpu else time.perf_counter
+    flush = _flusher(x.logits.device) if cold else None
+    marks: dict[str, list[tuple[Any, Any, Any]]] = {name: [] for name in losses}
+    rounds, deadline = 0, 0.0
+    while rounds < WARM_UP + FEWEST or (rounds < WARM_UP + MOST and time.perf_counter() < deadline):
+        if rounds == WARM_UP:
+            deadline = time.perf_counter() + seconds * len(losses)
+        for name, loss in losses.items():
+            if flush is not None:
+                flush()
+            began = mark()
+            total = loss(x)
+            between = mark()
+            torch.autograd.grad(total, x.leaves, allow_unused=True)
+            marks[name].append((began, between, mark()))
+            del total
+        if gpu:
+            torch.cuda.synchronize()  # a queue of unlimited length would hide the budget
+        rounds += 1
+    found = {}
+    for name, taken in marks.items():
+        spans = [(_span(a, b), _span(b, c), _span(a, c)) for a, b, c in taken[WARM_UP:]]
+        found[name] = {
+            direction: summary(values)
+            for direction, values in zip(DIRECTIONS, zip(*spans, strict=True), strict=True)
+        }
+    return found
+
+
+def graph_times(
+    losses: Mapping[str, Loss], x: Inputs, seconds: float, *, cold: bool
+) -> dict[str, dict[str, Sample]]:
+    """The same by replay of CUDA graphs; a provider that cannot be captured has no entry."""
+    flush = _flusher(x.logits.device) if cold else None
+    graphs: dict[tuple[str, str], torch.cuda.CUDAGraph] = {}
+    for name, loss in losses.items():
+        for direction in DIRECTIONS:
+            graph = _capture(loss, x, direction)
+            if graph is not None:
+                graphs[name, direction] = graph
+    marks: dict[tuple[str, str], list[tuple[Any, Any]]] = {key: [] for key in graphs}
+    rounds, deadline = 0, time.perf_counter() + seconds * len(graphs)
+    while graphs and (rounds < FEWEST or (rounds < MOST and time.perf_counter() < deadline)):
+        for key, graph in graphs.items():
+            if flush is not None:
+                flush()
+            began = _event()
+            graph.replay()
+            marks[key].append((began, _event()))
+        torch.cuda.synchronize()
+        rounds += 1
+    found: dict[str, dict[str, Sample]] = {}
+    for (name, direction), taken in marks.items():
+        spans = [_span(a, b) for a, b in taken]
+        found.setdefault(name, {})[direction] = summary(spans[min(WARM_UP, len(spans) - 2) :])
+    return found
+
+
+def _capture(loss: Loss, x: Inputs, direction: str) -> torch.cuda.CUDAGraph | None:
+    """A graph of one direction; None where the host would have to wait, which a graph cannot."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            step(loss, x)
+        total = loss(x) if direction == "backward" else None
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            if total is not None:
+                torch.autograd.grad(total, x.leaves, allow_unused=True, retain_graph=True)
+            else:
+                now = loss(x)
+                if direction == "both":
+                    torch.autograd.grad(now, x.leaves, allow_unused=True)
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _span(began: Any, ended: Any) -> float:
+    """Milliseconds between two marks."""
+    if isinstance(began, float):
+        return 1e3 * (ended - began)
+    return float(began.elapsed_time(ended))
+
+
+def _flusher(device: torch.device) -> Callable[[], object]:
+    """Overwrites more than the L2 cache holds."""
+    size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+    buffer = torch.empty(size, dtype=torch.uint8, device=device)
+    return buffer.zero_
+
+
+def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:
+    """Gigabytes a second of a large copy, bytes read plus bytes written."""
+    source = torch.rand(megabytes * 2**18, device=device)
+    target = torch.empty_like(source)
+    mark: Mark = _event if device.type == "cuda" else time.perf_counter
+    marks = []
+    for _ in range(12):
+        began = mark()
+        target.copy_(source)
+        marks.append((began, mark()))
+    synchronize(device)
+    milliseconds = statistics.median(_span(a, b) for a, b in marks[2:])
+    return 2 * source.numel() * 4 / milliseconds / 1e6
+
+
+# --- Counts ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one forward and backward.
+
+    Attributes:
+        launches: kernels, copies and fills on a GPU; on a CPU the innermost operators of PyTorch.
+        waits: times the host waits for the GPU; None on a CPU.
+        saved: bytes kept between forward and backward, beside the inputs.
+        peak: largest number of bytes allocated at a time, beside the inputs; it has the gradients.
+    """
+
+    launches: int
+    waits: int | None
+    saved: int
+    peak: int
+
+
+def counts(loss: Loss, x: Inputs) -> Counts:
+    """Launches and waits by the profiler, memory by the allocator or by the profiler's notes."""
+    device = x.logits.device
+    step(loss, x)
+    synchronize(device)
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with _silent(), profile(activities=activities, profile_memory=device.type == "cpu") as seen:
+        step(loss, x)
+    events = seen.events()
+    if device.type == "cuda":
+        launches = sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events)
+        waits = sum(e.name in WAITS for e in events) - 1  # the profiler's own, at its end
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(loss, x)
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        launches = sum(e.name.startswith("aten::") and not e.cpu_children for e in events)
+        waits = None
+        peak = _peak(seen)
+    return Counts(launches, waits, _saved(loss, x), peak)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what the profiler's C++ writes to standard error as it starts and stops."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _peak(seen: Any) -> int:
+    """The largest sum of the profiler's allocations and frees, in their order."""
+    changes = [
+        (e.start_ns(), e.nbytes())
+        for e in seen.profiler.kineto_results.events()
+        if e.name() == "[memory]"
+    ]
+    held = most = 0
+    for _, change in sorted(changes):
+        held += change
+        most = max(most, held)
+    return most
+
+
+def _saved(loss: Loss, x: Inputs) -> int:
+    """Bytes of the storages that autograd keeps and that are not the inputs'."""
+    inputs = {t.untyped_storage().data_ptr() for t in x}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in inputs:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        total = loss(x)
+    del total
+    return sum(kept.values())

@@ -1,0 +1,343 @@
+"""What people would use: our loss, the paper's equations in PyTorch, and the losses it replaces.
+
+A provider is made for a case and then maps its Inputs to a 0-dim loss. All of them see the same
+tensors and do their arithmetic in float32, as autocast has these losses do it. Base losses are
+handed the encoded targets; the others, which need boxes too, encode in passing.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
+from bench.cases import Case, Coder, Head, Inputs
+from jolkernels import reference
+from jolkernels.loss import make_batch
+
+Loss = Callable[[Inputs], Tensor]
+LAM = 2.0
+ALPHA, GAMMA, BETA = 0.25, 2.0, 1 / 9
+
+
+# --- The parts of a head ---------------------------------------------------------------------
+
+
+def classification(head: Head, logits: Tensor, labels: Tensor) -> Tensor:
+    """A row's classification loss, [N]."""
+    if head.classification == "cross_entropy":
+        return F.cross_entropy(logits, labels, reduction="none")
+    one_hot = F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
+    return sigmoid_focal_loss(logits, one_hot, ALPHA, GAMMA).sum(1)
+
+
+def probability(head: Head, logits: Tensor, labels: Tensor) -> Tensor:
+    """S_cls, [P]."""
+    p = logits.softmax(1) if head.classification == "cross_entropy" else logits.sigmoid()
+    return p.gather(1, labels[:, None])[:, 0]
+
+
+def regression(head: Head, codes: Tensor, decoded: Tensor, wanted: Tensor, boxes: Tensor) -> Tensor:
+    """A row's box loss, [P]: of codes against `wanted`, or of decoded boxes against `boxes`."""
+    if head.regression == "giou":
+        return generalized_box_iou_loss(decoded, boxes)
+    if head.regression == "l1":
+        return F.l1_loss(codes, wanted, reduction="none").sum(1)
+    return F.smooth_l1_loss(codes, wanted, reduction="none", beta=BETA).sum(1)
+
+
+def iou(a: Tensor, b: Tensor, *, clamped: bool = True) -> Tensor:
+    """IoU of pairs, [P]; not clamped, two boxes apart in both axes overlap."""
+    sides = torch.min(a[:, 2:], b[:, 2:]) - torch.max(a[:, :2], b[:, :2])
+    overlap = (sides.clamp(min=0) if clamped else sides).prod(1)
+    areas = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1)
+    return overlap / (areas - overlap)
+
+
+def slot(head: Head, boxes: Tensor, labels: Tensor) -> Tensor:
+    """The true class's box, [P, 4]."""
+    if not head.class_specific:
+        return boxes
+    return boxes.unflatten(1, (-1, 4))[torch.arange(len(labels), device=labels.device), labels]
+
+
+def widened(x: Inputs) -> tuple[Tensor, Tensor]:
+    """Logits and boxes in the arithmetic's dtype."""
+    dtype = torch.promote_types(x.logits.dtype, torch.float32)
+    return x.logits.to(dtype), x.boxes.to(dtype)
+
+
+def divisor(head: Head, rows: int, positives: Any) -> Any:
+    """What both sums are divided by."""
+    return rows if head.normalizer == "samples" else positives
+
+
+# --- The providers ---------------------------------------------------------------------------
+
+
+def stated(weighting: str, case: Case) -> Loss:
+    """jolkernels.reference, slow and plain: what the providers have to agree with."""
+    settings = case.head.criterion(weighting).settings
+    sums = (case.head.normalizer, case.head.normalizer)
+
+    def loss(x: Inputs) -> Tensor:
+        batch = make_batch(
+            settings, x.logits, x.boxes, x.labels, x.targets, x.priors, None, None, *sums
+        )
+        classification, regression, _, _ = reference.joint_optimization_loss(batch, settings)
+        return classification + regression
+
+    return loss
+
+
+def fused(weighting: str, case: Case) -> Loss:
+    """The library, with JOL or, weighting "none", the base loss."""
+    head = case.head
+    criterion = head.criterion(weighting)
+    sums = {"classification_normalizer": head.normalizer, "regression_normalizer": head.normalizer}
+
+    def loss(x: Inputs) -> Tensor:
+        return criterion(x.logits, x.boxes, x.labels, x.targets, x.priors, **sums).total
+
+    return loss
+
+
+def eager(case: Case) -> Loss:
+    """Eq. 2 to 4 with the indices of positives and negatives, as one would write them."""
+    head, background = case.head, case.head.background_label(case.columns)
+    coding = Coder(head)
+
+    def loss(x: Inputs) -> Tensor:
+        logits, boxes = widened(x)
+        at = (x.labels != background).nonzero()[:, 0]
+        rest = (x.labels == background).nonzero()[:, 0]
+        y, target, prior = x.labels[at], x.targets[at].to(logits), x.priors[at].to(logits)
+        codes = slot(head, boxes[at], y)
+        box = coding.decode(codes, prior)
+        l_cls = classification(head, logits, x.labels)
+        l_loc = regression(head, codes, box, coding.encode(target, prior), target)
+        w_pos = LAM - iou(box, target) * probability(head, logits[at], y)
+        w_neg = w_pos.mean()
+        total = (w_pos * (l_cls[at] + l_loc)).sum() + w_neg * l_cls[rest].sum()
+        return total / divisor(head, len(logits), len(at))
+
+    return loss
+
+
+def masked(case: Case) -> Loss:
+    """Eq. 2 to 4 over all rows with masks: what a compiler takes in without a graph break."""
+    head, background = case.head, case.head.background_label(case.columns)
+    first = 1 if head.background == "first" else 0
+    coding = Coder(head)
+
+    def loss(x: Inputs) -> Tensor:
+        logits, boxes = widened(x)
+        is_positive = x.labels != background
+        y = torch.where(is_positive, x.labels, first)
+        target, prior = x.targets.to(logits), x.priors.to(logits)
+        codes = slot(head, boxes, y)
+        box = coding.decode(codes, prior)
+        l_cls = classification(head, logits, x.labels)
+        l_loc = regression(head, codes, box, coding.encode(target, prior), target)
+        w_pos = LAM - iou(box, target) * probability(head, logits, y)
+        positives = is_positive.sum()
+        w_neg = torch.where(is_positive, w_pos, 0).sum() / positives
+        total = (torch.where(is_positive, w_pos, w_neg) * l_cls).sum()
+        total = total + torch.where(is_positive, w_pos * l_loc, 0).sum()
+        return total / divisor(head, len(logits), positives)
+
+    return loss
+
+
+def compiled(mode: str, case: Case) -> Loss:
+    """torch.compile of the masked statement."""
+    torch._dynamo.reset()
+    made: Loss = torch.compile(masked(case), mode=mode, fullgraph=True, dynamic=False)
+    return made
+
+
+def released(case: Case) -> Loss:
+    """The weights as the authors' released heads compute them, which is not what the paper says.
+
+    S_cls = 1 - NLL_y / sum of NLL over the columns; lambda 1 in the R-CNN head and 2 in dense ones;
+    negatives get the mean weight in the R-CNN head alone; the intersection is not clamped by axis;
+    a class-specific head's box is that of its first slot.
+    """
+    head, background = case.head, case.head.background_label(case.columns)
+    softmax = head.classification == "cross_entropy"
+    lam = 1.0 if softmax else 2.0
+    coding = Coder(head)
+
+    def loss(x: Inputs) -> Tensor:
+        logits, boxes = widened(x)
+        at = (x.labels != background).nonzero()[:, 0]
+        rest = (x.labels == background).nonzero()[:, 0]
+        y, target, prior = x.labels[at], x.targets[at].to(logits), x.priors[at].to(logits)
+        codes = slot(head, boxes[at], y)
+        scored = coding.decode(boxes[at][:, :4], prior)
+        nll = -(logits[at].log_softmax(1) if softmax else F.logsigmoid(logits[at]))
+        s_cls = 1 - nll.gather(1, y[:, None])[:, 0] / nll.sum(1)
+        w_pos = lam - iou(scored, target, clamped=False) * s_cls
+        w_neg = w_pos.mean() if softmax else 1.0
+        l_cls = classification(head, logits, x.labels)
+        box = coding.decode(codes, prior)
+        l_loc = regression(head, codes, box, coding.encode(target, prior), target)
+        total = (w_pos * (l_cls[at] + l_loc)).sum() + w_neg * l_cls[rest].sum()
+        return total / divisor(head, len(logits), len(at))
+
+    return loss
+
+
+def base_torch(case: Case) -> Loss:
+    """Eq. 1 in torch.nn.functional alone."""
+    head, background = case.head, case.head.background_label(case.columns)
+    coding = Coder(head)
+
+    def focal(logits: Tensor, labels: Tensor) -> Tensor:
+        one_hot = F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
+        p = logits.sigmoid()
+        miss = one_hot + p - 2 * one_hot * p  # 1 - p of the right answer
+        alpha = 1 - ALPHA + (2 * ALPHA - 1) * one_hot
+        weight = alpha * miss**GAMMA
+        bce = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
+        return (weight * bce).sum()
+
+    def giou(a: Tensor, b: Tensor) -> Tensor:
+        hull = (torch.max(a[:, 2:], b[:, 2:]) - torch.min(a[:, :2], b[:, :2])).prod(1)
+        sides = (torch.min(a[:, 2:], b[:, 2:]) - torch.max(a[:, :2], b[:, :2])).clamp(min=0)
+        overlap = sides.prod(1)
+        union = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - overlap
+        return 1 - overlap / union + (hull - union) / hull
+
+    def loss(x: Inputs) -> Tensor:
+        logits, boxes = widened(x)
+        at = (x.labels != background).nonzero()[:, 0]
+        codes = slot(head, boxes[at], x.labels[at])
+        wanted = x.encoded[at].to(codes)
+        if head.regression == "giou":
+            l_loc = giou(coding.decode(codes, x.priors[at].to(codes)), x.targets[at].to(codes))
+        elif head.regression == "l1":
+            l_loc = F.l1_loss(codes, wanted, reduction="sum")
+        else:
+            l_loc = F.smooth_l1_loss(codes, wanted, reduction="sum", beta=BETA)
+        if head.classification == "focal":
+            l_cls = focal(logits, x.labels)
+        else:
+            l_cls = F.cross_entropy(logits, x.labels, reduction="sum")
+        return (l_cls + l_loc.sum()) / divisor(head, len(logits), len(at))
+
+    return loss
+
+
+def base_torchvision(case: Case) -> Loss | None:
+    """Eq. 1 as torchvision's heads write it; none for heads that torchvision has not."""
+    head, background = case.head, case.head.background_label(case.columns)
+    coding = Coder(head)
+    if head.class_specific:
+
+        def rcnn(x: Inputs) -> Tensor:
+            logits, boxes = widened(x)
+            parts = fastrcnn_loss(logits, boxes, [x.labels], [x.encoded.to(boxes)])
+            return parts[0] + parts[1]
+
+        return rcnn
+    if head.classification != "focal":
+        return None
+
+    def dense(x: Inputs) -> Tensor:
+        logits, boxes = widened(x)
+        at = torch.where(x.labels != background)[0]
+        one_hot = torch.zeros_like(logits)
+        one_hot[at, x.labels[at]] = 1.0
+        l_cls = sigmoid_focal_loss(logits, one_hot, ALPHA, GAMMA, reduction="sum")
+        codes = boxes[at]
+        if head.regression == "giou":
+            box = coding.decode(codes, x.priors[at].to(codes))
+            l_loc = generalized_box_iou_loss(box, x.targets[at].to(codes), reduction="sum")
+        else:
+            l_loc = F.l1_loss(codes, x.encoded[at].to(codes), reduction="sum")
+        return (l_cls + l_loc) / max(1, at.numel())
+
+    return dense
+
+
+def liger(case: Case) -> Loss | None:
+    """Liger-Kernel's cross entropy, the classification part alone, where it is installed.
+
+    It writes its gradient over the logits, so it gets a copy of its own, made before the timing.
+    """
+    if case.head.classification != "cross_entropy" or not importlib.util.find_spec("liger_kernel"):
+        return None
+    from liger_kernel.transformers import LigerCrossEntropyLoss
+
+    criterion = LigerCrossEntropyLoss()
+    copies: dict[int, Tensor] = {}
+
+    def loss(x: Inputs) -> Tensor:
+        if id(x.logits) not in copies:
+            copies[id(x.logits)] = x.logits.detach().clone()
+        return criterion(_Through.apply(x.logits, copies[id(x.logits)]), x.labels)
+
+    return loss
+
+
+class _Through(torch.autograd.Function):
+    """The copy in the forward, the gradient to the original in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, copy: Tensor) -> Tensor:
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def cross_entropy(case: Case) -> Loss:
+    """The classification part alone, in torch."""
+
+    def loss(x: Inputs) -> Tensor:
+        return F.cross_entropy(widened(x)[0], x.labels)
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A way to get a loss.
+
+    Attributes:
+        name: in tables and plots.
+        make: for a case; None where it has nothing for it.
+        oracle: what it has to agree with, computed in float64.
+        gpu_only: left out on a CPU.
+    """
+
+    name: str
+    make: Callable[[Case], Loss | None]
+    oracle: Callable[[Case], Loss]
+    gpu_only: bool = False
+
+
+JOINT, BASE = partial(stated, "joint"), partial(stated, "none")
+OURS = "jolkernels"
+PROVIDERS = {
+    p.name: p
+    for p in (
+        Provider(OURS, partial(fused, "joint"), JOINT),
+        Provider("eager", eager, JOINT),
+        Provider("compile", partial(compiled, "default"), JOINT),
+        Provider("compile-autotune", partial(compiled, "max-autotune-no-cudagraphs"), JOINT, True),
+        Provider("released", released, released),
+        Provider("base-jolkernels", partial(fused, "none"), BASE),
+        Provider("base-torch", base_torch, BASE),
+        Provider("base-torchvision", base_torchvision, BASE),
+        Provider("liger-classification", liger, cross_entropy, True),
+    )
+}

@@ -1,0 +1,237 @@
+"""The benchmark itself: providers agree, a wrong one gets no speed-up, results survive a file."""
+
+import dataclasses
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from bench import measure, plots, results
+from bench.__main__ import main
+from bench.cases import CASES, DTYPES, SWEEP, make_inputs
+from bench.providers import OURS, PROVIDERS, Provider, fused, masked, stated
+from detectors.cli import main as jol
+
+ABOUT = results.machine(torch.device("cpu"))
+HERE = ("rcnn-9", 1024, 9, "float32")
+KINDS = ("rcnn-9", "retinanet-8", "fcos-8", "vocabulary-13205")
+QUICK = ("--parts", "loss", "--seconds", "0.01")
+
+
+def small(name, rows=150):
+    columns = min(CASES[name].columns, 40)
+    return dataclasses.replace(CASES[name], rows=rows, columns=columns)
+
+
+def shifted(amount, case):
+    """Our loss, off by a share of `amount`."""
+    right = fused("joint", case)
+    return lambda x: (1 + amount) * right(x)
+
+
+def raising(_case):
+    def loss(_x):
+        raise RuntimeError("no such luck\nand more")
+
+    return loss
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", KINDS)
+def test_providers_agree_with_the_equations(name, dtype):
+    case = small(name)
+    x = make_inputs(case, DTYPES[dtype], "cpu")
+    made = {p.name: (p.make, p.oracle) for p in PROVIDERS.values() if "compile" not in p.name}
+    made |= {"masked": (masked, partial(stated, "joint"))}  # what is compiled
+    checked = set()
+    for provider, (make, oracle) in made.items():
+        loss = make(case) if provider != "liger-classification" else None  # needs a GPU
+        if loss is not None:
+            wrong = measure.error(measure.step(loss, x), measure.step(oracle(case), x.double()))
+            assert wrong <= measure.TOLERANCES[x.logits.dtype], provider
+            checked.add(provider)
+    torchvision_has_it = name != "vocabulary-13205"
+    assert len(checked) == 6 + torchvision_has_it
+
+
+def test_inputs_are_a_detectors():
+    for name in KINDS:
+        case = CASES[name]
+        x = make_inputs(dataclasses.replace(case, rows=20_000, columns=min(case.columns, 40)),
+                        torch.float32, "cpu")  # fmt: skip
+        positive = x.labels != case.head.background_label(x.logits.shape[1])
+        assert positive.double().mean() == pytest.approx(case.head.positives, rel=0.3)
+        sides = x.targets[:, 2:] - x.targets[:, :2]
+        assert sides.min() > 7.9 and sides.max() < 32.1 and x.targets.max() <= 800
+        assert all(leaf.requires_grad and leaf.is_leaf for leaf in x.leaves)
+
+
+def test_the_compiled_statement_agrees():
+    case = small("rcnn-9")
+    x = make_inputs(case, torch.float32, "cpu")
+    provider = PROVIDERS["compile"]
+    torch._dynamo.reset()
+    _, got = measure.first_call(provider.make(case), x)
+    wrong = measure.error(got, measure.step(provider.oracle(case), x.double()))
+    assert wrong < 5e-4
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (partial(shifted, 0.01), "WRONG, off by 0.01"),
+        (raising, "FAILED, RuntimeError: no such luck"),
+        (partial(shifted, math.nan), "WRONG, off by inf"),
+    ],
+)
+def test_a_wrong_provider_is_refused_a_speed_up(make, said, monkeypatch, tmp_path, capsys):
+    planted = Provider("planted", make, partial(stated, "joint"))
+    monkeypatch.setitem(PROVIDERS, "planted", planted)
+    given = ("--cases", "rcnn-9", "--providers", OURS, "eager", "planted")
+    assert main([*given, *QUICK, "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert f"rcnn-9 float32 planted: {said}" in printed.err and "and more" not in printed.err
+    rows = results.read_csv(tmp_path / "results.csv")
+    timed = {r.provider for r in rows if r.unit == "ms"}
+    assert timed == {OURS, "eager"}
+    (line,) = [
+        x for x in printed.out.split("## both, clock")[1].splitlines() if x.startswith("| rcnn-9")
+    ][:1]
+    assert line.split("|")[-2].strip() == "wrong"
+    assert all(
+        r.provider != "planted" or r.measure in ("agrees", "error", "first call") for r in rows
+    )
+
+
+def test_without_our_own_there_are_no_ratios(monkeypatch, tmp_path, capsys):
+    planted = Provider(OURS, partial(shifted, 0.5), partial(stated, "joint"))
+    monkeypatch.setitem(PROVIDERS, OURS, planted)
+    given = ("--cases", "rcnn-9", "--providers", OURS, "eager")
+    assert main([*given, *QUICK, "--out", str(tmp_path)]) == 1
+    table = capsys.readouterr().out.split("## both, clock")[1].splitlines()
+    (line,) = [x for x in table if x.startswith("| rcnn-9")][:1]
+    assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["wrong", ""]
+
+
+def test_a_run_writes_what_it_found(tmp_path, capsys):
+    given = ["bench", "--cases", "rcnn-9", SWEEP[0], "--providers", OURS, "eager", "base-torch"]
+    assert jol([*given, *QUICK, "--out", str(tmp_path / "a" / "b")]) == 0
+    out = tmp_path / "a" / "b"
+    assert {p.name for p in out.iterdir()} == {
+        "results.csv", "results.md", "time.png", "roofline.png", "launches.png"
+    }  # fmt: skip
+    rows = results.read_csv(out / "results.csv")
+    for provider in (OURS, "eager", "base-torch"):
+        mine = {r.measure: r for r in rows if r.provider == provider and r.case == "rcnn-9"}
+        assert {"forward, clock", "backward, clock", "both, clock", "operators", "peak"} <= set(
+            mine
+        )
+        both = mine["both, clock"]
+        assert 0 < both.low <= both.median <= both.high and both.count >= measure.FEWEST
+        parts = mine["forward, clock"].median + mine["backward, clock"].median
+        assert both.median == pytest.approx(parts, rel=0.5)
+    text = (out / "results.md").read_text()
+    assert text in capsys.readouterr().out.lstrip("\n")
+    for word in (ABOUT["machine"], ABOUT["torch"], "Copy bandwidth", "| rcnn-9 | 1,024 | 9 |"):
+        assert word in text
+
+
+def test_memory_and_operators_are_counted():
+    x = make_inputs(CASES["rcnn-9"], torch.float32, "cpu")
+    ours = measure.counts(fused("joint", CASES["rcnn-9"]), x)
+    eager = measure.counts(PROVIDERS["eager"].make(CASES["rcnn-9"]), x)
+    gradients = 4 * (x.logits.numel() + x.boxes.numel())
+    assert (
+        gradients <= ours.peak < gradients + 100 * len(x.labels) < eager.peak + 100 * len(x.labels)
+    )
+    assert ours.saved <= 16 * len(x.labels) < eager.saved
+    assert 0 < ours.launches < eager.launches and ours.waits is None
+
+    def doubled(x):
+        return (2 * x.logits).square().sum()  # keeps one product, as large as the logits
+
+    assert measure.counts(doubled, x).saved == 4 * x.logits.numel()
+
+
+def rows_of(*medians, spread=0.1):
+    return [
+        results.row(
+            ABOUT, HERE, f"p{i}", "both, clock", "ms",
+            measure.Sample(m, m - spread, m + spread, 9),
+        )
+        for i, m in enumerate(medians)
+    ]  # fmt: skip
+
+
+def test_a_file_gives_back_what_was_written(tmp_path):
+    rows = [*rows_of(1 / 3, 2e-9), results.row(ABOUT, HERE, OURS, "error", "relative", math.inf)]
+    results.write_csv(tmp_path / "x.csv", rows)
+    assert results.read_csv(tmp_path / "x.csv") == rows
+    with pytest.raises(ValueError, match=r"nowhere\.csv: cannot be read"):
+        results.read_csv(tmp_path / "nowhere.csv")
+    for text in ("a,b\n1,2\n", ",".join(results.FIELDS) + "\n" + "x," * 17 + "y\n"):
+        (tmp_path / "bad.csv").write_text(text)
+        with pytest.raises(ValueError, match=r"bad\.csv: is no table"):
+            results.read_csv(tmp_path / "bad.csv")
+
+
+def test_comparison_names_what_changed():
+    text = results.comparison(rows_of(1.0, 2.0, 3.0), rows_of(1.05, 4.0, 3.0, 7.0))
+    assert "3 numbers in both, 2 of them alike" in text
+    lines = [line for line in text.splitlines() if line.startswith("| rcnn-9")]
+    assert lines == ["| rcnn-9 float32 | p1 | both, clock | 2 | 4 | ms | 2.00 |"]
+    once = [results.row(ABOUT, HERE, OURS, "first call", "s", v) for v in (1.0, 1.05, 1.2)]
+    assert "1 of them alike" in results.comparison(once[:1], once[1:2])
+    assert "0 of them alike" in results.comparison(once[:1], once[2:])
+    other = [dataclasses.replace(r, machine="another") for r in rows_of(1.0)]
+    assert "different machines: " in results.comparison(rows_of(1.0), other)
+
+
+def test_plots_show_the_numbers():
+    def timed(case, provider, milliseconds):
+        c = CASES[case]
+        where = (case, c.rows, c.columns, "float32")
+        return results.row(ABOUT, where, provider, "both, clock", "ms", milliseconds)
+
+    rows = [timed(name, OURS, i + 1.0) for i, name in enumerate(reversed(SWEEP))]
+    figure = plots.time_plot(rows, "both, clock")
+    (line,) = figure.axes[0].lines
+    assert list(line.get_xdata()) == [CASES[name].rows for name in SWEEP]
+    assert list(line.get_ydata()) == [float(len(SWEEP) - i) for i in range(len(SWEEP))]
+
+    copy = results.row(ABOUT, ("copy", 0, 0, "float32"), "torch", "copy bandwidth", "GB/s", 10.0)
+    rows = [copy, timed("retinanet-8", OURS, 10.0), timed("retinanet-8", "eager", 20.0)]
+    ours, eager, limit = plots.roofline_plot(rows, "both, clock").axes[0].lines
+    share = 100 * 3 * 240_174 * 8 * 4 / 10e-3 / 10e9
+    assert ours.get_ydata() == pytest.approx([share])
+    assert eager.get_ydata() == pytest.approx([share / 2]) and limit.get_ydata() == [100, 100]
+    assert plots.time_plot(rows, "both, clock") is None and plots.launches_plot(rows) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["--cases", "rcnn-7"], "--cases: invalid choice: 'rcnn-7'"),
+        (["--providers", "magic"], "--providers: invalid choice: 'magic'"),
+        (["--compare", "nowhere.csv"], "nowhere.csv: cannot be read"),
+        (["--seconds", "long"], "--seconds: invalid float value: 'long'"),
+    ],
+)
+def test_unusable_arguments(given, wanted, capsys, tmp_path):
+    assert main([*given, "--out", str(tmp_path / "new")]) == 2
+    printed = capsys.readouterr()
+    assert wanted in printed.err and printed.out == "" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_everything_is_measured(tmp_path):
+    given = ("--cases", "rcnn-9", "--providers", OURS, "eager", "base-torch", "--dtypes", "float32")
+    assert main([*given, *QUICK, "--out", str(tmp_path)]) == 0
+    found = {(r.provider, r.measure): r.median for r in results.read_csv(tmp_path / "results.csv")}
+    for method in ("events, cold", "events, warm", "graph, cold", "graph, warm"):
+        for direction in measure.DIRECTIONS:
+            assert found[OURS, f"{direction}, {method}"] > 0
+    assert found[OURS, "waits"] == 0 < found["eager", "waits"]
+    assert found[OURS, "launches"] < found["eager", "launches"]
+    assert ("eager", "both, graph, cold") not in found  # it waits for the indices
