@@ -64,16 +64,20 @@ def time_plot(rows: Sequence[Row], measure: str) -> plt.Figure | None:
     chosen = [r for r in rows if r.case in SWEEP and r.measure == measure and r.dtype == "float32"]
     if not chosen:
         return None
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
     for provider in dict.fromkeys(r.provider for r in chosen):
         mine = sorted((r for r in chosen if r.provider == provider), key=lambda r: r.rows)
         wide = 2.6 if provider == "jolkernels" else 1.3
         n, times = [r.rows for r in mine], [r.median for r in mine]
         axes.plot(n, times, linewidth=wide, **style(provider))
     axes.set(xscale="log", yscale="log", xlabel="rows N", ylabel="milliseconds, forward + backward")
+    sizes = sorted({r.rows for r in chosen})
+    axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_title(f"R-CNN head, C = 9, float32\n{chosen[0].machine}", fontsize=10)
     axes.grid(which="major", alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
@@ -89,7 +93,7 @@ def roofline_plot(rows: Sequence[Row], measure: str) -> plt.Figure | None:
         return None
     cases = list(dict.fromkeys(r.case for r in chosen))
     providers = list(dict.fromkeys(r.provider for r in chosen))
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(11, 5), layout="constrained")
     for provider in providers:
         share = {
             r.case: 100 * model_bytes(r) / (r.median * 1e-3) / (copies[0] * 1e9)
@@ -101,12 +105,14 @@ def roofline_plot(rows: Sequence[Row], measure: str) -> plt.Figure | None:
         size = 10 if provider == "jolkernels" else 6
         axes.plot(at, values, linestyle="none", markersize=size, **style(provider))
     axes.axhline(100, color="0.4", linewidth=1)
-    axes.annotate("copy bandwidth", (len(cases) - 0.6, 100), va="bottom", ha="right", fontsize=8)
+    axes.text(0.005, 100, "copy bandwidth", transform=axes.get_yaxis_transform(), va="bottom",
+              fontsize=8)  # fmt: skip
     axes.set_xticks(range(len(cases)), cases, rotation=30, ha="right", fontsize=9)
     axes.set(yscale="log", ylabel="% of copy bandwidth by the 3 N C model")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_title(f"Distance to the roofline, float32\n{chosen[0].machine}", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 

@@ -201,6 +201,7 @@ def test_plots_show_the_numbers():
     assert list(line.get_ydata()) == [float(len(SWEEP) - i) for i in range(len(SWEEP))]
 
     copy = results.row(ABOUT, ("copy", 0, 0, "float32"), "torch", "copy bandwidth", "GB/s", 10.0)
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()][:2] == ["256", "1,024"]
     rows = [copy, timed("retinanet-8", OURS, 10.0), timed("retinanet-8", "eager", 20.0)]
     ours, eager, limit = plots.roofline_plot(rows, "both, clock").axes[0].lines
     share = 100 * 3 * 240_174 * 8 * 4 / 10e-3 / 10e9
