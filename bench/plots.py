@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from bench.cases import CASES, SWEEP
-from bench.results import Row, best_measure, model_bytes, shared_measure
+from bench.results import TIME, Row, best_measure, model_bytes, shared_measure
 
 # Okabe and Ito's colours and different marks: told apart without colour vision and in grey.
 STYLES = {
@@ -18,6 +18,7 @@ STYLES = {
     "eager": ("#0072B2", "s"),
     "compile": ("#009E73", "^"),
     "compile-autotune": ("#56B4E9", "v"),
+    "compile-eager": ("#0A5C44", "<"),
     "released": ("#CC79A7", "D"),
     "base-jolkernels": ("#E69F00", "P"),
     "base-torch": ("#000000", "x"),
@@ -29,6 +30,7 @@ LABELS = {
     "eager": "JOL, eager",
     "compile": "JOL, torch.compile",
     "compile-autotune": "JOL, torch.compile autotuned",
+    "compile-eager": "JOL, torch.compile of eager",
     "released": "released code's weights, eager",
     "base-jolkernels": "base loss, jolkernels",
     "base-torch": "base loss, torch",
@@ -61,7 +63,11 @@ def save_all(folder: Path, rows: Sequence[Row]) -> list[Path]:
 
 def time_plot(rows: Sequence[Row], measure: str) -> plt.Figure | None:
     """Milliseconds of forward and backward against N, of the R-CNN head with 9 columns."""
-    chosen = [r for r in rows if r.case in SWEEP and r.measure == measure and r.dtype == "float32"]
+    chosen = [
+        r
+        for r in rows
+        if r.case in SWEEP and (r.measure, r.unit) == (measure, TIME) and r.dtype == "float32"
+    ]
     if not chosen:
         return None
     figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
@@ -87,7 +93,10 @@ def roofline_plot(rows: Sequence[Row], measure: str) -> plt.Figure | None:
     chosen = [
         r
         for r in rows
-        if r.measure == measure and r.dtype == "float32" and r.case in CASES and r.case not in SWEEP
+        if (r.measure, r.unit) == (measure, TIME)
+        and r.dtype == "float32"
+        and r.case in CASES
+        and r.case not in SWEEP
     ]
     if not chosen or not copies:
         return None

@@ -29,18 +29,27 @@ ALPHA, GAMMA, BETA = 0.25, 2.0, 1 / 9
 # --- The parts of a head ---------------------------------------------------------------------
 
 
-def classification(head: Head, logits: Tensor, labels: Tensor) -> Tensor:
-    """A row's classification loss, [N]."""
+def classification(head: Head, logits: Tensor, labels: Tensor, one_hot: Tensor | None) -> Tensor:
+    """A row's classification loss, [N]; one_hot [N, C] for focal heads."""
     if head.classification == "cross_entropy":
         return F.cross_entropy(logits, labels, reduction="none")
-    one_hot = F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
     return sigmoid_focal_loss(logits, one_hot, ALPHA, GAMMA).sum(1)
 
 
-def probability(head: Head, logits: Tensor, labels: Tensor) -> Tensor:
-    """S_cls, [P]."""
-    p = logits.softmax(1) if head.classification == "cross_entropy" else logits.sigmoid()
-    return p.gather(1, labels[:, None])[:, 0]
+def hot(head: Head, logits: Tensor, at: Tensor, y: Tensor) -> Tensor | None:
+    """1 where rows `at` have their classes y, as torchvision's heads write it."""
+    if head.classification == "cross_entropy":
+        return None
+    one_hot = torch.zeros_like(logits)
+    one_hot[at, y] = 1.0
+    return one_hot
+
+
+def probability(head: Head, z: Tensor, y: Tensor, l_cls: Tensor) -> Tensor:
+    """S_cls, [P]: of cross entropy exp(-loss), which spares a second softmax."""
+    if head.classification == "cross_entropy":
+        return torch.exp(-l_cls)
+    return z.gather(1, y[:, None])[:, 0].sigmoid()
 
 
 def regression(head: Head, codes: Tensor, decoded: Tensor, wanted: Tensor, boxes: Tensor) -> Tensor:
@@ -120,9 +129,9 @@ def eager(case: Case) -> Loss:
         y, target, prior = x.labels[at], x.targets[at].to(logits), x.priors[at].to(logits)
         codes = slot(head, boxes[at], y)
         box = coding.decode(codes, prior)
-        l_cls = classification(head, logits, x.labels)
+        l_cls = classification(head, logits, x.labels, hot(head, logits, at, y))
         l_loc = regression(head, codes, box, coding.encode(target, prior), target)
-        w_pos = LAM - iou(box, target) * probability(head, logits[at], y)
+        w_pos = LAM - iou(box, target) * probability(head, logits[at], y, l_cls[at])
         w_neg = w_pos.mean()
         total = (w_pos * (l_cls[at] + l_loc)).sum() + w_neg * l_cls[rest].sum()
         return total / divisor(head, len(logits), len(at))
@@ -143,9 +152,10 @@ def masked(case: Case) -> Loss:
         target, prior = x.targets.to(logits), x.priors.to(logits)
         codes = slot(head, boxes, y)
         box = coding.decode(codes, prior)
-        l_cls = classification(head, logits, x.labels)
+        one_hot = F.one_hot(x.labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
+        l_cls = classification(head, logits, x.labels, one_hot)
         l_loc = regression(head, codes, box, coding.encode(target, prior), target)
-        w_pos = LAM - iou(box, target) * probability(head, logits, y)
+        w_pos = LAM - iou(box, target) * probability(head, logits, y, l_cls)
         positives = is_positive.sum()
         w_neg = torch.where(is_positive, w_pos, 0).sum() / positives
         total = (torch.where(is_positive, w_pos, w_neg) * l_cls).sum()
@@ -157,8 +167,13 @@ def masked(case: Case) -> Loss:
 
 def compiled(mode: str, case: Case) -> Loss:
     """torch.compile of the masked statement."""
-    torch._dynamo.reset()
     made: Loss = torch.compile(masked(case), mode=mode, fullgraph=True, dynamic=False)
+    return made
+
+
+def compiled_eager(case: Case) -> Loss:
+    """torch.compile of the eager statement, whose indices break the graph."""
+    made: Loss = torch.compile(eager(case))
     return made
 
 
@@ -167,10 +182,11 @@ def released(case: Case) -> Loss:
 
     S_cls = 1 - NLL_y / sum of NLL over the columns; lambda 1 in the R-CNN head and 2 in dense ones;
     negatives get the mean weight in the R-CNN head alone; the intersection is not clamped by axis;
-    a class-specific head's box is that of its first slot.
+    a class-specific head's box is that of the first class.
     """
     head, background = case.head, case.head.background_label(case.columns)
     softmax = head.classification == "cross_entropy"
+    first = 4 if head.class_specific and head.background == "first" else 0
     lam = 1.0 if softmax else 2.0
     coding = Coder(head)
 
@@ -180,12 +196,12 @@ def released(case: Case) -> Loss:
         rest = (x.labels == background).nonzero()[:, 0]
         y, target, prior = x.labels[at], x.targets[at].to(logits), x.priors[at].to(logits)
         codes = slot(head, boxes[at], y)
-        scored = coding.decode(boxes[at][:, :4], prior)
+        scored = coding.decode(boxes[at][:, first : first + 4], prior)
         nll = -(logits[at].log_softmax(1) if softmax else F.logsigmoid(logits[at]))
         s_cls = 1 - nll.gather(1, y[:, None])[:, 0] / nll.sum(1)
         w_pos = lam - iou(scored, target, clamped=False) * s_cls
         w_neg = w_pos.mean() if softmax else 1.0
-        l_cls = classification(head, logits, x.labels)
+        l_cls = classification(head, logits, x.labels, hot(head, logits, at, y))
         box = coding.decode(codes, prior)
         l_loc = regression(head, codes, box, coding.encode(target, prior), target)
         total = (w_pos * (l_cls[at] + l_loc)).sum() + w_neg * l_cls[rest].sum()
@@ -199,8 +215,7 @@ def base_torch(case: Case) -> Loss:
     head, background = case.head, case.head.background_label(case.columns)
     coding = Coder(head)
 
-    def focal(logits: Tensor, labels: Tensor) -> Tensor:
-        one_hot = F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
+    def focal(logits: Tensor, one_hot: Tensor) -> Tensor:
         p = logits.sigmoid()
         miss = one_hot + p - 2 * one_hot * p  # 1 - p of the right answer
         alpha = 1 - ALPHA + (2 * ALPHA - 1) * one_hot
@@ -218,7 +233,8 @@ def base_torch(case: Case) -> Loss:
     def loss(x: Inputs) -> Tensor:
         logits, boxes = widened(x)
         at = (x.labels != background).nonzero()[:, 0]
-        codes = slot(head, boxes[at], x.labels[at])
+        y = x.labels[at]
+        codes = slot(head, boxes[at], y)
         wanted = x.encoded[at].to(codes)
         if head.regression == "giou":
             l_loc = giou(coding.decode(codes, x.priors[at].to(codes)), x.targets[at].to(codes))
@@ -226,8 +242,9 @@ def base_torch(case: Case) -> Loss:
             l_loc = F.l1_loss(codes, wanted, reduction="sum")
         else:
             l_loc = F.smooth_l1_loss(codes, wanted, reduction="sum", beta=BETA)
-        if head.classification == "focal":
-            l_cls = focal(logits, x.labels)
+        one_hot = hot(head, logits, at, y)
+        if one_hot is not None:
+            l_cls = focal(logits, one_hot)
         else:
             l_cls = F.cross_entropy(logits, x.labels, reduction="sum")
         return (l_cls + l_loc.sum()) / divisor(head, len(logits), len(at))
@@ -253,8 +270,7 @@ def base_torchvision(case: Case) -> Loss | None:
     def dense(x: Inputs) -> Tensor:
         logits, boxes = widened(x)
         at = torch.where(x.labels != background)[0]
-        one_hot = torch.zeros_like(logits)
-        one_hot[at, x.labels[at]] = 1.0
+        one_hot = hot(head, logits, at, x.labels[at])
         l_cls = sigmoid_focal_loss(logits, one_hot, ALPHA, GAMMA, reduction="sum")
         codes = boxes[at]
         if head.regression == "giou":
@@ -270,7 +286,8 @@ def base_torchvision(case: Case) -> Loss | None:
 def liger(case: Case) -> Loss | None:
     """Liger-Kernel's cross entropy, the classification part alone, where it is installed.
 
-    It writes its gradient over the logits, so it gets a copy of its own, made before the timing.
+    It writes its gradient over the logits, so it gets a copy of its own, and after the first call
+    works on what it left there, which takes as long.
     """
     if case.head.classification != "cross_entropy" or not importlib.util.find_spec("liger_kernel"):
         return None
@@ -317,12 +334,16 @@ class Provider:
         make: for a case; None where it has nothing for it.
         oracle: what it has to agree with, computed in float64.
         gpu_only: left out on a CPU.
+        asked: measured only if asked for by name.
+        consumes: whether it overwrites its input, and only its first call can be checked.
     """
 
     name: str
     make: Callable[[Case], Loss | None]
     oracle: Callable[[Case], Loss]
     gpu_only: bool = False
+    asked: bool = False
+    consumes: bool = False
 
 
 JOINT, BASE = partial(stated, "joint"), partial(stated, "none")
@@ -334,10 +355,11 @@ PROVIDERS = {
         Provider("eager", eager, JOINT),
         Provider("compile", partial(compiled, "default"), JOINT),
         Provider("compile-autotune", partial(compiled, "max-autotune-no-cudagraphs"), JOINT, True),
+        Provider("compile-eager", compiled_eager, JOINT, asked=True),
         Provider("released", released, released),
         Provider("base-jolkernels", partial(fused, "none"), BASE),
         Provider("base-torch", base_torch, BASE),
         Provider("base-torchvision", base_torchvision, BASE),
-        Provider("liger-classification", liger, cross_entropy, True),
+        Provider("liger-classification", liger, cross_entropy, True, consumes=True),
     )
 }

@@ -21,7 +21,7 @@ from bench.cases import DTYPES
 from bench.measure import Sample
 from bench.providers import OURS
 
-TIME = "ms"
+TIME, RATIO = "ms", "ratio to jolkernels"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Row:
     @property
     def key(self) -> tuple[str, ...]:
         """What two files have to share for their numbers to be compared."""
-        return self.case, self.dtype, self.provider, self.measure, self.device
+        return self.case, self.dtype, self.provider, self.measure, self.unit, self.device
 
 
 FIELDS = [f.name for f in dataclasses.fields(Row)]
@@ -98,13 +98,22 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit of the tree this file is in, with a plus where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    """The commit of the tree this file is in, with a plus where files differ from it.
+
+    Nothing for an installed package, though it may lie within the tree of something else.
+    """
+    here = Path(__file__)
     try:
-        found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+        _git(here, "ls-files", "--error-unmatch", here.name)
+        return _git(here, "describe", "--always", "--dirty=+")
     except (OSError, subprocess.SubprocessError):
         return ""
-    return found.stdout.strip()
+
+
+def _git(file: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(file.parent), *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+    return done.stdout.strip()
 
 
 def row(about: dict[str, str], where: tuple[str, int, int, str], provider: str, measure: str,
@@ -170,27 +179,30 @@ def measures(rows: Iterable[Row]) -> list[str]:
 def speed_table(rows: Sequence[Row], measure: str) -> str:
     """A line a case and dtype: milliseconds of our loss, and the others' times over ours.
 
-    A provider that failed its check has "wrong" in its cell, and a case whose own check failed
-    has no ratios at all.
+    Ratios are medians over pairs taken in one round, with half the width of their 20 to 80 %
+    range. A provider that failed its check has "wrong" in its cell, and without our own time
+    there are no ratios.
     """
     providers = list(dict.fromkeys(r.provider for r in rows if r.measure == "agrees"))
     places = list(dict.fromkeys((r.case, r.rows, r.columns, r.dtype) for r in rows))
-    times = {(r.case, r.dtype, r.provider): r.median for r in rows if r.measure == measure}
+    found = {(r.case, r.dtype, r.provider, r.unit): r for r in rows if r.measure == measure}
     wrong = {(r.case, r.dtype, r.provider) for r in rows if failed(r)}
     others = [p for p in providers if p != OURS]
     lines = []
     for case, n, columns, dtype in places:
-        mine = times.get((case, dtype, OURS))
+        mine = found.get((case, dtype, OURS, TIME))
         if mine is None and (case, dtype, OURS) not in wrong:
             continue
         cells = []
         for other in others:
-            found = times.get((case, dtype, other))
+            ratio = found.get((case, dtype, other, RATIO))
             if (case, dtype, other) in wrong:
                 cells.append("wrong")
+            elif mine is None or ratio is None:
+                cells.append("")
             else:
-                cells.append(number(found / mine) if found and mine else "")
-        first = "wrong" if mine is None else number(mine)
+                cells.append(f"{number(ratio.median)} ± {number((ratio.high - ratio.low) / 2)}")
+        first = "wrong" if mine is None else number(mine.median)
         lines.append([case, f"{n:,}", f"{columns:,}", dtype, first, *cells])
     return table(["case", "N", "C", "dtype", f"{OURS}, ms", *others], lines) if lines else ""
 
@@ -205,7 +217,7 @@ def report(rows: Sequence[Row], about: dict[str, str], left_out: Sequence[str]) 
     for measure in measures(rows):
         if measure.startswith(("forward,", "backward,", "both,")):
             found = speed_table(rows, measure)
-            title = f"\n## {measure}\n\nMedian time of {OURS}, and the others' times over it.\n\n"
+            title = f"\n## {measure}\n\nMedian time of {OURS}, and the others' over it.\n\n"
             text += title + found if found else ""
     titles = {
         "operators": "Operators of PyTorch, forward and backward",
@@ -229,15 +241,15 @@ def _steps(rows: Sequence[Row]) -> str:
     """Training steps."""
     found: dict[str, dict[str, Row]] = {}
     for r in rows:
-        if r.measure in ("step", "step over base's"):
+        if r.measure == "step":
             found.setdefault(r.case.removeprefix("step-"), {})[f"{r.provider} {r.unit}"] = r
     lines = [
         [
             name,
             number(cells["base s"].median),
             number(cells["jol s"].median),
-            f"{cells['jol ratio'].median:.3f}",
-            f"{cells['jol ratio'].low:.3f} to {cells['jol ratio'].high:.3f}",
+            f"{cells[f'jol {RATIO}'].median:.3f}",
+            f"{cells[f'jol {RATIO}'].low:.3f} to {cells[f'jol {RATIO}'].high:.3f}",
         ]
         for name, cells in found.items()
     ]
@@ -252,7 +264,8 @@ def _steps(rows: Sequence[Row]) -> str:
 def _bandwidth(rows: Sequence[Row]) -> str:
     """Our share of the copy bandwidth by the 3 N C model."""
     copy = [r.median for r in rows if r.measure == "copy bandwidth"]
-    mine = [r for r in rows if r.provider == OURS and r.measure == best_measure(rows)]
+    best = best_measure(rows)
+    mine = [r for r in rows if (r.provider, r.measure, r.unit) == (OURS, best, TIME)]
     if not copy or not mine:
         return ""
     lines = [
@@ -298,25 +311,34 @@ def count_table(rows: Sequence[Row], measure: str) -> str:
 
 
 def comparison(old: Sequence[Row], new: Sequence[Row]) -> str:
-    """What changed between two files: medians outside of each other's quantiles.
+    """What changed between two files: medians outside of each other's 20 to 80 % range.
 
-    Numbers measured once have no spread (errors, first calls): theirs have to differ by a tenth.
+    Numbers measured once have no range (errors, first calls): theirs have to differ by a tenth.
     """
-    before = {r.key: r for r in old}
-    pairs = [(before[r.key], r) for r in new if r.key in before]
+    before, after = {r.key: r for r in old}, {r.key: r for r in new}
+    shared = [key for key in after if key in before]
     lines = []
-    for was, now in pairs:
+    for was, now in ((before[key], after[key]) for key in shared):
         if _alike(was, now):
             continue
         ratio = f"{now.median / was.median:.2f}" if was.median else ""
         cells = (number(was.median), number(now.median), now.unit, ratio)
         lines.append([f"{now.case} {now.dtype}", now.provider, now.measure, *cells])
-    words = f"{len(pairs)} numbers in both, {len(pairs) - len(lines)} of them alike.\n"
-    machines = sorted({r.machine for r in (*old, *new)})
-    if len(machines) > 1:
-        words += f"They are of different machines: {'; '.join(machines)}.\n"
+    words = f"{len(shared)} numbers in both, {len(shared) - len(lines)} of them alike.\n"
+    for name, some, other in (("before", before, after), ("now", after, before)):
+        alone = sorted({f"{r.case} {r.provider}" for key, r in some.items() if key not in other})
+        if alone:
+            words += f"Only {name}: {', '.join(alone)}.\n"
+    for name in ("device", "machine", "python", "torch", "triton", "commit"):
+        on, here = ({getattr(r, name) for r in rows} for rows in (old, new))
+        if on != here:
+            words += f"{name}: {_list(on)} before, {_list(here)} now.\n"
     head = ["case", "provider", "measure", "before", "now", "unit", "now / before"]
     return words + ("\n" + table(head, lines) if lines else "")
+
+
+def _list(values: Iterable[str]) -> str:
+    return ", ".join(sorted(values)) or "nothing"
 
 
 def _alike(was: Row, now: Row) -> bool:
@@ -324,4 +346,4 @@ def _alike(was: Row, now: Row) -> bool:
         return math.isfinite(was.median) == math.isfinite(now.median)
     if was.count == 1 and now.count == 1:
         return math.isclose(was.median, now.median, rel_tol=0.1)
-    return now.low <= was.high and was.low <= now.high
+    return was.low <= now.median <= was.high or now.low <= was.median <= now.high

@@ -336,19 +336,33 @@ static inline void NAME(gather)(const struct call *c, int64_t first, int64_t row
                c->columns * sizeof *to);
 }
 
-/* The focal loss of a row. e holds focal_wrong of its logits, or is null: then they are taken one by
- * one. The sum is in double: 100,000 terms may come together. */
-static inline REAL NAME(focal_loss)(const struct call *c, const REAL *z, int64_t y, const REAL *e) {
+/* The sum of e[0] to e[count - 1] without e[y], in double: 100,000 terms may come together. */
+static inline double NAME(sum_but)(const REAL *e, int64_t count, int64_t y) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = 0; k < count; k++) sum += k == y ? 0 : e[k];
+    return sum;
+}
+
+/* The focal loss of a row. If `wrong`, e holds focal_wrong of its logits, or, of a long row, is room
+ * for a piece of them; otherwise they are taken one by one. */
+static inline REAL NAME(focal_loss)(const struct call *c, const REAL *z, int64_t y, REAL *e,
+                                    int wrong) {
     double loss = 0;
     REAL slope;
-    int64_t is_true = y < c->columns;
-    if (e) {
-#pragma omp simd reduction(+ : loss)
-        for (int64_t k = 0; k < c->columns; k++) loss += k == y ? 0 : e[k];
-        return (REAL)(loss + (is_true ? NAME(focal)(c, z[y], 1, &slope) : 0));
+    if (!wrong) {
+        for (int64_t k = 0; k < c->columns; k++) loss += NAME(focal)(c, z[k], k == y, &slope);
+        return (REAL)loss;
     }
-    for (int64_t k = 0; k < c->columns; k++) loss += NAME(focal)(c, z[k], k == y, &slope);
-    return (REAL)loss;
+    for (int64_t at = 0; at < c->columns; at += TILE) {
+        int64_t count = c->columns - at < TILE ? c->columns - at : TILE;
+        if (c->columns >= TILE) {
+            memcpy(e, z + at, count * sizeof *e);
+            NAME(focal_wrong)(c, e, count, 0);
+        }
+        loss += NAME(sum_but)(e, count, y - at);
+    }
+    return (REAL)(loss + (y < c->columns ? NAME(focal)(c, z[y], 1, &slope) : 0));
 }
 
 /* The classification loss of a row from what the forward pass kept. */
@@ -369,8 +383,8 @@ static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t end,
     if (c->classification == CROSS_ENTROPY)
         NAME(softmax_terms)(c, first, end - first, c->columns < TILE ? e : 0, kept + first,
                             kept + c->count + first);
-    int wrong = c->classification == FOCAL && c->focal_gamma == 2 && c->columns < TILE;
-    if (wrong) {
+    int wrong = c->classification == FOCAL && c->focal_gamma == 2;
+    if (wrong && c->columns < TILE) {
         NAME(gather)(c, first, end - first, e);
         NAME(focal_wrong)(c, e, (end - first) * c->columns, 0);
     }
@@ -385,7 +399,8 @@ static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t end,
         }
         const REAL *z = (const REAL *)c->logits + row * c->logits_row;
         if (c->classification == FOCAL)
-            kept[row] = NAME(focal_loss)(c, z, y, wrong ? e + (row - first) * c->columns : 0);
+            kept[row] = NAME(focal_loss)(
+                c, z, y, e + (c->columns < TILE ? (row - first) * c->columns : 0), wrong);
         REAL a = NAME(kept_loss)(c, row, z, y);
         REAL alpha = c->alphas ? ((const REAL *)c->alphas)[row * c->alphas_row] : 1;
         sums[N]++;

@@ -1,0 +1,238 @@
+"""A run of the benchmark: which provider meets which case, in which order, and what is kept."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench import detectors, measure, results
+from bench.cases import CASES, DTYPES, SWEEP, Case, Inputs, make_inputs
+from bench.measure import Sample, Spans, counts, first_call, step, summary
+from bench.providers import OURS, PROVIDERS, Loss, Provider
+from bench.results import Row
+
+PLOTS = ("time.png", "roofline.png", "launches.png")
+KEY = ("rcnn-81", "retinanet-80", "large-80")
+"""On a GPU compilers, which take most of the time there is, are tuned for these cases alone, and
+tried in bfloat16 for them alone; in float16, and for some of the sweep, not at all."""
+STEP = {"size": 800, "images": 2}
+
+Where = tuple[str, int, int, str]
+"""Case, N, C, dtype."""
+
+
+def chosen(case: Case, dtype: str, options: argparse.Namespace) -> Iterator[Provider]:
+    """The providers of a case: those asked for, or those worth their time."""
+    gpu = options.device == "cuda"
+    for name, provider in PROVIDERS.items():
+        if options.providers is not None:
+            wanted = name in options.providers
+        elif provider.asked or (provider.gpu_only and not gpu):
+            wanted = False
+        elif name == "compile-autotune":
+            wanted = dtype == "float32" and case.name in KEY
+        elif name == "compile" and gpu:
+            wanted = dtype == "float32" and case.name not in SWEEP[1::2]
+            wanted = wanted or (dtype == "bfloat16" and case.name in KEY)
+        else:
+            wanted = True
+        if wanted:
+            yield provider
+
+
+class Run:
+    """The rows of a run, as they come; the CSV is written after each case."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = torch.device(options.device)
+        self.about = results.machine(self.device)
+        self.rows: list[Row] = []
+        self.left_out: list[str] = []
+        self.failures = 0
+        self.began = time.perf_counter()
+        self.longest = 0.0
+
+    # --- Parts ---------------------------------------------------------------------------------
+
+    def losses(self) -> None:
+        """Every case in every dtype; of the sweep float32 alone."""
+        cases = [(n, d) for n in self.options.cases if n not in SWEEP for d in self.options.dtypes]
+        if "float32" in self.options.dtypes:
+            cases += [(n, "float32") for n in self.options.cases if n in SWEEP]
+        if cases:
+            copy = measure.copy_bandwidth(self.device)
+            self.add(("copy", 0, 0, "float32"), "torch", "copy bandwidth", "GB/s", copy)
+        for name, dtype in cases:
+            self.part(f"{name} {dtype}", partial(self.case, CASES[name], dtype))
+
+    def steps(self) -> None:
+        """A training step of each detector, base and JOL."""
+        for name in detectors.DETECTORS:
+            self.part(f"training steps of {name}", partial(self.training, name))
+
+    def compilations(self) -> None:
+        """What compilers make of the kernels of the detectors' heads."""
+        say("compiling the kernels ahead of time")
+        from bench import aot  # needs Triton
+
+        aot.write(self.options.out, [v for v in aot.heads() if v.columns < 1000])
+
+    def part(self, name: str, measured: Callable[[], None]) -> None:
+        """One case, if there is time for one as long as the longest yet; a failure is told."""
+        began = time.perf_counter()
+        if began - self.began + self.longest > self.options.limit:
+            self.left_out.append(name)
+            return
+        say(name)
+        try:
+            measured()
+        except Exception as error:  # out of memory, say: the others go on
+            self.fail(name, error)
+        self.longest = max(self.longest, time.perf_counter() - began)
+        results.write_csv(self.options.out / "results.csv", self.rows)
+
+    # --- One case ------------------------------------------------------------------------------
+
+    def case(self, case: Case, dtype: str) -> None:
+        """Check, count, time, and check again."""
+        torch._dynamo.reset()  # or the compiler would make shapes dynamic
+        where = (case.name, case.rows, case.columns, dtype)
+        x = make_inputs(case, DTYPES[dtype], str(self.device))
+        made = [(p, loss) for p in chosen(case, dtype, self.options) if (loss := p.make(case))]
+        good, capturable = {}, {}
+        for provider, loss, wanted in with_oracles(case, x, made):
+            name = provider.name
+            say(f"{case.name} {dtype} {name}")
+            try:
+                seconds, got = first_call(loss, x)
+                if not self.agrees(where, name, got, wanted):
+                    continue
+                self.add(where, name, "first call", "s", seconds)
+                if self.count(where, name, loss, x) == 0:
+                    capturable[name] = loss
+                good[name] = loss
+            except Exception as error:  # of a compiler, say
+                self.fail(f"{case.name} {dtype} {name}", error)
+                self.add(where, name, "agrees", "", 0.0)
+        say(f"{case.name} {dtype}: timing")
+        spans = self.times(good, capturable, x) if good else {}
+        rechecked = [(p, loss) for p, loss in made if p.name in good and not p.consumes]
+        wrong = {
+            p.name
+            for p, loss, wanted in with_oracles(case, x, rechecked)
+            if not self.agrees(where, p.name, step(loss, x), wanted, again=True)
+        }
+        for method, providers in spans.items():
+            self.keep(where, method, {n: d for n, d in providers.items() if n not in wrong})
+
+    def agrees(self, where: Where, name: str, got: tuple[Tensor, ...], wanted: tuple[Tensor, ...],
+               *, again: bool = False) -> bool:  # fmt: skip
+        """Note whether a provider's numbers are right; `again`: only if they are no longer."""
+        off = measure.error(got, wanted)
+        right = off <= measure.TOLERANCES[got[-1].dtype]
+        if not right:
+            when = " after it was timed" if again else ""
+            warn(f"{where[0]} {where[3]} {name}: WRONG, off by {off:.2g}{when}")
+        if not again or not right:
+            self.add(where, name, "agrees", "", float(right))
+            self.add(where, name, "error", "relative", off)
+        return right
+
+    def count(self, where: Where, name: str, loss: Loss, x: Inputs) -> int | None:
+        """Note launches, waits and memory; returns the waits, None on a CPU."""
+        found = counts(loss, x)
+        what = "operators" if found.waits is None else "launches"
+        self.add(where, name, what, "", found.launches)
+        if found.waits is not None:
+            self.add(where, name, "waits", "", found.waits)
+        self.add(where, name, "saved", "bytes", found.saved)
+        self.add(where, name, "peak", "bytes", found.peak)
+        return found.waits
+
+    def times(
+        self, good: Mapping[str, Loss], capturable: Mapping[str, Loss], x: Inputs
+    ) -> dict[str, Spans]:
+        """By the clock on a CPU; on a GPU by events and graphs, cold and warm."""
+        seconds = self.options.seconds
+        if self.device.type == "cpu":
+            return {"clock": measure.times(good, x, seconds)}
+        found = {}
+        for word, cold in (("cold", True), ("warm", False)):
+            found[f"events, {word}"] = measure.times(good, x, seconds / 4, cold=cold)
+            if capturable:
+                share = seconds / 12
+                found[f"graph, {word}"] = measure.graph_times(capturable, x, share, cold=cold)
+        return found
+
+    def keep(self, where: Where, method: str, spans: Spans) -> None:
+        """Medians, and those of the ratios to our own loss, taken in pairs of one round."""
+        for name, directions in spans.items():
+            for direction, values in directions.items():
+                what = f"{direction}, {method}"
+                self.add(where, name, what, results.TIME, summary(values))
+                if OURS in spans and name != OURS:
+                    pairs = zip(values, spans[OURS][direction], strict=True)
+                    ratios = summary([a / b for a, b in pairs if b > 0])
+                    self.add(where, name, what, results.RATIO, ratios)
+
+    def training(self, name: str) -> None:
+        """Steps of a detector."""
+        found = detectors.step_samples(name, STEP["size"], STEP["images"], self.options.device)
+        where = (f"step-{name}", STEP["images"], STEP["size"], "float32")
+        for loss in ("base", "jol"):
+            self.add(where, loss, "step", "s", found[loss])
+        self.add(where, "jol", "step", results.RATIO, found["ratio"])
+
+    # --- What is kept --------------------------------------------------------------------------
+
+    def add(
+        self, where: Where, provider: str, what: str, unit: str, sample: Sample | float
+    ) -> None:
+        """Keep a number."""
+        self.rows.append(results.row(self.about, where, provider, what, unit, sample))
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Say what failed, in a line."""
+        self.failures += 1
+        first = (str(error).strip() or "no message").splitlines()[0]
+        warn(f"{what}: FAILED, {type(error).__name__}: {first}")
+
+    def report(self) -> str:
+        """Write the CSV, the tables and the plots; return the tables."""
+        from bench import plots
+
+        results.write_csv(self.options.out / "results.csv", self.rows)
+        text = results.report(self.rows, self.about, self.left_out)
+        (self.options.out / "results.md").write_text(text)
+        plots.save_all(self.options.out, self.rows)
+        return text
+
+
+def with_oracles(
+    case: Case, x: Inputs, made: list[tuple[Provider, Loss]]
+) -> Iterator[tuple[Provider, Loss, tuple[Tensor, ...]]]:
+    """Each provider with what it has to give, in float64; one such result at a time is kept."""
+    oracle = None
+    wanted: tuple[Tensor, ...] = ()
+    for provider, loss in made:
+        if provider.oracle is not oracle:
+            del wanted
+            oracle, wanted = provider.oracle, step(provider.oracle(case), x.double())
+        yield provider, loss, wanted
+
+
+def say(text: str) -> None:
+    """Where we are: a line that the next one replaces, on a terminal only."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """A line that stays."""
+    say("")
+    print(text, file=sys.stderr, flush=True)
