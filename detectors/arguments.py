@@ -110,7 +110,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         choices=("on", "off"),
         help="fcos: weigh box losses by centreness, as MMDetection (default: with preset paper)",
     )
-    add("--backbone", choices=BACKBONES, help="default: resnet50, or resnet18 with slim")
+    add("--backbone", choices=BACKBONES, help="default: resnet50; slim resnet18, detectors 14")
     add(
         "--backbone-weights",
         metavar="imagenet|none|FILE",
@@ -213,7 +213,8 @@ def _prior_options(command: argparse.ArgumentParser) -> None:
         "--anchor-scale",
         metavar="X",
         type=_rate,
-        help="side of the anchors in strides (default: 8, retinanet 4; tiny objects want 2 to 4)",
+        help="side of the anchors in strides (default: 8, retinanet 4, slim 6 to 180 pixels by "
+        "level; tiny objects want 2 to 4)",
     )
     add(
         "--anchor-ratios",
@@ -227,7 +228,8 @@ def _prior_options(command: argparse.ArgumentParser) -> None:
         metavar="N",
         nargs="+",
         type=_positive,
-        help="of the pyramid's levels (default: 4 8 16 32 64, retinanet and fcos 8 16 32 64 128)",
+        help="of the pyramid's levels (default: 4 8 16 32 64, retinanet and fcos 8 16 32 64 128; "
+        "slim 4 8 16 32, retinanet and fcos 4 8 16)",
     )
 
 

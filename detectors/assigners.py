@@ -252,17 +252,26 @@ def make_assigner(name: str, **settings: float | None) -> Assigner:
     if name not in ASSIGNERS:
         raise ValueError(f"assigner: got {name!r}, wanted one of {', '.join(ASSIGNERS)}")
     parameters = inspect.signature(ASSIGNERS[name]).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    checked: dict[str, float | None] = {}
     for setting, value in settings.items():
         what = f"setting of assigner {name}: "
         if setting not in known:
             raise ValueError(f"{what}got {setting!r}, wanted one of {', '.join(known)}")
         if value is None and setting == "min_low_quality":
+            checked[setting] = None
             continue
-        if value is None or not math.isfinite(value) or (setting in SCALES and value <= 0):
-            wanted = "a number > 0" if setting in SCALES else "a finite number"
+        number = value if isinstance(value, int | float) else math.nan
+        if type(known[setting]) is int:
+            wanted, good = "a whole number of 1 or more", number >= 1 and number == number // 1
+        elif setting in SCALES:
+            wanted, good = "a number > 0", 0 < number < math.inf
+        else:
+            wanted, good = "a number from 0 to 1", 0 <= number <= 1
+        if not good:
             raise ValueError(f"{what}got {setting}={value}, wanted {wanted}")
-    assign = partial(ASSIGNERS[name], **settings)
+        checked[setting] = type(known[setting])(number)
+    assign = partial(ASSIGNERS[name], **checked)
     box = torch.tensor([[8.0, 8, 24, 24]])
     try:
         assign(box, torch.cat([box, box + 4]), [Level(2, 1, RECEPTIVE_FIELDS[2])])

@@ -14,6 +14,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 BACKBONES = ("resnet14", "resnet18", "resnet34", "resnet50", "resnet101")
 """torchvision's, and resnet14: one bottleneck a stage, for DetectoRS on a CPU."""
+BOTTLENECKS = ("resnet14", "resnet50", "resnet101")
+"""Those of three convolutions a block."""
 FROZEN_WITH_WEIGHTS = ("conv1", "bn1", "layer1")
 """What both torchvision and MMDetection freeze of a pretrained backbone."""
 
@@ -85,7 +87,7 @@ def load_weights(body: ResNet, name: str, weights: str) -> None:
         except Exception as error:  # torch names no class for what is no checkpoint
             raise ValueError(f"backbone_weights: {weights} cannot be read: {error}") from error
         if not isinstance(state, dict) or not all(
-            isinstance(v, torch.Tensor) for v in state.values()
+            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
         ):
             raise ValueError(f"backbone_weights: {weights} holds no state dict of tensors")
     own = {k: v for k, v in state.items() if not k.startswith("fc.")}
@@ -101,6 +103,10 @@ def load_weights(body: ResNet, name: str, weights: str) -> None:
             raise ValueError(
                 f"backbone_weights: {weights} does not fit {name}: {key} has shape "
                 f"{list(value.shape)}, wanted {list(wanted[key].shape)}"
+            )
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"backbone_weights: {weights}: {key} holds numbers that are not finite"
             )
     body.load_state_dict(own, strict=False)
 

@@ -84,7 +84,7 @@ def _train(args: argparse.Namespace) -> None:
         runs.refuse_run(args.out)
     checkpoint = runs.resume(args.out, settings, data) if args.resume else None
     try:
-        model = engine.make_model(settings, len(train_data.class_names))
+        model = engine.make_model(settings, len(train_data.class_names), resumed=args.resume)
     except (ValueError, NotImplementedError, OSError) as error:
         raise _Unusable(str(error)) from error
     if checkpoint is None:

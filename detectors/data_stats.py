@@ -154,7 +154,8 @@ def describe_positives(
     yield "Positives an object gets, by its size sqrt(w h) in pixels of the resized image"
     yield f"  {_words(detector, layout)}"
     if settings:
-        yield f"  {name}: " + " ".join(f"{key}={value:g}" for key, value in settings.items())
+        values = {k: "none" if v is None else f"{v:g}" for k, v in settings.items()}
+        yield f"  {name}: " + " ".join(f"{key}={value}" for key, value in values.items())
     if every > 1:
         yield f"  image 1 of every {every}: {len(images):,} of {len(pool.images):,}"
     yield _row("", [bucket.name for bucket in buckets])
@@ -164,7 +165,10 @@ def describe_positives(
     yield ""
     for label, found in counted.items():
         which = "" if label == name else f" {label}"
-        yield _sentence(name, which, without_positives(found))
+        if any(bucket.objects for bucket in found):
+            yield _sentence(name, which, without_positives(found))
+        else:
+            yield "These images hold no objects."
 
 
 def _sentence(name: str, which: str, empty: Sequence[str]) -> str:
@@ -204,7 +208,7 @@ def _words(detector: str, layout: Layout) -> str:
     what = "points" if detector == "fcos" else "anchors"
     scales = " ".join(f"{scale:.3g}" for scale in layout.scales)
     long, short = layout.fit or (0, 0)
-    return f"{detector}'s {what}: scale {scales}, images resized to fit {long} x {short}"
+    return f"{detector}'s {what} (preset paper): scale {scales}, images resized to {long} x {short}"
 
 
 def _row(label: str, cells: Iterable[str]) -> str:

@@ -51,11 +51,18 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.lr * min(1.0, (step + 1) / warmup) * 0.1**decays
 
 
-def make_model(settings: TrainSettings, num_classes: int) -> nn.Module:
-    """The detector of a run with its initial weights, which depend on the seed, not on the loss."""
+def make_model(settings: TrainSettings, num_classes: int, *, resumed: bool = False) -> nn.Module:
+    """The detector of a run with its initial weights, which depend on the seed, not on the loss.
+
+    `resumed`: a checkpoint brings the weights; those the run began with are not read again.
+    """
     torch.manual_seed(settings.seed)
     model = build_detector(
-        settings.detector, num_classes, settings.loss, **settings.model_arguments()
+        settings.detector,
+        num_classes,
+        settings.loss,
+        **settings.model_arguments(),
+        load_weights=not resumed,
     )
     return model.to(settings.device).to(memory_format=torch.channels_last)
 
@@ -148,7 +155,11 @@ def _step(
     device = settings.device
     model.train()
     wanted = [{k: t[k].to(device) for k in ("boxes", "labels")} for t in targets]
-    losses: dict[str, Tensor] = model([image.to(device) for image in images], wanted)
+    ids = ", ".join(str(t["image_id"]) for t in targets)
+    try:
+        losses: dict[str, Tensor] = model([image.to(device) for image in images], wanted)
+    except FloatingPointError as error:  # a NaN that would take the process down
+        raise TrainingError(f"step {step}: {error}; image ids {ids}") from error
     total = torch.stack(list(losses.values())).sum()
     optimizer.zero_grad()
     total.backward()
@@ -163,7 +174,6 @@ def _step(
     values = dict(zip(named, numbers, strict=True))
     if not all(map(math.isfinite, numbers)):
         what = ", ".join(f"{k} = {v}" for k, v in values.items() if not math.isfinite(v))
-        ids = ", ".join(str(t["image_id"]) for t in targets)
         raise TrainingError(f"step {step}: {what}; image ids {ids}")
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -118,7 +118,9 @@ def plan_anchors(
         raise ValueError(f"anchor_scale: got {scale}, wanted {wanted}")
     if ratios is not None and (detector == "fcos" or one):
         raise ValueError(f"anchor_ratios: got {ratios}, wanted none with fcos and with rfla")
-    if ratios is not None and not (ratios and all(0 < r < math.inf for r in ratios)):
+    if ratios is not None and not (
+        isinstance(ratios, Sequence) and ratios and all(0 < r < math.inf for r in ratios)
+    ):
         raise ValueError(f"anchor_ratios: got {ratios}, wanted one or more numbers > 0")
     levels = _strides(detector, preset, strides)
     if detector == "fcos":
@@ -142,14 +144,14 @@ def _strides(detector: str, preset: str, strides: Sequence[int] | None) -> tuple
         if detector in ONE_STAGE:
             return (4, 8, 16) if slim else (8, 16, 32, 64, 128)
         return (4, 8, 16, 32) if slim else (4, 8, 16, 32, 64)
-    found = tuple(strides)
+    found = tuple(strides) if isinstance(strides, Sequence) else (strides,)
     if detector == "detectors":
         raise ValueError(
             f"strides: got {found}, wanted none with detectors: its pyramid is the recursive one"
         )
     # The last levels are made from others: P6 and P7 of RetinaNet and FCOS, and the RPN's last.
     lasts = (16, 32, 128) if detector in ONE_STAGE else (32, 64)
-    doubled = all(b == 2 * a for a, b in pairwise(found))
+    doubled = all(type(s) is int for s in found) and all(b == 2 * a for a, b in pairwise(found))
     if len(found) < 2 or not doubled or found[0] not in (4, 8) or found[-1] not in lasts:
         raise ValueError(
             f"strides: got {found}, wanted two or more, each twice the one before, from 4 or 8 to "

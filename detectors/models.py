@@ -12,6 +12,7 @@ of 4 to 64 pixels.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from detectors.assigned import AssignedFCOS, AssignedRetinaNet, AssignedRPN
 from detectors.assigners import ASSIGNERS, Assigner, make_assigner
-from detectors.backbones import BACKBONES, NORMS, pyramid, resnet, stage_width
+from detectors.backbones import BACKBONES, BOTTLENECKS, NORMS, pyramid, resnet, stage_width
 from detectors.cascade import CascadeRoIHeads
 from detectors.layouts import DETECTORS, TWO_STAGE, AnchorPlan, longer_side, plan_anchors
 from detectors.pooling import AlignedRoIAlign, with_strides
@@ -166,6 +167,11 @@ def build_detector(
             "detach_weights": detach_weights,
         },
     )
+    if name == "detectors" and backbone not in BOTTLENECKS:
+        raise ValueError(
+            f"backbone: got {backbone!r} with detectors, wanted one of {', '.join(BOTTLENECKS)}: "
+            "its switchable convolutions are in Bottleneck blocks"
+        )
     weights = str(backbone_weights or WEIGHTS[preset])
     bodies = [
         resnet(backbone, weights, preset, load=load_weights)
@@ -175,7 +181,28 @@ def build_detector(
     model = _two_stage(name, bodies, plan) if build is None else build(bodies[0], plan)
     size = image_size or (None if preset == "slim" else 800)
     model.transform = _transform(size, least=96 if name == "detectors" else 0)
+    model.register_forward_pre_hook(partial(_check_labels, num_classes), with_kwargs=True)
     return model
+
+
+def _check_labels(
+    num_classes: int, model: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    """Labels are 0-based here; torchvision's two-stage ones, off by one, would be background.
+
+    Raises:
+        ValueError: a label that is no class.
+    """
+    targets = given[1] if len(given) > 1 else named.get("targets")
+    if not model.training or targets is None:
+        return
+    for i, target in enumerate(targets):
+        labels = target["labels"]
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            wrong = labels[(labels < 0) | (labels >= num_classes)][0]
+            raise ValueError(
+                f"targets[{i}]['labels']: got {int(wrong)}, wanted 0 to {num_classes - 1}"
+            )
 
 
 def joint_head(

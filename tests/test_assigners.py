@@ -107,8 +107,13 @@ def test_an_object_like_no_prior_has_no_best_ones(name):
         ("iou", {"high": 0.2}, "setting of assigner iou: low: got 0.3, wanted at most high, 0.2"),
         ("simd", {"m": float("nan")}, "got m=nan, wanted a number > 0"),
         ("nwd", {"constant": 0}, "got constant=0, wanted a number > 0"),
-        ("dotd", {"low": float("inf")}, "got low=inf, wanted a finite number"),
-        ("iou", {"high": None}, "got high=None, wanted a finite number"),
+        ("dotd", {"low": float("inf")}, "got low=inf, wanted a number from 0 to 1"),
+        ("iou", {"high": 7}, "got high=7, wanted a number from 0 to 1"),
+        ("iou", {"high": "a"}, "got high=a, wanted a number from 0 to 1"),
+        ("atss", {"k": 0}, "got k=0, wanted a whole number of 1 or more"),
+        ("atss", {"k": 9.5}, "got k=9.5, wanted a whole number of 1 or more"),
+        ("rfla", {"first": 3.5}, "got first=3.5, wanted a whole number of 1 or more"),
+        ("iou", {"high": None}, "got high=None, wanted a number from 0 to 1"),
     ],
 )
 def test_unusable_settings_are_named_when_the_assigner_is_made(name, settings, message):
@@ -283,8 +288,10 @@ def test_bad_values():
     boxes, priors, levels = grid(0, 3)
     with pytest.raises(ValueError, match=r"low: got 0\.8, wanted at most high, 0\.7"):
         make_assigner("iou", low=0.8)(boxes, priors, levels)
-    with pytest.raises(ValueError, match="got 0, wanted 1 or more"):
-        make_assigner("nwd-rka", k=0)(boxes, priors, levels)
+    with pytest.raises(ValueError, match="got k=0, wanted a whole number of 1 or more"):
+        make_assigner("nwd-rka", k=0)
+    whole = make_assigner("nwd-rka", k=3.0)(boxes, priors, levels)
+    assert torch.equal(whole, make_assigner("nwd-rka", k=3)(boxes, priors, levels))
     with pytest.raises(ValueError, match="receptive field"):
         make_assigner("rfla")(boxes, priors, [Level(len(priors))])
     for name in ("rfla", "atss"):

@@ -144,8 +144,9 @@ def test_positives_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "iou with low-quality matches: objects of every size get positives.",
         "iou without them: objects of <8 px get no positives.",
     ]
-    # a bar above every IoU: nothing is left
-    none = stats(capsys, *given, "--assigner", "iou", "--assigner-settings", "high=1.1")
+    # a bar above the IoU of every anchor, which no longer fit: nothing is left
+    unlike = ("--anchor-scale", 2.1, "--assigner", "iou", "--assigner-settings", "high=1")
+    none = stats(capsys, *given, *unlike)
     assert row(none, "without", "them") == ["0", "0", "0", "-", "-"]
     assert " ".join(none[-1]) == "iou without them: objects of <8 px, 8-16 px and 16-32 px" + (
         " get no positives."
@@ -171,14 +172,14 @@ def test_detectors_bring_their_settings(small: Path, capsys: pytest.CaptureFixtu
     given = ("--annotations", small, "--image-size", 90, "--positives", "--detector")
     lines = stats(capsys, *given, "retinanet")
     assert row(lines, "iou:") == ["high=0.5", "low=0.4", "min_low_quality=0"]
-    assert ["retinanet's", "anchors:", "scale", "4", "5.04", "6.35,"] in [x[:6] for x in lines]
+    assert ["retinanet's", "anchors", "(preset", "paper):", "scale", "4"] in [x[:6] for x in lines]
     lines = stats(
         capsys, *given, "cascade_rcnn", "--assigner", "simd", "--assigner-settings", "m=6"
     )
     assert row(lines, "simd:")[:3] == ["m=6", "n=4.59", "high=0.7"]
     lines = stats(capsys, *given, "fcos", "--assigner", "atss")
     assert row(lines, "none", "with", "fcos,")
-    assert row(lines, "fcos's", "points:")[:2] == ["scale", "8,"]
+    assert row(lines, "fcos's", "points", "(preset", "paper):")[:2] == ["scale", "8,"]
 
 
 def test_fcos_own_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,6 +193,18 @@ def test_fcos_own_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     given = ("--annotations", file, "--image-size", 128, "--detector", "fcos", "--positives")
     lines = stats(capsys, *given)
     assert row(lines, "centre", "sampling")[:3] == ["0.50", "-", "4.00"]
+
+
+def test_no_bar_for_low_quality_and_images_without_objects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "some.json", [(64, 64)] * 2, [(2, 1, (8, 8, 16, 16), False)])
+    given = ("--annotations", file, "--positives", "--assigner", "iou")
+    lines = stats(capsys, *given, "--assigner-settings", "min_low_quality=none")
+    assert "min_low_quality=none" in row(lines, "iou:")
+    lines = stats(capsys, *given, "--every", 2)
+    assert ["These", "images", "hold", "no", "objects."] in lines
+    assert not any("get" in line for line in lines)
 
 
 def test_strides_and_ratios_reach_the_count(
@@ -266,7 +279,7 @@ def test_layouts_are_the_models_anchors(
         (["--assigner", "simd", "--assigner-settings", "mm=6"], "got 'mm', wanted one of m, n"),
         (["--assigner-settings", "m=6"], "setting of assigner iou: got 'm', wanted one of high"),
         (["--assigner-settings", "low=0.9"], "low: got 0.9, wanted at most high, 0.7"),
-        (["--assigner", "nwd-rka", "--assigner-settings", "k=0"], "got 0, wanted 1 or more"),
+        (["--assigner", "atss", "--assigner-settings", "k=0"], "got k=0, wanted a whole number"),
         (["--assigner", "nwd-rka", "--assigner-settings", "k=1.5"], "setting of assigner nwd-rka"),
         (["--every", "0"], "--every: got '0', wanted a whole number of 1 or more"),
     ],

@@ -229,3 +229,26 @@ def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[st
         with pytest.raises(RunError, match="holds what no demo wrote"):
             demo.run(tmp_path / name, seed=1, size=size)
         assert (tmp_path / name / "train" / "mine.txt").read_text() == "precious"
+
+
+def test_a_nan_that_would_end_the_process_names_step_and_images(
+    data: CocoDetection, settings: TrainSettings, tmp_path: Path
+) -> None:
+    model = engine.make_model(settings, len(data.class_names))
+
+    def fail(*_: object) -> None:
+        raise FloatingPointError("layer2.0.conv2: offset_s gave 3 of 9 offsets that are NaN")
+
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(engine.TrainingError, match=r"step 1: layer2.* are NaN; image ids \d, \d"):
+        engine.train(settings, model, data, data, tmp_path)
+
+
+def test_a_resumed_run_does_not_read_its_first_weights_again(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    gone = replace(settings, preset="paper", backbone_weights=str(tmp_path / "gone.pth"))
+    with pytest.raises(ValueError, match="no such file"):
+        engine.make_model(gone, 2)
+    model = engine.make_model(gone, 2, resumed=True)
+    assert not model.backbone.body.conv1.weight.requires_grad  # frozen as with weights

@@ -18,6 +18,7 @@ from torchvision.models.detection import (
 )
 
 from detectors.arguments import SCORES
+from detectors.backbones import resnet
 from detectors.models import DETECTORS, TWO_STAGE, build_detector, joint_head
 from jolkernels.integrations.torchvision import JointRoIHeads, fcos_criterion, roi_criterion
 
@@ -279,7 +280,12 @@ def test_backbone_weights_from_a_file(tmp_path: pytest.TempPathFactory) -> None:
     torch.save({"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, path)
     with pytest.raises(ValueError, match=r"backbone_weights: .* does not fit resnet18"):
         build_detector("fcos", K, backbone="resnet18", backbone_weights=path)
-    for written in ("no checkpoint", [1, 2]):
+    good = resnet("resnet18", "none", "paper").state_dict()
+    good["layer2.0.conv1.weight"][0] = torch.nan
+    torch.save(good, path)
+    with pytest.raises(ValueError, match=r"layer2\.0\.conv1\.weight holds numbers that are not"):
+        build_detector("fcos", K, backbone="resnet18", backbone_weights=path)
+    for written in ("no checkpoint", [1, 2], {0: torch.zeros(1)}):
         if isinstance(written, str):
             Path(path).write_text(written)
         else:
@@ -294,7 +300,7 @@ def test_backbone_weights_from_a_file(tmp_path: pytest.TempPathFactory) -> None:
     ("change", "error", "match"),
     [
         ({"name": "yolo"}, ValueError, "detector: got 'yolo', wanted one of retinanet, fcos"),
-        ({"name": "detectors", "backbone": "resnet18"}, ValueError, "Bottleneck"),
+        ({"name": "detectors", "backbone": "resnet18"}, ValueError, "wanted one of resnet14, "),
         ({"assigner": "simd"}, ValueError, "assigner: got 'simd' with fcos, wanted one of atss"),
         ({"assigner": "giou"}, ValueError, "assigner: got 'giou', wanted one of iou, simd"),
         ({"num_classes": 0}, ValueError, "num_classes: got 0, wanted at least 1"),
@@ -304,6 +310,9 @@ def test_backbone_weights_from_a_file(tmp_path: pytest.TempPathFactory) -> None:
         ({"name": "retinanet", "anchor_ratios": [0.0]}, ValueError, "anchor_ratios: got"),
         ({"name": "retinanet", "anchor_scale": 0.1}, ValueError, "anchor_scale: got 0.1"),
         ({"name": "retinanet", "centreness_weights": True}, ValueError, "but with fcos"),
+        ({"strides": 8}, ValueError, r"strides: got \(8,\), wanted two or more"),
+        ({"strides": [4.0, 8.0, 16.0]}, ValueError, "strides: got"),
+        ({"name": "retinanet", "anchor_ratios": 1.0}, ValueError, "anchor_ratios: got 1.0"),
         ({"strides": [4]}, ValueError, r"strides: got \(4,\), wanted two or more, each twice"),
         ({"strides": [8, 16, 32, 64]}, ValueError, "from 4 or 8 to 16, 32 or 128 with fcos"),
         ({"name": "faster_rcnn", "strides": [2, 4, 8, 16, 32]}, ValueError, "strides: got"),

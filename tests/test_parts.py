@@ -303,7 +303,7 @@ def test_preset_paper_has_the_papers_numbers(name):
     assert tiny.sizes[0] == pytest.approx((16, 16 * 2 ** (1 / 3), 16 * 2 ** (2 / 3)))
 
 
-@pytest.mark.parametrize("name", [d for d in DETECTORS if d != "detectors"])
+@pytest.mark.parametrize("name", DETECTORS)
 def test_fifteen_hundred_objects_in_an_image(name):
     torch.manual_seed(0)
     model = build_detector(name, K, "jol", preset="slim").train()
@@ -337,3 +337,14 @@ def test_strides_are_a_setting(name, strides, preset):
     sum(v for k, v in losses.items() if v.requires_grad).backward()
     used = list(seen.values()) if name in ("retinanet", "fcos") else list(seen.values())[:1]
     assert all(m.grad is not None and m.grad.abs().sum() > 0 for m in used)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("label", [-1, K])
+def test_labels_off_by_one_are_named(name, label):
+    model = build_detector(name, K, preset="slim").train()
+    images, targets = scene([2, 3])
+    targets[1]["labels"][2] = label
+    with pytest.raises(ValueError, match=rf"targets\[1\]\['labels'\]: got {label}, wanted 0 to"):
+        model(images, targets=targets)
+    model.eval()(images)
