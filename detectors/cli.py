@@ -118,7 +118,7 @@ def _eval(args: argparse.Namespace) -> None:
     )
     args.out.mkdir(parents=True, exist_ok=True)
     engine.write_results(args.out, evaluation, checkpoint["settings"]["loss"])
-    print(engine.metrics_line(evaluation))
+    print(engine.class_table(evaluation))
     print(f"results in {args.out}")
 
 
