@@ -6,7 +6,6 @@ step only, so base and JOL runs of one seed see the same batches from the same i
 and a resumed run goes on as if it had never stopped.
 """
 
-import csv
 import dataclasses
 import math
 import statistics
@@ -22,9 +21,9 @@ from torch import Tensor, nn
 from detectors import runs
 from detectors.data import CocoDetection, train_batches
 from detectors.evaluation import Evaluation, evaluate
-from detectors.figures import pr_classes, pr_curves
 from detectors.models import build_detector, joint_head
 from detectors.progress import Progress
+from detectors.results import metrics_line, write_results
 from detectors.runs import TrainSettings
 
 LOG_EVERY = 20
@@ -214,39 +213,6 @@ def evaluate_model(
     with Progress("evaluate", 0, len(dataset), quiet=True) as progress:
         results = predict(model, dataset, device, on_image=lambda i: progress.step(i + 1, {}, []))
     return evaluate(dataset.ground_truth, results, protocol=protocol, evaluator=evaluator)
-
-
-def write_results(out: Path, evaluation: Evaluation, name: str) -> None:
-    """results.json, per_class.csv, pr_curves.png and pr_classes.png of an evaluation."""
-    runs.write_json(out / "results.json", evaluation.metrics)
-    with (out / "per_class.csv").open("w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["class", *evaluation.metrics])
-        for label, metrics in evaluation.per_class.items():
-            rows.writerow([label, *("" if math.isnan(v) else v for v in metrics.values())])
-    pr_curves({name: evaluation}, out / "pr_curves.png")
-    pr_classes({name: evaluation}, out / "pr_classes.png")
-
-
-def metrics_line(evaluation: Evaluation) -> str:
-    """The metrics in per cent on one line; a dash where there are no objects of that size."""
-    values = (f"{name} {_percent(value)}" for name, value in evaluation.metrics.items())
-    return "  ".join(values)
-
-
-def class_table(evaluation: Evaluation) -> str:
-    """The metrics of each class and of all in per cent, a line each, under a head."""
-    table = [["", *evaluation.metrics]]
-    for name, metrics in [*evaluation.per_class.items(), ("all", evaluation.metrics)]:
-        table.append([name, *map(_percent, metrics.values())])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table
-    )
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _weights(

@@ -87,7 +87,7 @@ def read_detections(
     for noun, key, column in (("image", "image_id", image), ("category", "category_id", label)):
         for index in np.flatnonzero(column < 0)[:1]:
             value = detections[index][key]
-            raise ValueError(f"detections[{index}]: {noun} {value} is not in the ground truth")
+            raise ValueError(f"detections[{index}]: {noun} {value!r} is not in the ground truth")
     box, score = _numbers(detections)
     fine = np.isfinite(box).all(axis=1) & (box[:, 2:] >= 0).all(axis=1) & np.isfinite(score)
     for index in np.flatnonzero(~fine)[:1]:

@@ -1,6 +1,5 @@
 """Training: schedule, reproducibility, resuming, what a run leaves on disk, and the demo."""
 
-import csv
 import json
 import math
 from dataclasses import replace
@@ -8,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_cases import random_case
 
 from detectors import demo, engine, runs
 from detectors.data import CocoDetection
 from detectors.demo import DemoSize
-from detectors.evaluation import METRICS, evaluate
+from detectors.evaluation import METRICS
 from detectors.olrp import OLRP
 from detectors.runs import RunError, TrainSettings
 from detectors.scenes import write_scenes
@@ -25,6 +23,7 @@ RUN_FILES = {
     "best.pt",
     "results.json",
     "per_class.csv",
+    "pr_curves.npz",
     "pr_curves.png",
     "pr_classes.png",
 }
@@ -146,29 +145,6 @@ def test_what_a_run_leaves(settings: TrainSettings, data: CocoDetection, tmp_pat
     again = engine.evaluate_model(model, data, "cpu", "pycocotools")
     logged = [e["evaluation"] for e in lines if "evaluation" in e and e["step"] == best["step"]]
     assert again.metrics["AP"] == pytest.approx(logged[0]["AP"])
-
-
-def test_the_table_of_classes(tmp_path: Path) -> None:
-    ground_truth, detections = random_case(4)
-    found = evaluate(ground_truth, detections)
-    engine.write_results(tmp_path, found, "jol")
-    with (tmp_path / "per_class.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["class", *METRICS, *OLRP]
-    assert [row["class"] for row in rows] == list(found.per_class)
-    for row in rows:
-        for name, value in found.per_class[row["class"]].items():
-            assert row[name] == "" if math.isnan(value) else float(row[name]) == value
-    assert any(value == "" for row in rows for value in row.values())
-
-    lines = engine.class_table(found).splitlines()
-    assert len({len(line) for line in lines}) == 1 and len(lines) == len(rows) + 2
-    assert lines[0].split() == [*METRICS, *OLRP]
-    for line, metrics in zip(lines[1:], [*found.per_class.values(), found.metrics], strict=True):
-        shown = line.split()[-len(metrics) :]
-        for text, value in zip(shown, metrics.values(), strict=True):
-            assert text == "-" if math.isnan(value) else abs(float(text) - 100 * value) < 0.051
-    assert lines[-1].startswith("all ")
 
 
 def test_loss_that_is_not_finite_stops(
