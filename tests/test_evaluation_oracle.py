@@ -6,11 +6,18 @@ import math
 
 import numpy as np
 import pytest
-from evaluation_cases import random_case, result, truth
+from evaluation_cases import (
+    annotations,
+    case,
+    guesses,
+    hits,
+    ids,
+    official,
+    random_case,
+    result,
+    truth,
+)
 from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from detectors.evaluation import PROTOCOLS, evaluate
 
@@ -37,23 +44,11 @@ OFFICIAL = {
 protocols = pytest.mark.parametrize("protocol", sorted(OFFICIAL))
 
 
-def official(ground_truth: dict, detections: list[dict], protocol: str) -> list[dict]:
+def numbers(ground_truth: dict, detections: list[dict], protocol: str) -> list[dict]:
     """Metrics of all classes, then of each by ascending id; -1 as the tools give it."""
     areas, limits, read_at = OFFICIAL[protocol]
-    records = [
-        {**record, "id": number, "area": record.get("area", record["bbox"][2] * record["bbox"][3])}
-        for number, record in enumerate(ground_truth["annotations"], 1)
-    ]
     with contextlib.redirect_stdout(io.StringIO()):
-        gt = COCO()
-        gt.dataset = {**ground_truth, "annotations": records}
-        gt.createIndex()
-        found = COCO()
-        found.dataset = {**ground_truth, "annotations": []}
-        found.createIndex()
-        if detections:
-            found = gt.loadRes([dict(record) for record in detections])
-        run = COCOeval(gt, found, "bbox")
+        run = official(ground_truth, detections)
         run.params.areaRng, run.params.areaRngLbl = list(areas.values()), list(areas)
         run.params.maxDets = limits
         run.evaluate()
@@ -71,7 +66,7 @@ def _named(precision: np.ndarray, areas: dict) -> dict[str, float]:
 
 def check(ground_truth: dict, detections: list[dict], protocol: str) -> dict[str, float]:
     """Both evaluators give the official numbers, for all classes and for each."""
-    expected = official(ground_truth, detections, protocol)
+    expected = numbers(ground_truth, detections, protocol)
     for evaluator in ("faster", "pycocotools"):
         found = evaluate(ground_truth, detections, protocol=protocol, evaluator=evaluator)
         for wanted, came in zip(expected, [found.metrics, *found.per_class.values()], strict=True):
@@ -79,50 +74,6 @@ def check(ground_truth: dict, detections: list[dict], protocol: str) -> dict[str
                 got = -1 if math.isnan(came[name]) else came[name]
                 assert got == pytest.approx(value, rel=0, abs=1e-9), (evaluator, name)
     return expected[0]
-
-
-# Even coordinates and a few sizes: IoUs fall on the thresholds, areas on the buckets' ends.
-sides = st.sampled_from([2, 4, 8, 12, 16, 18, 20, 32, 40, 50, 96])
-corner = st.integers(0, 12).map(lambda value: 2.0 * value)
-area = st.sampled_from(
-    [None, 0, 64, 144, 256, 400, 1024, 2000, 96**2, 64.00001, 63.99999, 1023.5, 1e10, 2e10]
-)
-which = st.integers(0, 2)
-annotations = st.lists(
-    st.tuples(which, which, corner, corner, sides, sides, area, st.sampled_from([0, 0, 0, 1])),
-    max_size=14,
-)
-guesses = st.lists(
-    st.tuples(
-        which, which, corner, corner, sides, sides, st.sampled_from([0.0, 0.1, 0.5, 0.5, 0.9, 1])
-    ),
-    max_size=14,
-)
-hits = st.lists(  # an object, found with a shift, how often
-    st.tuples(st.integers(0, 13), st.sampled_from([0, 0, 1, 2]), st.integers(1, 3)), max_size=10
-)
-ids = st.sampled_from([(0, 1, 2), (2, 0, 1), (10**12, 7, 3), (5, -4, 2**53 + 1)])
-
-
-def case(objects, misses, hits, image_ids, category_ids) -> tuple[dict, list[dict]]:
-    ground_truth = {
-        "images": [{"id": number, "width": 200, "height": 200} for number in image_ids],
-        "categories": [{"id": number, "name": f"class {number}"} for number in category_ids],
-        "annotations": [
-            {"id": number, "image_id": image_ids[i], "category_id": category_ids[k],
-             "bbox": [x, y, w, h], "iscrowd": crowd, **({} if area is None else {"area": area})}
-            for number, (i, k, x, y, w, h, area, crowd) in enumerate(objects)
-        ],
-    }  # fmt: skip
-    boxes = list(misses)
-    for at, shift, times in hits:
-        for i, k, x, y, w, h, *_ in objects[at : at + 1]:
-            boxes += [(i, k, x + shift, y, w, h, 0.5)] * times
-    detections = [
-        {"image_id": image_ids[i], "category_id": category_ids[k], "bbox": [x, y, w, h], "score": s}
-        for i, k, x, y, w, h, s in boxes
-    ]
-    return ground_truth, detections
 
 
 @protocols

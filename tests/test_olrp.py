@@ -6,9 +6,19 @@ import math
 
 import numpy as np
 import pytest
-from evaluation_cases import perfect, random_case, result, truth
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from evaluation_cases import (
+    annotations,
+    case,
+    guesses,
+    hits,
+    ids,
+    official,
+    perfect,
+    random_case,
+    result,
+    truth,
+)
+from hypothesis import given, settings
 
 from detectors.evaluation import PROTOCOLS, evaluate
 from detectors.olrp import OLRP
@@ -96,24 +106,16 @@ def test_the_limit_of_detections():
     assert olrp([OBJECT], detections) == nearly(100 / 101, 0, 100 / 101, 0)
 
 
-def loops(ground_truth: dict, detections: list[dict], protocol: str) -> list[list[float]]:
-    """OLRP of each class: every prefix of its detections on its own, matches by pycocotools."""
+def loops(ground_truth: dict, detections: list[dict], protocol: str) -> list[list[list[float]]]:
+    """For each class the OLRP of its best prefixes, each on its own; matched by pycocotools."""
     rules = PROTOCOLS[protocol]
-    dataset = copy_from_one(ground_truth)
     with contextlib.redirect_stdout(io.StringIO()):
-        gt, found = COCO(), COCO()
-        gt.dataset = dataset
-        gt.createIndex()
-        found.dataset = {**dataset, "annotations": []}
-        found.createIndex()
-        if detections:
-            found = gt.loadRes([dict(record) for record in detections])
-        run = COCOeval(gt, found, "bbox")
+        run = official(ground_truth, detections)
         run.params.areaRng, run.params.maxDets = [list(rules.whole)], [rules.max_dets]
         run.params.iouThrs = np.array([0.5])
         run.evaluate()
     rows = []
-    for category in sorted(c["id"] for c in dataset["categories"]):
+    for category in sorted(c["id"] for c in ground_truth["categories"]):
         entries = [e for e in run.evalImgs if e is not None and e["category_id"] == category]
         objects = sum(int((e["gtIgnore"] == 0).sum()) for e in entries)
         kept = []  # (score, 1 - IoU or None)
@@ -123,17 +125,14 @@ def loops(ground_truth: dict, detections: list[dict], protocol: str) -> list[lis
                     continue
                 target = int(e["dtMatches"][0, d])
                 distance = (
-                    1 - iou(found.anns[number]["bbox"], gt.anns[target]["bbox"]) if target else None
+                    1 - iou(run.cocoDt.anns[number]["bbox"], run.cocoGt.anns[target]["bbox"])
+                    if target
+                    else None
                 )
                 kept.append((e["dtScores"][d], distance))
         kept.sort(key=lambda pair: -pair[0])
         rows.append(best_prefix(kept, objects))
     return rows
-
-
-def copy_from_one(ground_truth: dict) -> dict:
-    records = [{**r, "id": n} for n, r in enumerate(ground_truth["annotations"], 1)]
-    return {**ground_truth, "annotations": records}
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -142,36 +141,44 @@ def iou(a: list[float], b: list[float]) -> float:
     return w * h / (a[2] * a[3] + b[2] * b[3] - w * h)
 
 
-def best_prefix(kept: list[tuple[float, float | None]], objects: int) -> list[float]:
+def best_prefix(kept: list[tuple[float, float | None]], objects: int) -> list[list[float]]:
     if objects == 0:
-        return [math.nan] * 4
+        return [[math.nan] * 4]
     if all(distance is None for _, distance in kept):
-        return [1, math.nan, math.nan, 1]
-    best = None
+        return [[1, math.nan, math.nan, 1]]
+    rows = []
     for length in range(1, len(kept) + 1):
         distances = [d for _, d in kept[:length] if d is not None]
         tp, fp, fn = len(distances), length - len(distances), objects - len(distances)
         lrp = (sum(distances) / 0.5 + fp + fn) / (tp + fp + fn)
-        if best is None or lrp < best[0] - 1e-12:
-            best = [lrp, sum(distances) / tp if tp else math.nan, fp / length, fn / objects]
-    return best
+        rows.append([lrp, sum(distances) / tp if tp else math.nan, fp / length, fn / objects])
+    return [row for row in rows if row[0] < min(rows)[0] + 1e-9]
+
+
+def check(ground_truth: dict, detections: list[dict], protocol: str) -> list[list[float]]:
+    """Each class against loops, all against the means; returns the classes' rows."""
+    found = evaluate(ground_truth, detections, protocol=protocol)
+    rows = [[metrics[name] for name in OLRP] for metrics in found.per_class.values()]
+    for row, best in zip(rows, loops(ground_truth, detections, protocol), strict=True):
+        assert any(row == pytest.approx(one, abs=1e-9, nan_ok=True) for one in best), (row, best)
+    for name, column in zip(OLRP, np.transpose(rows), strict=True):
+        known = column[~np.isnan(column)]
+        wanted = known.mean() if len(known) else math.nan
+        assert found.metrics[name] == pytest.approx(wanted, abs=1e-12, nan_ok=True)
+    return rows
 
 
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
 def test_random_cases_against_loops(protocol):
-    seen = []
-    for seed in range(60):
-        case = random_case(seed)
-        found = evaluate(*case, protocol=protocol)
-        expected = loops(*case, protocol)
-        for metrics, row in zip(found.per_class.values(), expected, strict=True):
-            assert [metrics[name] for name in OLRP] == pytest.approx(row, abs=1e-9, nan_ok=True)
-            seen.append(row)
-        for name, column in zip(OLRP, np.transpose(expected), strict=True):
-            known = column[~np.isnan(column)]
-            wanted = known.mean() if len(known) else math.nan
-            assert found.metrics[name] == pytest.approx(wanted, abs=1e-9, nan_ok=True)
+    seen = [row for seed in range(40) for row in check(*random_case(seed), protocol)]
     assert np.nanstd(seen, axis=0).min() > 0.02 and np.isnan(seen).any()
+
+
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+@settings(max_examples=60, deadline=None)
+@given(annotations, guesses, hits, ids, ids)
+def test_small_cases_full_of_ties(protocol, objects, misses, hits, image_ids, category_ids):
+    check(*case(objects, misses, hits, image_ids, category_ids), protocol)
 
 
 def test_perfect_detections_in_any_order():
