@@ -99,6 +99,16 @@ def test_crowds_do_not_count():
     assert olrp([OBJECT], inside)[0] > 0.7
 
 
+def test_of_two_objects_overlapped_equally_the_later_one_is_taken():
+    """As pycocotools does. The second detection fits `right` alone and may find it taken."""
+    left, right = (0, 0, 0, 0, 100, 100), (0, 0, 20, 0, 100, 100)
+    between = [result(0, 0, [10, 0, 100, 100], 0.9), result(0, 0, [50, 0, 100, 100], 0.8)]
+    first, second = 2 / 11, 6 / 13  # 1 - IoU
+    taken = olrp([left, right], between)
+    assert taken == nearly((first / 0.5 + 1) / 2, first, 0, 0.5)
+    assert olrp([right, left], between) == nearly(first + second, (first + second) / 2, 0, 0)
+
+
 def test_the_limit_of_detections():
     """At 100 detections the right one, 101st, is not seen."""
     detections = [wrong(1 - i / 1000) for i in range(100)] + [hit(1, 0.5)]
