@@ -18,6 +18,7 @@ from detectors.arguments import parser
 from detectors.data import CocoDetection, DataError
 from detectors.layouts import paper_layout
 from detectors.models import TWO_STAGE, WEIGHTS, default_backbone
+from detectors.results import class_table
 from detectors.runs import RunError, TrainSettings
 
 BATCHES = {"torchvision": 2, "paper": 2, "slim": 4}
@@ -118,7 +119,7 @@ def _eval(args: argparse.Namespace) -> None:
     )
     args.out.mkdir(parents=True, exist_ok=True)
     engine.write_results(args.out, evaluation, checkpoint["settings"]["loss"])
-    print(engine.metrics_line(evaluation))
+    print(class_table(evaluation))
     print(f"results in {args.out}")
 
 

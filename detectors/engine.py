@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from detectors import runs
 from detectors.data import CocoDetection, train_batches
 from detectors.evaluation import Evaluation, evaluate
-from detectors.figures import pr_curves
 from detectors.models import build_detector, joint_head
 from detectors.progress import Progress
+from detectors.results import metrics_line, write_results
 from detectors.runs import TrainSettings
 
 LOG_EVERY = 20
@@ -223,18 +223,6 @@ def evaluate_model(
     with Progress("evaluate", 0, len(dataset), quiet=True) as progress:
         results = predict(model, dataset, device, on_image=lambda i: progress.step(i + 1, {}, []))
     return evaluate(dataset.ground_truth, results, protocol=protocol, evaluator=evaluator)
-
-
-def write_results(out: Path, evaluation: Evaluation, name: str) -> None:
-    """results.json and pr_curves.png of an evaluation."""
-    runs.write_json(out / "results.json", evaluation.metrics)
-    pr_curves({name: evaluation}, out / "pr_curves.png")
-
-
-def metrics_line(evaluation: Evaluation) -> str:
-    """The metrics in per cent on one line; a dash where there are no objects of that size."""
-    shown = {k: "-" if math.isnan(v) else f"{100 * v:.1f}" for k, v in evaluation.metrics.items()}
-    return "  ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _weights(

@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; every di
 by line style too.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ Row = tuple[Tensor, Tensor, Mapping[str, tuple[Tensor, Tensor]]]
 
 RUN_STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
 STYLE_OF = {"base": 0, "jol": 1}  # the same in every figure, also alone
+AREA_OF = {0.50: "AP50", 0.75: "AP75", None: "AP"}
+"""What the area under a mean curve is called, by IoU."""
 OBJECT: dict[str, Any] = {"edgecolor": "#FFFFFF", "linestyle": "-"}
 FOUND: dict[str, Any] = {"edgecolor": "#2BE0A0", "linestyle": "-"}
 WRONG: dict[str, Any] = {"edgecolor": "#56B4E9", "linestyle": "--"}
@@ -32,23 +35,24 @@ WINDOW = 256  # pixels; of a larger image, the part of this size with the most o
 
 
 def pr_curves(evaluations: Mapping[str, Evaluation], path: Path) -> None:
-    """Draw precision over recall at IoU 0.5 and 0.75, a line for each run, as a PNG at `path`.
+    """Draw precision over recall, the mean over classes, as a PNG at `path`: a line for each run.
 
-    The curves are the interpolated ones that AP is the area under, averaged over the classes
-    that have objects; objects of all sizes. `evaluations`: name of the run → its evaluation, in
-    the order of the legend; "base" is solid and "jol" dashed.
+    At IoU 0.5, at 0.75 and averaged over the thresholds 0.5 to 0.95. The curves are the
+    interpolated ones that AP50, AP75 and AP are the area under, over the classes that have
+    objects; objects of all sizes. `evaluations`: name of the run → its evaluation, in the order
+    of the legend; "base" is solid and "jol" dashed.
     """
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, iou in zip(panels, (0.50, 0.75), strict=True):
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    titles = {0.50: "IoU ≥ 0.5", 0.75: "IoU ≥ 0.75", None: "mean of IoU ≥ 0.5 to 0.95"}
+    for axes, (iou, title) in zip(panels, titles.items(), strict=True):
         for position, (name, evaluation) in enumerate(evaluations.items()):
-            colour, style = RUN_STYLES[STYLE_OF.get(name, position) % len(RUN_STYLES)]
             curve = mean_curve(evaluation, iou)
-            label = f"{name}: AP = {curve.mean():.3f}"
+            label = f"{name}: {AREA_OF[iou]} = {curve.mean():.3f}"
             axes.plot(
-                evaluation.recall_points, curve, style, color=colour, label=label, linewidth=2
+                evaluation.recall_points, curve, label=label, linewidth=2, **_line(name, position)
             )
-        axes.set(title=f"IoU ≥ {iou:g}", xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
+        axes.set(title=title, xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
         if evaluations:
             axes.legend(handlelength=3)
@@ -56,13 +60,85 @@ def pr_curves(evaluations: Mapping[str, Evaluation], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def mean_curve(evaluation: Evaluation, iou: float) -> np.ndarray:
-    """Precision [R] at an IoU threshold, averaged over the classes that have objects.
+def pr_classes(evaluations: Mapping[str, Evaluation], path: Path) -> None:
+    """Draw precision over recall of every class as a PNG at `path`: a panel each.
 
-    Its mean is AP at that threshold; all NaN if no class has objects.
+    Thick lines are IoU 0.5, thin ones 0.75; otherwise as pr_curves. A panel's title has AP50 and
+    AP75 of each run in the order of the legend.
+
+    Raises:
+        ValueError: no runs, or runs of different classes.
     """
+    if not evaluations:
+        raise ValueError("no runs to draw, wanted at least one")
+    names = [list(evaluation.per_class) for evaluation in evaluations.values()]
+    if any(other != names[0] for other in names):
+        raise ValueError(f"runs of different classes: {names}")
+    columns = min(len(names[0]), max(4, math.ceil(math.sqrt(len(names[0])))))
+    rows = math.ceil(len(names[0]) / columns)
+    # not so narrow that the legend is cut
+    size = (max(2.9 * columns, 1.9 * 2 * len(evaluations)), 2.7 * rows + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(names[0]) :]:
+        axes.set_axis_off()
+    for k, (axes, name) in enumerate(zip(panels, names[0], strict=False)):
+        _class_panel(axes, evaluations, k, name)
+        if k % columns == 0:
+            axes.set_ylabel("precision")
+        if k + columns >= len(names[0]):
+            axes.set_xlabel("recall")
+            axes.tick_params(labelbottom=True)  # also above an empty place
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=2 * len(evaluations), handlelength=3
+    )
+    figure.savefig(path, dpi=150)
+
+
+def _class_panel(axes: Axes, evaluations: Mapping[str, Evaluation], label: int, title: str) -> None:
+    """The curves of one class; its runs' areas under them in the title."""
+    areas: dict[str, list[str]] = {"AP50": [], "AP75": []}
+    for position, (name, evaluation) in enumerate(evaluations.items()):
+        for iou, width in ((0.50, 2.4), (0.75, 1.1)):
+            curve = class_curves(evaluation, iou)[:, label]
+            text = "-" if np.isnan(curve).any() else f"{curve.mean():.2f}"
+            areas[AREA_OF[iou]].append(text)
+            axes.plot(
+                evaluation.recall_points,
+                curve,
+                label=f"{name}, IoU ≥ {iou:g}",
+                linewidth=width,
+                **_line(name, position),
+            )
+    if set(areas["AP50"]) == {"-"}:
+        axes.text(0.5, 0.5, "no objects", ha="center", color="#555555")
+    numbers = ", ".join(f"{name} {' / '.join(values)}" for name, values in areas.items())
+    axes.set_title(f"{title}\n{numbers}", fontsize=9)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+
+
+def _line(name: str, position: int) -> dict[str, Any]:
+    """Colour and style of a run's line, by its name or else its place."""
+    colour, style = RUN_STYLES[STYLE_OF.get(name, position) % len(RUN_STYLES)]
+    return {"color": colour, "linestyle": style}
+
+
+def class_curves(evaluation: Evaluation, iou: float | None) -> np.ndarray:
+    """Precision [R, K] of each class at an IoU threshold, None: the mean over all thresholds."""
+    if iou is None:
+        return evaluation.precision.mean(axis=0)
     (at,) = np.flatnonzero(np.isclose(evaluation.iou_thresholds, iou))
-    classes = evaluation.precision[at]  # [R, K]
+    return evaluation.precision[at]
+
+
+def mean_curve(evaluation: Evaluation, iou: float | None) -> np.ndarray:
+    """Precision [R] as class_curves, averaged over the classes that have objects.
+
+    Its mean is AP at that threshold, or AP; all NaN if no class has objects.
+    """
+    classes = class_curves(evaluation, iou)
     known = classes[:, ~np.isnan(classes).any(axis=0)]
     return known.mean(axis=1) if known.shape[1] else np.full(len(classes), np.nan)
 

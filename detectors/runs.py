@@ -3,8 +3,8 @@
 config.json     all settings, versions, the data's digests
 metrics.jsonl   a line every logged step and every evaluation
 last.pt         everything needed to go on; best.pt: the weights with the best AP so far
-results.json    the final metrics by name
-pr_curves.png   precision and recall of the final evaluation
+results.json    the final metrics by name; per_class.csv, pr_curves.npz, pr_curves.png and
+                pr_classes.png beside it: see results
 
 Files that are replaced are written beside and renamed, so a run that dies leaves whole files.
 """

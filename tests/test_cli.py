@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from detectors.cli import main
-from detectors.scenes import write_scenes
+from detectors.scenes import CLASSES, write_scenes
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,10 @@ def test_train_eval_resume(
     assert main(evaluation) == 0
     assert json.loads((tmp_path / "eval" / "results.json").read_text()) == results
     assert (tmp_path / "eval" / "pr_curves.png").stat().st_size > 0
+    assert (tmp_path / "eval" / "pr_classes.png").stat().st_size > 0
+    head, *lines = capsys.readouterr().out.splitlines()[-3 - len(CLASSES) : -1]
+    assert head.split()[:3] == ["AP", "AP50", "AP75"]
+    assert [line.split()[0] for line in lines] == [*CLASSES, "all"]
     assert main([*evaluation, "--protocol", "coco", "--evaluator", "pycocotools"]) == 0
     assert "AP_l" in json.loads((tmp_path / "eval" / "results.json").read_text())
 

@@ -12,6 +12,7 @@ from detectors import demo, engine, runs
 from detectors.data import CocoDetection
 from detectors.demo import DemoSize
 from detectors.evaluation import METRICS
+from detectors.olrp import OLRP
 from detectors.runs import RunError, TrainSettings
 from detectors.scenes import write_scenes
 
@@ -21,7 +22,10 @@ RUN_FILES = {
     "last.pt",
     "best.pt",
     "results.json",
+    "per_class.csv",
+    "pr_curves.npz",
     "pr_curves.png",
+    "pr_classes.png",
 }
 
 
@@ -121,7 +125,7 @@ def test_what_a_run_leaves(settings: TrainSettings, data: CocoDetection, tmp_pat
     result = run_to_end(settings, data, out)
     assert {p.name for p in out.iterdir()} == RUN_FILES
     results = json.loads((out / "results.json").read_text())
-    assert tuple(results) == METRICS
+    assert tuple(results) == METRICS + OLRP
     for name, value in result.evaluation.metrics.items():
         assert results[name] == (None if math.isnan(value) else value)
     config = json.loads((out / "config.json").read_text())
@@ -132,7 +136,7 @@ def test_what_a_run_leaves(settings: TrainSettings, data: CocoDetection, tmp_pat
     assert [line["step"] for line in lines] == [3, 5, 5]
     assert {"lr", "loss_classifier", "loss_box_reg", "negative_weight"} <= lines[1].keys()
     assert 1 < lines[1]["negative_weight"] < 2
-    assert set(lines[2]["evaluation"]) == set(METRICS)
+    assert set(lines[2]["evaluation"]) == set(METRICS + OLRP)
     assert result.seconds_per_step > 0
 
     best = runs.load_checkpoint(out / "best.pt")

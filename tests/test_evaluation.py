@@ -6,44 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation_cases import perfect, random_case, result, truth
 
 from detectors.data import CocoDetection
 from detectors.evaluation import METRICS, PROTOCOLS, Evaluation, evaluate
+from detectors.olrp import OLRP
 
 NUCLEI = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei"
 ONE = pytest.approx(1.0, abs=1e-12)  # pycocotools adds 2e-16 to a denominator
 BUCKETS = {"AP_vt": 6, "AP_t": 12, "AP_s": 24, "AP_m": 60}  # metric → side of a box in it
-
-
-def truth(boxes: list, images: int = 1, classes: int = 1) -> dict:
-    """A ground truth of boxes (image, class, x, y, w, h[, iscrowd]), ids from 0."""
-    return {
-        "images": [{"id": i, "width": 1000, "height": 1000} for i in range(images)],
-        "categories": [{"id": 10 + k, "name": f"class {k}"} for k in range(classes)],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": image,
-                "category_id": 10 + label,
-                "bbox": [x, y, w, h],
-                "area": w * h,
-                "iscrowd": int(any(crowd)),
-            }
-            for number, (image, label, x, y, w, h, *crowd) in enumerate(boxes)
-        ],
-    }
-
-
-def result(image: int, label: int, box: list, score: float) -> dict:
-    return {"image_id": image, "category_id": 10 + label, "bbox": box, "score": score}
-
-
-def perfect(ground_truth: dict) -> list[dict]:
-    return [
-        {key: record[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
-        for record in ground_truth["annotations"]
-        if not record["iscrowd"]
-    ]
 
 
 both = pytest.mark.parametrize("evaluator", ["faster", "pycocotools"])
@@ -54,8 +25,8 @@ def test_perfect_detections_score_one_in_each_bucket(evaluator):
     boxes = [(0, 0, 100 * i, 50, side, side) for i, side in enumerate(BUCKETS.values())]
     ground_truth = truth(boxes)
     found = evaluate(ground_truth, perfect(ground_truth), evaluator=evaluator)
-    assert tuple(found.metrics) == METRICS
-    assert list(found.metrics.values()) == [ONE] * 7
+    assert tuple(found.metrics) == METRICS + OLRP
+    assert list(found.metrics.values()) == [ONE] * 7 + [0, 0, 0, 0]
     assert found.per_class == {"class 0": found.metrics}
     assert found.precision.shape == (10, 101, 1) and (found.precision > 1 - 1e-12).all()
     assert found.recall_points == pytest.approx(np.arange(101) / 100)
@@ -142,30 +113,6 @@ def test_ap_is_taken_at_1500_detections(evaluator):
     assert coco.metrics["AP"] == 0
 
 
-def random_case(seed: int) -> tuple[dict, list[dict]]:
-    """Several classes, images without objects, crowds, ties in score, an empty bucket."""
-    random = np.random.default_rng(seed)
-    images, classes = int(random.integers(1, 7)), int(random.integers(1, 5))
-    longest = float(random.choice([14, 30, 90]))
-    boxes, detections = [], []
-    for _ in range(int(random.integers(0, 60))):
-        image, label = int(random.integers(images)), int(random.integers(classes))
-        x, y = random.uniform(0, 150, 2).round(int(random.integers(0, 3)))
-        w, h = random.uniform(4, longest, 2).round(1)
-        boxes.append((image, label, float(x), float(y), float(w), float(h), random.random() < 0.1))
-        for _ in range(int(random.integers(0, 3))):
-            moved = np.array([x, y, w, h]) + random.normal(0, 0.1 * min(w, h), 4)
-            score = float(random.integers(1, 12)) / 12  # many ties
-            guess = label if random.random() < 0.8 else int(random.integers(classes))
-            detections.append(result(image, guess, np.maximum(moved, 0.5).tolist(), score))
-    for _ in range(int(random.integers(0, 30))):
-        box = [*random.uniform(0, 150, 2), *random.uniform(4, 40, 2)]
-        image, label = int(random.integers(images)), int(random.integers(classes))
-        detections.append(result(image, label, [float(v) for v in box], random.random()))
-    random.shuffle(detections)
-    return truth(boxes, images, classes), detections
-
-
 def assert_equal(first: Evaluation, second: Evaluation) -> None:
     np.testing.assert_allclose(
         list(first.metrics.values()), list(second.metrics.values()), rtol=0, atol=1e-9
@@ -192,7 +139,7 @@ def test_faster_coco_eval_equals_pycocotools(protocol):
 def test_coco_protocol_names():
     ground_truth = truth([(0, 0, 10, 10, 120, 120)])
     metrics = evaluate(ground_truth, perfect(ground_truth), protocol="coco").metrics
-    assert list(metrics) == ["AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l"]
+    assert list(metrics) == ["AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l", *OLRP]
     assert metrics["AP_l"] == ONE and math.isnan(metrics["AP_m"])
 
 
@@ -215,6 +162,11 @@ def test_inputs_are_left_alone_and_nothing_is_printed(evaluator, capfd):
         (result(0, 0, [1, 1, 2, 2], math.nan), r"detections\[1\]: .* score nan"),
         (result(0, 0, [1, math.inf, 2, 2], 0.5), r"detections\[1\]: bbox .*inf"),
         (result(0, 0, [1, 1, 2], 0.5), r"detections\[1\]: bbox"),
+        (result(0, 0, [], 0.5), r"detections\[1\]: bbox"),
+        (result(0, 0, [1, 1, "wide", 2], 0.5), r"detections\[1\]: bbox .*wide"),
+        (result(0, 0, [1, 1, 2, 2], None), r"detections\[1\]: .* score None"),
+        (result(0, 0, [1, 1, 2, 2], [0.5]), r"detections\[1\]: .* score \[0.5\]"),
+        (result(0, 0, [1, 1, -2, 2], 0.5), r"detections\[1\]: bbox .*not negative"),
     ],
 )
 def test_bad_detections_are_named(record, fault):
@@ -236,4 +188,4 @@ def test_nuclei_ground_truth_as_detections(file, classes):
     data = CocoDetection(NUCLEI / "val", NUCLEI / "val" / file)
     assert len(data.class_names) == classes
     found = evaluate(data.ground_truth, perfect(data.ground_truth))
-    assert list(found.metrics.values()) == [ONE] * 7
+    assert list(found.metrics.values()) == [ONE] * 7 + [0, 0, 0, 0]

@@ -6,10 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluation_cases import random_case
 from PIL import Image
 
-from detectors.evaluation import Evaluation
-from detectors.figures import _window, detections_figure, match, mean_curve, pr_curves
+from detectors.evaluation import Evaluation, evaluate
+from detectors.figures import (
+    _window,
+    class_curves,
+    detections_figure,
+    match,
+    mean_curve,
+    pr_classes,
+    pr_curves,
+)
 
 
 def boxes(*values: list[float]) -> torch.Tensor:
@@ -61,7 +70,8 @@ def evaluation(level: float) -> Evaluation:
     recall, ious = np.linspace(0, 1, 101), np.linspace(0.5, 0.95, 10)
     curve = level * (1 - recall)[None, :, None] * (1.5 - ious)[:, None, None]
     precision = np.concatenate([curve, curve / 2, np.full_like(curve, math.nan)], axis=2)
-    return Evaluation({"AP": level}, {}, precision, recall, ious)
+    names = ["car", "awning-tricycle", "motor"]
+    return Evaluation({"AP": level}, {name: {} for name in names}, precision, recall, ious)
 
 
 def test_mean_curve_averages_the_classes_with_objects():
@@ -71,6 +81,18 @@ def test_mean_curve_averages_the_classes_with_objects():
     nothing = Evaluation({}, {}, np.full((10, 101, 2), math.nan), *(evaluation(1).__dict__[k]
         for k in ("recall_points", "iou_thresholds")))  # fmt: skip
     assert np.isnan(mean_curve(nothing, 0.5)).all()
+
+
+def test_the_area_under_a_curve_is_ap():
+    """On a real evaluation, for the mean and for each class."""
+    for seed in range(5):
+        found = evaluate(*random_case(seed))
+        for iou, name in ((0.5, "AP50"), (0.75, "AP75"), (None, "AP")):
+            wanted = pytest.approx(found.metrics[name], abs=1e-12, nan_ok=True)
+            assert mean_curve(found, iou).mean() == wanted
+            areas = class_curves(found, iou).mean(axis=0)
+            wanted = [metrics[name] for metrics in found.per_class.values()]
+            assert areas == pytest.approx(wanted, abs=1e-12, nan_ok=True)
 
 
 def opened(path: Path) -> np.ndarray:
@@ -95,6 +117,42 @@ def test_pr_curves_are_written(tmp_path):
     pr_curves({"base": nothing}, tmp_path / "none.png")
     pr_curves({}, tmp_path / "empty.png")
     assert opened(tmp_path / "none.png").size and opened(tmp_path / "empty.png").size
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_panel_for_each_class(tmp_path):
+    pr_classes({"base": evaluation(0.7), "jol": evaluation(0.9)}, tmp_path / "both.png")
+    pixels = opened(tmp_path / "both.png")
+    thirds = [third[: int(0.85 * len(pixels))] for third in np.array_split(pixels, 3, axis=1)]
+    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
+        drawn = [int((third == colour).all(axis=2).sum()) for third in thirds]
+        assert drawn[0] > 300 and drawn[1] > 300 and drawn[2] == 0, drawn
+    pr_classes({"jol": evaluation(0.9)}, tmp_path / "one.png")
+    one = opened(tmp_path / "one.png")
+    assert not (one == (0x00, 0x72, 0xB2)).all(axis=2).any()
+
+
+@pytest.mark.parametrize("classes, shape", [(1, (1, 1)), (5, (2, 4)), (10, (3, 4)), (20, (4, 5))])
+def test_the_grid_of_classes(tmp_path, classes, shape):
+    """Its height and width in panels of 2.7 by 2.9 inches, 150 dots an inch."""
+    one = evaluation(0.9)
+    wide = np.repeat(one.precision[:, :, :1], classes, axis=2)
+    names = {f"class {k}": {} for k in range(classes)}
+    many = Evaluation({}, names, wide, one.recall_points, one.iou_thresholds)
+    pr_classes({"jol": many}, tmp_path / "grid.png")
+    height, width = opened(tmp_path / "grid.png").shape[:2]
+    assert height == pytest.approx(150 * (2.7 * shape[0] + 0.8), abs=1)
+    assert width == pytest.approx(150 * max(3.8, 2.9 * shape[1]), abs=1)
+
+
+def test_runs_of_the_figure_of_classes_must_agree(tmp_path):
+    one = evaluation(0.9)
+    other = Evaluation({}, {"ship": {}}, one.precision, one.recall_points, one.iou_thresholds)
+    with pytest.raises(ValueError, match=r"different classes: .*motor.*ship"):
+        pr_classes({"base": one, "jol": other}, tmp_path / "x.png")
+    with pytest.raises(ValueError, match="no runs"):
+        pr_classes({}, tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
 
 
 def row(runs: dict, size: tuple[int, int] = (64, 96)) -> tuple:

@@ -1,0 +1,86 @@
+"""An evaluation on disk and in print.
+
+results.json     the metrics by name, null where no class has such objects
+per_class.csv    the same of each class, a cell empty where there are no such objects
+pr_curves.npz    precision [T, R, K] with its IoU thresholds [T] and recall points [R]
+pr_curves.png    precision and recall, mean over classes; pr_classes.png: of each class
+"""
+
+import csv
+import json
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from detectors import runs
+from detectors.evaluation import Evaluation
+from detectors.figures import pr_classes, pr_curves
+
+ARRAYS = ("precision", "recall_points", "iou_thresholds")
+
+
+def write_results(out: Path, evaluation: Evaluation, name: str) -> None:
+    """The files above, in the folder `out`; `name` stands for the run in the figures."""
+    runs.write_json(out / "results.json", evaluation.metrics)
+    with (out / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["class", *evaluation.metrics])
+        for label, metrics in evaluation.per_class.items():
+            rows.writerow([label, *("" if math.isnan(v) else v for v in metrics.values())])
+    arrays = {array: getattr(evaluation, array) for array in ARRAYS}
+    np.savez(out / "pr_curves.npz", **arrays)
+    pr_curves({name: evaluation}, out / "pr_curves.png")
+    pr_classes({name: evaluation}, out / "pr_classes.png")
+
+
+def read_results(out: Path) -> Evaluation:
+    """What write_results wrote: so one figure can show runs that were evaluated apart.
+
+    Raises:
+        runs.RunError: a file that is missing or broken.
+    """
+    try:
+        path = out / "results.json"
+        metrics = json.loads(path.read_text())
+        path = out / "pr_curves.npz"
+        with np.load(path) as stored:
+            arrays = {array: stored[array] for array in ARRAYS}
+        path = out / "per_class.csv"
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+        per_class = {
+            label: dict(zip(metrics, (float(v or "nan") for v in values), strict=True))
+            for label, *values in rows
+        }
+        if head != ["class", *metrics] or len(rows) != arrays["precision"].shape[2]:
+            raise ValueError("not the file that belongs to the others")
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise runs.RunError(f"{path}: missing or broken, no results of an evaluation") from error
+    return Evaluation(
+        metrics={k: math.nan if v is None else v for k, v in metrics.items()},
+        per_class=per_class,
+        **arrays,
+    )
+
+
+def metrics_line(evaluation: Evaluation) -> str:
+    """The metrics in per cent on one line; a dash where there are no objects of that size."""
+    values = (f"{name} {_percent(value)}" for name, value in evaluation.metrics.items())
+    return "  ".join(values)
+
+
+def class_table(evaluation: Evaluation) -> str:
+    """The metrics of each class and of all in per cent, a line each, under a head."""
+    table = [["", *evaluation.metrics]]
+    for name, metrics in [*evaluation.per_class.items(), ("all", evaluation.metrics)]:
+        table.append([name, *map(_percent, metrics.values())])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table
+    )
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
