@@ -32,6 +32,12 @@ def _defaults() -> dict[str, Any]:
 
 DEFAULTS = _defaults()
 """Settings that an older run may lack; it ran with these."""
+KINDS: dict[Any, tuple[str, ...]] = {
+    int: ("seed", "steps", "batch_size"),
+    int | float: ("lr", "lam"),
+    str: ("detector", "loss", "preset", "backbone"),
+}
+"""Settings that tables compute with or sort by, and what they must be."""
 NEEDED = tuple(f.name for f in dataclasses.fields(TrainSettings) if f.name not in DEFAULTS)
 
 
@@ -124,9 +130,11 @@ def read_run(folder: Path) -> Run:
     missing = [name for name in NEEDED if name not in settings]
     if missing:
         raise RunError(f"{folder}: config.json lacks the settings {', '.join(missing)}")
-    for name in ("seed", "steps"):
-        if not isinstance(settings[name], int):
-            raise RunError(f"{folder}: config.json: {name} is {settings[name]!r}, wanted a number")
+    for kind, names in KINDS.items():
+        for name in names:
+            value = settings[name]
+            if not isinstance(value, kind):
+                raise RunError(f"{folder}: config.json: cannot use {name} {value!r}")
     if not (folder / "results.json").exists():
         raise RunError(f"{folder}: not finished, it has no results.json")
     results = _json(folder / "results.json")
@@ -138,7 +146,7 @@ def read_run(folder: Path) -> Run:
         path=folder,
         settings={**DEFAULTS, **settings},
         dataset=None if data.get("dataset") is None else str(data["dataset"]),
-        data={k: v for k, v in data.items() if k.endswith("sha256")},
+        data={name: str(value) for name, value in data.items() if name.endswith("sha256")},
         metrics=numbers,
     )
 

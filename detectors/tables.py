@@ -260,28 +260,32 @@ def _megabytes(group: Group) -> list[float]:
 def runs_table(runs: Sequence[Run], root: Path) -> Grid:
     """Every run with its metrics, then JOL less base over pairs of the same settings and seed."""
     columns = _columns(["AP"], runs)
-    groups, _ = grouped(runs)
+    groups, left_out = grouped(runs, ["steps"])
     letters, notes = letter_groups((g.any for g in groups), ("detector", "loss", "steps"))
     rows = []
     for run in runs:
         mine = run.settings
         values = [number(100 * run.metrics.get(c, math.nan), spec) for c, spec in columns.items()]
-        what = [str(run.path.relative_to(root)), mine["detector"], mine["loss"]]
-        rows.append([*what, str(run.seed), f"{mine['steps']}", *values])
+        name = str(run.path.relative_to(root))
+        rows.append([name, *_what(run, mine["loss"]), str(run.seed), f"{mine['steps']}", *values])
     base = [group for group in groups if group.any.settings["loss"] == "base"]
     joint = [group for group in groups if group.any.settings["loss"] == "jol"]
     for group in joint:
         for line in _gains(base, [group], letters, columns):
-            what = [group.any.settings["detector"], "jol-base"]
+            what, steps = _what(group.any, "jol-base"), str(group.any.settings["steps"])
             _, *found = rows_of(what, {}, [line], columns, sign="+")
             pairs = f"mean of {line.runs} pair" + "s" * (line.runs > 1) + line.letter
             for name, row in zip([pairs, f"±{line.letter}"], found, strict=False):
-                rows.append([name, *what, "", "", *row[4:]])
-    return Grid(
-        title=f"Runs in {root}",
-        header=["run", "detector", "loss", "seed", "steps", *columns],
-        rows=rows,
-        labels=3,
-        entry=0,
-        notes=[*notes, SPREAD],
-    )
+                rows.append([name, *what, "", steps, *row[5:]])
+    header = ["run", "data", "detector", "loss", "seed", "steps", *columns]
+    title, named = f"Runs in {root}", {run.dataset for run in runs}
+    if len(named) < 2:  # the same in all rows: no column for it
+        title += "".join(f", all of {name}" for name in named if name)
+        del header[1]
+        rows = [[row[0], *row[2:]] for row in rows]
+    at = header.index("seed")
+    return Grid(title, header, rows, labels=at, entry=0, notes=[*notes, SPREAD, *left_out])
+
+
+def _what(run: Run, loss: str) -> list[str]:
+    return [run.dataset or "-", run.settings["detector"], loss]

@@ -202,6 +202,9 @@ BROKEN = {
     "no results": lambda f: (f / "results.json").unlink(),
     "cut results": lambda f: (f / "results.json").write_text('{"AP": 0.'),
     "other results": lambda f: (f / "results.json").write_text('{"accuracy": 1}'),
+    "no rate": lambda f: (f / "config.json").write_text(
+        json.dumps({"settings": {**SETTINGS, "lr": None}, "data": {}})
+    ),
     "odd seed": lambda f: (f / "config.json").write_text(
         json.dumps({"settings": {**SETTINGS, "seed": "one"}, "data": {}})
     ),
@@ -229,7 +232,8 @@ def test_the_list_of_runs_pairs_base_and_jol(tmp_path: Path) -> None:
             values = {"AP": ap + lam + seed, "AP50": 39.0}
             settings = {"seed": seed, "loss": "jol", "lam": lam, "dataset": None}
             write_run(tmp_path / f"j{lam:g}{seed}", values, **settings)
-    write_run(tmp_path / "alone", {"AP": 1.0, "AP50": 2.0}, detector="fcos", loss="jol")
+    alone = {"AP": 1.0, "AP50": 2.0}
+    write_run(tmp_path / "alone", alone, detector="fcos", loss="jol", dataset=None)
     grid = runs_table(find_runs(tmp_path)[0], tmp_path)
     assert grid.header == ["run", "detector", "loss", "seed", "steps", "AP", "AP50"]
     assert grid.rows[0] == ["alone", "fcos", "jol", "0", "100", "1.0", "2.0"]
@@ -242,6 +246,15 @@ def test_the_list_of_runs_pairs_base_and_jol(tmp_path: Path) -> None:
     assert len(set(letters)) == 2
     note = next(note for note in grid.notes if note.startswith(f"{letters[1]}: "))
     assert note.endswith("lam 3.0")
+    for loss in ("base", "jol"):  # shorter, a pair of its own
+        write_run(tmp_path / f"z{loss}", {"AP": 5.0}, loss=loss, steps=10, dataset=None)
+    shorter = runs_table(find_runs(tmp_path)[0], tmp_path).rows[-5:]
+    assert sorted(row[4] for row in shorter) == ["10", "100", "100", "100", "100"]
+    write_run(tmp_path / "named", alone, seed=3, loss="jol", dataset="coco")
+    more = runs_table(find_runs(tmp_path)[0], tmp_path)
+    assert more.header[:3] == ["run", "data", "detector"]
+    assert ["named", "coco", "faster_rcnn", "jol", "3"] in [row[:5] for row in more.rows]
+    assert ["alone", "-", "fcos", "jol", "0"] in [row[:5] for row in more.rows]
 
 
 def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Path) -> None:
