@@ -1,8 +1,9 @@
 """The paper's Tables 1 to 9: their rows, the runs these need, and the numbers we could look up.
 
 Shi, Fang, Xu, "Joint Optimization Loss Function for Tiny Object Detection in Remote Sensing
-Images", Remote Sens. 2025, 17, 1476, https://www.mdpi.com/2072-4292/17/8/1476. A number that we
-have not seen in a source is absent here and shown as a dash; each table says where its numbers
+Images", Remote Sens. 2025, 17, 1476, https://www.mdpi.com/2072-4292/17/8/1476. Its tables could
+not be read when this was written: the numbers are those of its section 4.1 and of notes taken of
+it earlier. Every other is absent here and shown as a dash, and each table says where its numbers
 come from. Rows are the methods that this project trains, not those of other authors.
 """
 
@@ -109,12 +110,12 @@ TABLES: dict[int, Table] = {
     2: _comparison(
         "visdrone",
         published={("faster_rcnn", "base"): {"AP": 22.3}, ("faster_rcnn", "jol"): {"AP": 26.9}},
-        source="AP of Faster R-CNN, 22.3 and with JOL 26.9; its other numbers were not found.",
+        source="AP of Faster R-CNN, 22.3 and with JOL 26.9, by notes; the others were not found.",
     ),
     3: _comparison(
         "aitod",
         published={("faster_rcnn", "base"): {"AP": 11.1}, ("faster_rcnn", "jol"): {"AP": 24.7}},
-        source="AP of Faster R-CNN, 11.1 and with JOL 13.6 more; its other numbers were not found.",
+        source="AP of Faster R-CNN, 11.1 and with JOL 13.6 more, by notes; others were not found.",
     ),
     4: _comparison("aitodv2"),
     5: _comparison("sodad", AP),
@@ -150,8 +151,8 @@ DATA_SETS = {
     "coco": DataRow(118_000, 860_000),
 }
 DATA_SETS_SOURCE = (
-    "VisDrone2019 its Table 1 (images of all four splits, objects of train, size of train and "
-    "val); AI-TOD, SODA-D and COCO (over so many images) its section 4.1."
+    "VisDrone2019 its Table 1, by notes (images of all four splits, objects of train, size of "
+    "train and val); AI-TOD, SODA-D and COCO (over so many images and objects) its section 4.1."
 )
 
 
@@ -170,6 +171,6 @@ COSTS = {
 }
 """Table 9, base detectors."""
 COSTS_SOURCE = (
-    "its Table 9. Its JOL steps take 1.08 and 1.09 of base steps; of which detectors, and its "
+    "its Table 9, by notes. Its JOL steps take 1.08 and 1.09 of base steps; of which detectors, and its "
     "model sizes, were not found."
 )
