@@ -171,6 +171,6 @@ COSTS = {
 }
 """Table 9, base detectors."""
 COSTS_SOURCE = (
-    "its Table 9, by notes. Its JOL steps take 1.08 and 1.09 of base steps; of which detectors, and its "
-    "model sizes, were not found."
+    "its Table 9, by notes. Its JOL steps take 1.08 and 1.09 of base steps; of which detectors, "
+    "and its model sizes, were not found."
 )
