@@ -23,6 +23,7 @@ from torchvision.models.detection import FasterRCNN
 
 from bench.measure import Sample, summary, synchronize
 from detectors.models import DETECTORS, build_detector
+from detectors.paper import COSTS
 
 NOTE = """
 FCOS has 2.4 G more than the paper's because MMDetection's configuration takes the caffe ResNet-50,
@@ -33,8 +34,6 @@ activations, which the counter here leaves out: 0.14 G elements are normalised.
 CLASSES = 8
 OBJECTS = 100
 PROPOSALS = 1000
-PAPER = {"retinanet": (129.8, 36.5), "fcos": (123.3, 32.1), "faster_rcnn": (134.5, 41.4)}
-"""Table 9: GFLOPs and millions of parameters of the base detector."""
 
 
 def deform_conv2d_flops(
@@ -126,7 +125,7 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     for name in options.detectors:
         model = build(name, "base", options.size)
-        flops, size = PAPER.get(name, ("", ""))
+        flops, size = (COSTS[name].gflops, COSTS[name].parameters) if name in COSTS else ("", "")
         cells = [f"{parameters(model):.1f}", size, f"{gigamacs(model, options.size):.1f}", flops]
         if options.repetitions:
             found = step_samples(

@@ -10,7 +10,10 @@ import torch
 
 from detectors.assigners import ASSIGNERS
 from detectors.evaluation import PROTOCOLS
+from detectors.grids import FORMATS
 from detectors.models import BACKBONES, DETECTORS, LOSSES, PRESETS
+from detectors.sweep import TABLES as SWEPT
+from detectors.tables import TABLES
 
 SCORES = ("iou", "giou", "nwd", "simd", "dotd", "none")
 
@@ -25,7 +28,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(
-    train: Command, evaluate: Command, demo: Command, stats: Command
+    train: Command,
+    evaluate: Command,
+    demo: Command,
+    stats: Command,
+    table: Command,
+    sweep: Command,
 ) -> argparse.ArgumentParser:
     """The parser of `jol`; its result's `run` is the function given here for the command."""
     jol = _Parser(
@@ -72,7 +80,45 @@ def parser(
     )
     _stats_options(command)
     command.set_defaults(run=stats, command="data stats")
+    command = commands.add_parser(
+        "table", help="the paper's tables with the numbers of runs on disk", allow_abbrev=False
+    )
+    _table_options(command)
+    command.set_defaults(run=table)
+    command = commands.add_parser(
+        "sweep",
+        help="train what a table of the paper needs",
+        usage="jol sweep N --out DIR [--seeds N ...] [--dry-run] -- ARGUMENT ...",
+        epilog="What follows -- goes to every `jol train`, such as the data; --preset is paper "
+        "unless given there, and --detector or --loss there keep those runs alone.",
+        allow_abbrev=False,
+    )
+    _sweep_options(command)
+    command.set_defaults(run=sweep)
     return jol
+
+
+def _table_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("table", metavar="N", choices=TABLES, help="1 to 9, or runs: a list of all runs")
+    add("--runs", metavar="DIR", type=Path, help="where runs lie, at any depth (default: runs)")
+    add("--format", choices=FORMATS, default="text", help="how to print (default: text)")
+    add(
+        "--annotations",
+        metavar=("NAME", "FILE"),
+        nargs="+",
+        action="append",
+        default=[],
+        help="for table 1: a data set's name and its COCO JSON files, counted together; repeatable",
+    )
+
+
+def _sweep_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("table", metavar="N", type=int, choices=SWEPT, help="table, 2 to 9 (9: steps only)")
+    add("--out", metavar="DIR", required=True, type=Path, help="folder of the runs' folders")
+    add("--seeds", metavar="N", nargs="+", type=_count, default=[0, 1, 2], help="default: 0 1 2")
+    add("--dry-run", action="store_true", help="print the commands, run nothing")
 
 
 def _train_options(command: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The command `jol`: train, eval, demo, data stats, bench.
+"""The command `jol`: train, eval, demo, data stats, table, sweep, bench.
 
 Exit status: 0 done, 1 failed while running, 2 unusable arguments or data. Everything that can be
 checked is checked before a folder is made.
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from detectors import data_stats, demo, engine, runs
+from detectors import data_stats, demo, engine, runs, sweep, tables
 from detectors.arguments import parser
 from detectors.data import CocoDetection, DataError
+from detectors.grids import render
 from detectors.layouts import paper_layout
 from detectors.models import TWO_STAGE, WEIGHTS, default_backbone
 from detectors.results import class_table
@@ -33,17 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         from bench.__main__ import main as bench
 
         return bench(arguments[1:], prog="jol bench")
+    common: list[str] = []  # what `jol sweep` hands to every `jol train`
+    if arguments[:1] == ["sweep"] and "--" in arguments:
+        cut = arguments.index("--")
+        arguments, common = arguments[:cut], arguments[cut + 1 :]
     try:
-        args = parser(_train, _eval, _demo, _data_stats).parse_args(arguments)
+        args = _parse(arguments)
     except SystemExit as stop:  # argparse has printed the help (0) or the error (2)
         return int(stop.code or 0)
+    args.common = common
     try:
         command: Callable[[argparse.Namespace], None] = args.run
         command(args)
     except (DataError, RunError, _Unusable) as error:
         print(f"jol {args.command}: {error}", file=sys.stderr)
         return 2
-    except engine.TrainingError as error:
+    except SystemExit as stop:  # so it did with the arguments that a sweep hands on
+        return int(stop.code or 0)
+    except (engine.TrainingError, sweep.SweepError) as error:
         print(f"jol {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -53,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    return parser(_train, _eval, _demo, _data_stats, _table, _sweep).parse_args(arguments)
 
 
 class _Unusable(ValueError):
@@ -145,6 +157,21 @@ def _data_stats(args: argparse.Namespace) -> None:
     if args.positives:
         table = data_stats.describe_positives(pool, args.detector, name, assign, layout, args.every)
         print("\n" + "\n".join(table))
+
+
+def _table(args: argparse.Namespace) -> None:
+    given = {name: [Path(file) for file in files] for name, *files in args.annotations}
+    if given and (args.table != "1" or not all(given.values())):
+        raise _Unusable("--annotations: wanted a name and files, and table 1")
+    grid, problems = tables.make_table(args.table, args.runs, given)
+    print(render(grid, args.format), end="")
+    for line in problems:
+        print(f"left out: {line}", file=sys.stderr)
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    planned = sweep.plan(args.table, args.seeds, args.common)
+    sweep.sweep(planned, args.out, lambda words: vars(_parse(words)), dry=args.dry_run)
 
 
 def _check_common(args: argparse.Namespace) -> None:

@@ -1,0 +1,217 @@
+"""Finished runs on disk, read back: what they were, what they reached, how long a step took.
+
+Runs are compared by what decides their numbers: the settings but the seed, without those that
+change nothing (runs.MAY_CHANGE, and JOL's in a base run), and the digests of their data.
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectors.paper import Cell
+from detectors.runs import MAY_CHANGE, RunError, TrainSettings
+
+JOINT = ("lam", "location_score", "class_score", "detach_weights")
+"""Settings of JOL, without meaning in a base run."""
+
+
+def _defaults() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(TrainSettings):
+        if field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+    return found
+
+
+DEFAULTS = _defaults()
+"""Settings that an older run may lack; it ran with these."""
+KINDS: dict[Any, tuple[str, ...]] = {
+    int: ("seed", "steps", "batch_size"),
+    int | float: ("lr", "lam"),
+    str: ("detector", "loss", "preset", "backbone"),
+}
+"""Settings that tables compute with or sort by, and what they must be."""
+NEEDED = tuple(f.name for f in dataclasses.fields(TrainSettings) if f.name not in DEFAULTS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        settings: by TrainSettings' names, with the defaults of those that its file lacks.
+        dataset: the named data set; None: files of the user's own.
+        data: digests of its data by name.
+        metrics: by name, 0 to 1; NaN where there are no objects of that size.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    dataset: str | None
+    data: dict[str, str]
+    metrics: dict[str, float]
+
+    @property
+    def seed(self) -> int:
+        """The seed of weights and data order."""
+        return int(self.settings["seed"])
+
+    def is_of(self, cell: Cell) -> bool:
+        """Whether detector, loss, assigner, λ and scores are the cell's."""
+        mine, base = self.settings, cell.loss == "base"
+        return (
+            cell.detector in (None, mine["detector"])
+            and cell.loss == mine["loss"]
+            and (cell.assigner or "iou") == (mine["assigner"] or "iou")
+            and (base or (cell.lam, cell.location_score, cell.class_score) == self._scores())
+        )
+
+    def _scores(self) -> tuple[float, str | None, str | None]:
+        mine = self.settings
+        return mine["lam"], mine["location_score"], mine["class_score"]
+
+    def decides(self, leave_out: Iterable[str] = ()) -> dict[str, Any]:
+        """What decides its numbers beside the seed, without the settings in `leave_out`."""
+        drop = {"seed", *MAY_CHANGE, *leave_out}
+        if self.settings["loss"] == "base":
+            drop.update(JOINT)
+        kept = {name: value for name, value in self.settings.items() if name not in drop}
+        return {**kept, "data": self.data}
+
+    def seconds(self) -> float:
+        """Median time of a step over the lines of metrics.jsonl but the first, or NaN."""
+        logged = []
+        file = self.path / "metrics.jsonl"
+        for line in file.read_text().splitlines() if file.exists() else []:
+            try:
+                value = json.loads(line).get("seconds")
+            except (ValueError, AttributeError):
+                continue
+            if isinstance(value, int | float):
+                logged.append(float(value))
+        return statistics.median(logged[1:] or logged) if logged else math.nan
+
+
+def find_runs(root: Path) -> tuple[list[Run], list[str]]:
+    """All finished runs below `root`, by path, and a line for each folder that is none.
+
+    Raises:
+        RunError: no such folder.
+    """
+    if not root.is_dir():
+        raise RunError(f"{root}: no such folder of runs")
+    found: list[Run] = []
+    problems: list[str] = []
+    for config in sorted(root.rglob("config.json")):
+        try:
+            found.append(read_run(config.parent))
+        except RunError as error:
+            problems.append(str(error))
+    return found, problems
+
+
+def read_run(folder: Path) -> Run:
+    """The run in `folder`.
+
+    Raises:
+        RunError: a file that is missing or does not hold what a run writes.
+    """
+    config = _json(folder / "config.json")
+    settings, data = config.get("settings"), config.get("data")
+    if not isinstance(settings, dict) or not isinstance(data, dict):
+        raise RunError(f"{folder}: config.json holds no settings and data of a run")
+    missing = [name for name in NEEDED if name not in settings]
+    if missing:
+        raise RunError(f"{folder}: config.json lacks the settings {', '.join(missing)}")
+    for kind, names in KINDS.items():
+        for name in names:
+            value = settings[name]
+            if not isinstance(value, kind):
+                raise RunError(f"{folder}: config.json: cannot use {name} {value!r}")
+    if not (folder / "results.json").exists():
+        raise RunError(f"{folder}: not finished, it has no results.json")
+    results = _json(folder / "results.json")
+    metrics = {name: math.nan if value is None else value for name, value in results.items()}
+    numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+    if "AP" not in numbers:
+        raise RunError(f"{folder}: results.json holds no AP")
+    return Run(
+        path=folder,
+        settings={**DEFAULTS, **settings},
+        dataset=None if data.get("dataset") is None else str(data["dataset"]),
+        data={name: str(value) for name, value in data.items() if name.endswith("sha256")},
+        metrics=numbers,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path.parent}: {path.name} cannot be read") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path.parent}: {path.name} holds {type(content).__name__}, wanted object")
+    return content
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone, seed → run."""
+
+    runs: Mapping[int, Run]
+
+    @property
+    def any(self) -> Run:
+        """One of them, for what they share."""
+        return next(iter(self.runs.values()))
+
+    def metric(self, name: str) -> dict[int, float]:
+        """Seed → this metric in per cent, without NaN."""
+        values = {seed: run.metrics.get(name, math.nan) for seed, run in self.runs.items()}
+        return {seed: 100 * value for seed, value in values.items() if not math.isnan(value)}
+
+
+def grouped(runs: Iterable[Run], also: Sequence[str] = ()) -> tuple[list[Group], list[str]]:
+    """Groups in the order of their first run, and a line for each run that counts nowhere.
+
+    A group's runs share what decides their numbers, and the settings `also`.
+    Of runs with the same settings and seed the first counts, and of groups that differ in nothing
+    but their number of steps the one with the most: short runs are for timing and trials.
+    """
+    groups: dict[str, dict[int, dict[int, Run]]] = {}
+    left_out: list[str] = []
+    for run in runs:
+        shared = {**run.decides(["steps"]), **{name: run.settings[name] for name in also}}
+        key = json.dumps(shared, sort_keys=True)
+        by_seed = groups.setdefault(key, {}).setdefault(run.settings["steps"], {})
+        first = by_seed.setdefault(run.seed, run)
+        if first is not run:
+            left_out.append(f"{run.path}: left out, a repetition of {first.path}")
+    for by_steps in groups.values():
+        most = max(by_steps)
+        left_out += [
+            f"{run.path}: left out, {steps} steps, others {most}"
+            for steps, by_seed in by_steps.items()
+            for run in by_seed.values()
+            if steps < most
+        ]
+    return [Group(by_steps[max(by_steps)]) for by_steps in groups.values()], left_out
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean, NaN of nothing."""
+    values = list(values)
+    return statistics.fmean(values) if values else math.nan
+
+
+def spread(values: Iterable[float]) -> float:
+    """The sample standard deviation, NaN of fewer than two."""
+    values = list(values)
+    return statistics.stdev(values) if len(values) > 1 else math.nan

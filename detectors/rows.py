@@ -1,0 +1,116 @@
+"""The rows of a table: the paper's numbers, then those of runs, their spread, the difference."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from detectors.finished import DEFAULTS, Run, mean, spread
+
+NO_RUN = "no run"
+USUAL = {
+    "image_size": None,
+    "crop": None,
+    "lam": 2.0,
+    "location_score": "iou",
+    "class_score": "probability",
+    "detach_weights": False,
+    **DEFAULTS,
+}
+"""Settings that need no word in a note."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a group of runs has for a row.
+
+    Attributes:
+        runs: how many.
+        letter: of their settings, after a space, or nothing.
+        values: column → numbers, one a run.
+    """
+
+    runs: int
+    letter: str
+    values: Mapping[str, Iterable[float]]
+
+
+def rows_of(
+    labels: Sequence[str],
+    published: Mapping[str, float],
+    lines: Sequence[Line],
+    columns: Mapping[str, str],
+    *,
+    sign: str = "",
+) -> Iterator[list[str]]:
+    """The rows of an entry: the paper's, then each group's, its spread, and the difference."""
+
+    def row(what: str, runs: str, values: Mapping[str, float], sign: str = "") -> list[str]:
+        cells = [number(values.get(c, math.nan), sign + spec) for c, spec in columns.items()]
+        return [*labels, what, runs, *cells]
+
+    yield row("paper", "", published, sign)
+    if not lines:
+        yield [*labels, "ours", "0", NO_RUN, *[""] * (len(columns) - 1)]
+    for line in lines:
+        ours = {c: mean(values) for c, values in line.values.items()}
+        yield row(f"ours{line.letter}", str(line.runs), ours, sign)
+        if line.runs > 1:
+            spreads = {c: spread(values) for c, values in line.values.items()}
+            yield row(f"±{line.letter}", "", spreads)
+        if published:
+            off = {c: ours.get(c, math.nan) - value for c, value in published.items()}
+            yield row(f"ours{line.letter} - paper", "", off, "+")
+
+
+def number(value: float, spec: str) -> str:
+    """The number in this format, NaN as a dash, and no minus before a zero."""
+    if math.isnan(value):
+        return "-"
+    text = format(value, spec)
+    return text.replace("-", "+") if not text.strip("-0.") else text
+
+
+class Letters:
+    """Gives runs of the same settings the same letter, and none where all are the same.
+
+    Args:
+        runs: all that the table shows.
+        told: settings that its labels tell.
+    """
+
+    def __init__(self, runs: Iterable[Run], told: Iterable[str]) -> None:
+        runs, self._told = list(runs), tuple(told)
+        self._several = len({tuple(run.data.items()) for run in runs}) > 1
+        self.words = list(dict.fromkeys(map(self._words, runs)))
+
+    def __call__(self, run: Run) -> str:
+        """The run's letter after a space, or nothing."""
+        if len(self.words) < 2:
+            return ""
+        return f" {self.letter(self.words.index(self._words(run)))}"
+
+    def letter(self, number: int) -> str:
+        """a to z, then a1 and so on."""
+        return chr(ord("a") + number % 26) + (str(number // 26) if number > 25 else "")
+
+    def _words(self, run: Run) -> str:
+        mine = run.decides(self._told)
+        del mine["data"]
+        words = [f"preset {mine.pop('preset')}", str(mine.pop("backbone"))]
+        if "steps" in mine:
+            words.append(f"{mine.pop('steps'):,} steps")
+        words += [f"batch {mine.pop('batch_size')}", f"lr {mine.pop('lr'):g}"]
+        words += [f"{k} {v}" for k, v in mine.items() if k not in USUAL or USUAL[k] != v]
+        if run.settings["assigner"] == "iou" and "assigner" in self._told:
+            words.append("assigner iou")  # by the labels the same as none given
+        if self._several:
+            words += [f"{name[:-7]} {digest[:8]}" for name, digest in run.data.items()]
+        return ", ".join(words)
+
+
+def letter_groups(runs: Iterable[Run], told: Iterable[str]) -> tuple[Letters, list[str]]:
+    """Letters for these runs, and the notes that say what they stand for."""
+    letters = Letters(runs, told)
+    if len(letters.words) < 2:
+        return letters, [f"ours: {words}" for words in letters.words]
+    return letters, [f"{letters.letter(i)}: {words}" for i, words in enumerate(letters.words)]

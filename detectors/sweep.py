@@ -1,0 +1,208 @@
+"""`jol sweep`: the runs that a table of the paper needs, each `jol train` in a process of its own.
+
+A finished run is skipped, an interrupted one resumed, one that fails does not end the sweep.
+sweep.json in the sweep's folder keeps the arguments of each run, so that a run of other arguments
+is never taken for this one.
+"""
+
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectors import paper, runs
+from detectors.paper import Cell
+from detectors.runs import RunError
+
+TABLES = tuple(range(2, 10))
+OWN = ("--seed", "--out", "--resume")
+"""Arguments of train that the sweep gives itself."""
+PRESET = "paper"
+"""Where the common arguments name none."""
+TIMED = ("--max-steps", "60", "--eval-every", "0")
+"""For Table 9, where the common arguments say no length: three lines of metrics.jsonl."""
+RECORD = "sweep.json"
+
+Parse = Callable[[list[str]], dict[str, Any]]
+Launch = Callable[[list[str]], int]
+
+
+class SweepError(RuntimeError):
+    """Runs of a sweep that failed, by name."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run: its folder's name, and its arguments of `jol train` without --out and --resume."""
+
+    name: str
+    arguments: list[str]
+
+
+def plan(table: int, seeds: Sequence[int], common: Sequence[str]) -> list[Planned]:
+    """The runs of a table, seed after seed, so that a sweep cut short has every cell.
+
+    A common argument that a table varies, such as --detector, keeps the cells that agree with it.
+
+    Raises:
+        RunError: common arguments that do not go with the table.
+    """
+    for flag in OWN:
+        if _given(common, flag) is not None:
+            raise RunError(f"{flag} after --: the sweep gives it itself")
+    wanted = paper.TABLES[table].dataset if table in paper.TABLES else None
+    dataset = _given(common, "--dataset")
+    if None not in (wanted, dataset) and dataset != wanted:
+        raise RunError(f"--dataset {dataset}: table {table} is of {wanted}")
+    cells = [
+        (cell, flags)
+        for cell, flags in _cells(table, _given(common, "--detector"))
+        if all(_given(common, flag) in (None, value) for flag, value in flags.items())
+    ]
+    if not cells:
+        raise RunError(f"no run of table {table} agrees with {shlex.join(common)}")
+    extra = [] if _given(common, "--preset") else ["--preset", PRESET]
+    if table == 9 and not (_given(common, "--max-steps") or _given(common, "--epochs")):
+        extra += TIMED
+    planned = []
+    for seed in dict.fromkeys(seeds):
+        for cell, flags in cells:
+            own = [
+                word for pair in flags.items() if _given(common, pair[0]) is None for word in pair
+            ]
+            words = [*own, *extra, *common, "--seed", str(seed)]
+            planned.append(Planned(f"{_name(cell)}-seed{seed}", words))
+    return planned
+
+
+def _cells(table: int, detector: str | None) -> Iterator[tuple[Cell, dict[str, str]]]:
+    """The cells of a table and the arguments of train that make them."""
+    if table == 9:
+        cells = [Cell(name, loss) for name in paper.COSTS for loss in ("base", "jol")]
+    else:
+        cells = [entry.cell for entry in paper.TABLES[table].entries]
+    for cell in cells:
+        if cell.detector is None:
+            cell = dataclasses.replace(cell, detector=detector or "faster_rcnn")
+        flags = {"--detector": str(cell.detector), "--loss": cell.loss}
+        if cell.assigner:
+            flags["--assigner"] = cell.assigner
+        if cell.loss == "jol" and table in (7, 8):
+            flags["--lam"] = f"{cell.lam:g}"
+            flags["--location-score"] = cell.location_score or "none"
+            flags["--class-score"] = cell.class_score or "none"
+        yield cell, flags
+
+
+def _name(cell: Cell) -> str:
+    """Such as faster_rcnn-jol or faster_rcnn-jol-lam3: the same for the same run of any table."""
+    words = [str(cell.detector), *([cell.assigner] if cell.assigner else []), cell.loss]
+    for field in dataclasses.fields(cell)[3:]:
+        value = getattr(cell, field.name)
+        if value != field.default:
+            words.append(f"lam{value:g}" if field.name == "lam" else f"no_{field.name}")
+    return "-".join(words)
+
+
+def _given(words: Sequence[str], flag: str) -> str | None:
+    """The value of an option among arguments, "" for one without; None: not there."""
+    for word, value in zip(words, [*words[1:], ""], strict=False):
+        if word == flag:
+            return value
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
+
+
+def sweep(
+    planned: Sequence[Planned], out: Path, parse: Parse, *, dry: bool, launch: Launch | None = None
+) -> None:
+    """Do the runs that are not done, or print their commands.
+
+    Args:
+        planned: what to run.
+        out: the sweep's folder, which holds a folder for each run.
+        parse: `jol train`'s arguments → their values by name; exits on unusable ones.
+        dry: print only.
+        launch: runs `jol train` with these arguments and returns its exit status.
+
+    Raises:
+        RunError: `out` is a file, or holds runs of the same names and other arguments.
+        SweepError: runs that failed, after all others were done.
+    """
+    launch = launch or _launch
+    record = _read_record(out)
+    values = {p.name: _values(parse(_command(p, out))) for p in planned}
+    for name, now in values.items():
+        was = record.get(name, now)
+        for key in now.keys() & was.keys():
+            if now[key] != was[key] and (out / name / "config.json").exists():
+                raise RunError(
+                    f"{out / name}: {key} was {was[key]}, is now {now[key]}; give another --out"
+                )
+    failed: list[str] = []
+    for number, run in enumerate(planned, start=1):
+        folder, words = out / run.name, _command(run, out)
+        state = _state(folder)
+        if state == "resume":
+            words.append("--resume")
+        if dry:
+            print(f"# {run.name} is done" if state == "done" else shlex.join(["jol", *words]))
+            continue
+        print(f"[{number}/{len(planned)}] {run.name}: {state}", flush=True)
+        if state == "done":
+            continue
+        if state == "start":
+            _forget(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        # Read anew: a sweep of other seeds may be running into the same folder.
+        runs.write_json(out / RECORD, {**_read_record(out), run.name: values[run.name]})
+        status = launch(words)
+        if status or _state(folder) != "done":
+            failed.append(f"{run.name} (status {status})")
+    if failed:
+        raise SweepError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}")
+
+
+def _command(run: Planned, out: Path) -> list[str]:
+    return ["train", *run.arguments, "--out", str(out / run.name)]
+
+
+def _values(parsed: dict[str, Any]) -> dict[str, str]:
+    """The arguments that decide what a run is, as text."""
+    drop = runs.MAY_CHANGE | {"out", "resume", "run", "command"}
+    return {name: str(value) for name, value in parsed.items() if name not in drop}
+
+
+def _state(folder: Path) -> str:
+    """What is left to do: done, resume, or start (also where no checkpoint was written yet)."""
+    if (folder / "results.json").exists():
+        return "done"
+    started = (folder / "config.json").exists() and (folder / "last.pt").exists()
+    return "resume" if started else "start"
+
+
+def _forget(folder: Path) -> None:
+    """Remove what a run wrote that died before its first checkpoint: train refuses its folder."""
+    for name in ("config.json", "metrics.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _read_record(out: Path) -> dict[str, dict[str, str]]:
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file, wanted a folder")
+    try:
+        return dict(json.loads((out / RECORD).read_text()))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{out / RECORD}: is not what a sweep writes") from error
+
+
+def _launch(words: list[str]) -> int:
+    return subprocess.call([sys.executable, "-m", "detectors", *words])

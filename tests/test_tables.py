@@ -1,0 +1,368 @@
+"""Tables from run folders written here: means, differences, spreads, missing and broken runs."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detectors import paper, tables
+from detectors.cli import main
+from detectors.finished import find_runs, read_run
+from detectors.grids import Grid, render
+from detectors.runs import RunError
+from detectors.tables import cost_table, results_table, runs_table
+
+SETTINGS: dict[str, Any] = {
+    "detector": "faster_rcnn",
+    "loss": "base",
+    "preset": "paper",
+    "backbone": "resnet50",
+    "backbone_weights": "imagenet",
+    "image_size": None,
+    "lam": 2.0,
+    "location_score": "iou",
+    "class_score": "probability",
+    "detach_weights": False,
+    "steps": 100,
+    "batch_size": 2,
+    "lr": 0.005,
+    "crop": None,
+    "seed": 0,
+}
+
+
+def write_run(
+    folder: Path,
+    metrics: dict[str, float | None] | None,
+    *,
+    dataset: str | None = "visdrone",
+    seconds: tuple[float, ...] = (),
+    weights: int = 0,
+    **settings: Any,
+) -> Path:
+    """A run's folder; metrics in per cent, None: not finished."""
+    folder.mkdir(parents=True)
+    data = {"train_sha256": "a" * 64, "val_sha256": "b" * 64}
+    if dataset:
+        data["dataset"] = dataset
+    config = {"settings": {**SETTINGS, **settings}, "data": data, "versions": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [json.dumps({"step": 20 * i, "seconds": s}) for i, s in enumerate(seconds, 1)]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 1'][: len(lines) + 1]))
+    if weights:
+        (folder / "best.pt").write_bytes(b"0" * weights)
+    if metrics is not None:
+        share = {k: None if v is None else v / 100 for k, v in metrics.items()}
+        (folder / "results.json").write_text(json.dumps(share))
+    return folder
+
+
+def write_coco(path: Path, images: list[list[list[int]]]) -> Path:
+    """A COCO file of 100 x 100 images, each with these boxes."""
+    annotations = [
+        {"image_id": i, "category_id": 1, "bbox": box, "iscrowd": 0}
+        for i, boxes in enumerate(images, 1)
+        for box in boxes
+    ]
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100}
+            for i, _ in enumerate(images, 1)
+        ],
+        "annotations": [{"id": i, **record} for i, record in enumerate(annotations, 1)],
+        "categories": [{"id": 1, "name": "ship"}],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def lines_of(grid: Grid, *labels: str) -> dict[str, dict[str, str]]:
+    """what → column → cell of the rows with these labels."""
+    what = grid.header.index("what")
+    found = [row for row in grid.rows if tuple(row[:what]) == labels]
+    return {row[what]: dict(zip(grid.header, row, strict=True)) for row in found}
+
+
+def test_means_spreads_and_differences_are_those_by_hand(tmp_path: Path) -> None:
+    for seed, ap, tiny in ((0, 20.0, 5.0), (1, 22.0, None), (2, 27.0, 8.0)):
+        write_run(tmp_path / f"b{seed}", {"AP": ap, "AP_t": tiny}, seed=seed)
+    for seed, ap in ((0, 21.0), (2, 31.0)):
+        write_run(tmp_path / "deep" / f"j{seed}", {"AP": ap, "AP_t": 9.0}, seed=seed, loss="jol")
+    runs, problems = find_runs(tmp_path)
+    assert problems == []
+    grid = results_table(2, runs)
+
+    base = lines_of(grid, "faster_rcnn", "base")
+    assert (base["paper"]["AP"], base["paper"]["AP50"]) == ("22.3", "-")
+    assert (base["ours"]["runs"], base["ours"]["AP"], base["ours"]["AP_t"]) == ("3", "23.0", "6.5")
+    # sqrt(((-3)² + (-1)² + 4²) / 2) = 3.606, and sqrt((1.5² + 1.5²) / 1) = 2.121
+    assert (base["±"]["AP"], base["±"]["AP_t"]) == ("3.6", "2.1")
+    assert (base["ours - paper"]["AP"], base["ours - paper"]["AP_t"]) == ("+0.7", "-")
+
+    joint = lines_of(grid, "faster_rcnn", "jol")
+    assert (joint["ours"]["AP"], joint["ours - paper"]["AP"]) == ("26.0", "-0.9")
+
+    # Pairs of the same seed only: +1 and +4; the difference of the means would be +3.
+    gain = lines_of(grid, "faster_rcnn", "jol-base")
+    assert (gain["paper"]["AP"], gain["ours"]["runs"], gain["ours"]["AP"]) == ("+4.6", "2", "+2.5")
+    assert (gain["±"]["AP"], gain["ours - paper"]["AP"]) == ("2.1", "-2.1")
+    assert gain["ours"]["AP_t"] == "+2.5"  # seeds 0 and 2: 9 - 5 and 9 - 8
+
+
+def test_a_cell_without_a_run_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"AP": 20.0}, detector="fcos")
+    grid = results_table(2, find_runs(tmp_path)[0])
+    assert lines_of(grid, "fcos", "base")["ours"]["AP"] == "20.0"
+    empty = [row for row in grid.rows if "no run" in row]
+    # 12 cells less one, and Faster R-CNN's jol-base, which the paper has
+    assert len(empty) == 12
+    assert ["detectors+simd", "jol", "ours", "0", "no run"] in [row[:5] for row in empty]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"dataset": "aitod"},
+        {"dataset": None},
+        {"detector": "fcos"},
+        {"assigner": "simd"},
+        {"lam": 3.0},
+        {"location_score": "nwd"},
+        {"class_score": None},
+    ],
+    ids=str,
+)
+def test_a_run_of_another_cell_is_not_counted(other: dict[str, Any], tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"AP": 20.0}, loss="jol", **other)
+    grid = results_table(2, find_runs(tmp_path)[0])
+    assert lines_of(grid, "faster_rcnn", "jol")["ours"]["AP"] == "no run"
+
+
+def test_runs_that_differ_otherwise_are_not_averaged(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"AP": 20.0}, seed=0)
+    write_run(tmp_path / "b", {"AP": 30.0}, seed=1, lr=0.01)
+    write_run(tmp_path / "c", {"AP": 40.0}, seed=2, lr=0.01, steps=10)  # a trial
+    write_run(tmp_path / "d", {"AP": 50.0}, seed=1, lr=0.01)  # b again
+    grid = results_table(2, find_runs(tmp_path)[0])
+    rows = lines_of(grid, "faster_rcnn", "base")
+    assert (rows["ours a"]["AP"], rows["ours b"]["AP"]) == ("20.0", "30.0")
+    assert rows["ours a"]["runs"] == rows["ours b"]["runs"] == "1"
+    notes = "\n".join(grid.notes)
+    assert "a: preset paper, resnet50, 100 steps, batch 2, lr 0.005" in notes
+    assert "b: preset paper, resnet50, 100 steps, batch 2, lr 0.01" in notes
+    assert f"{tmp_path / 'c'}: left out, 10 steps, others 100" in notes
+    assert f"{tmp_path / 'd'}: left out, a repetition of {tmp_path / 'b'}" in notes
+
+
+def test_what_changes_nothing_separates_nothing(tmp_path: Path) -> None:
+    """Workers and device change no result; λ none of a base run; an older run lacks settings."""
+    write_run(tmp_path / "a", {"AP": 20.0}, seed=0, workers=4, lam=3.0, device="cuda")
+    write_run(tmp_path / "b", {"AP": 30.0}, seed=1, anchor_scale=None, assigner_settings={})
+    rows = lines_of(results_table(2, find_runs(tmp_path)[0]), "faster_rcnn", "base")
+    assert (rows["ours"]["runs"], rows["ours"]["AP"]) == ("2", "25.0")
+
+
+def test_ablations_have_rows_for_each_data_set_and_detector(tmp_path: Path) -> None:
+    base = write_run(tmp_path / "base", {"AP": 20.0}, dataset="aitod")
+    write_run(tmp_path / "l", {"AP": 21.0}, dataset="aitod", loss="jol", class_score=None)
+    write_run(tmp_path / "full", {"AP": 24.0}, dataset="aitod", loss="jol")
+    write_run(tmp_path / "five", {"AP": 23.0}, dataset="aitod", loss="jol", lam=5.0)
+    write_run(tmp_path / "fcos", {"AP": 9.0}, detector="fcos", loss="jol")  # of Table 2 alone
+    runs, _ = find_runs(tmp_path)
+    scores, lams = results_table(7, runs), results_table(8, runs)
+    found = {
+        labels: lines_of(scores, "aitod", "faster_rcnn", *labels)["ours"]["AP"]
+        for labels in (("off", "off"), ("on", "off"), ("off", "on"), ("on", "on"))
+    }
+    assert list(found.values()) == ["20.0", "21.0", "no run", "24.0"]
+    assert [row[2] for row in lams.rows if "no run" in row] == ["1", "3", "4"]
+    assert lines_of(lams, "aitod", "faster_rcnn", "5")["ours"]["AP"] == "23.0"
+    assert not any("fcos" in row for row in [*scores.rows, *lams.rows])
+    only = results_table(7, [read_run(base)])
+    assert {tuple(row[:2]) for row in only.rows} == {("aitod", "faster_rcnn")}
+    assert len(results_table(8, []).rows) == 10
+
+
+def test_columns_follow_what_runs_have(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"AP": 20.0, "oLRP": 80.0, "AP_eS": 7.0}, dataset="sodad")
+    grid = results_table(5, find_runs(tmp_path)[0])
+    assert grid.header[4:] == ["AP", "AP50", "AP75", "AP_eS"]
+
+
+BROKEN = {
+    "no json": lambda f: (f / "config.json").write_text("{"),
+    "a list": lambda f: (f / "config.json").write_text("[]"),
+    "no settings": lambda f: (f / "config.json").write_text('{"data": {}}'),
+    "few settings": lambda f: (f / "config.json").write_text('{"settings": {}, "data": {}}'),
+    "bytes": lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"),
+    "no results": lambda f: (f / "results.json").unlink(),
+    "cut results": lambda f: (f / "results.json").write_text('{"AP": 0.'),
+    "other results": lambda f: (f / "results.json").write_text('{"accuracy": 1}'),
+    "no rate": lambda f: (f / "config.json").write_text(
+        json.dumps({"settings": {**SETTINGS, "lr": None}, "data": {}})
+    ),
+    "odd seed": lambda f: (f / "config.json").write_text(
+        json.dumps({"settings": {**SETTINGS, "seed": "one"}, "data": {}})
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_runs_are_named_and_left_out(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "good", {"AP": 20.0})
+    BROKEN[kind](write_run(tmp_path / "bad", {"AP": 90.0}, seed=1))
+    for name in ("2", "runs"):
+        assert main(["table", name, "--runs", str(tmp_path), "--format", "csv"]) == 0
+        printed = capsys.readouterr()
+        assert "20.0" in printed.out and "90.0" not in printed.out
+        assert str(tmp_path / "bad") in printed.err and "Traceback" not in printed.err
+        assert len(printed.err.splitlines()) == 1
+
+
+def test_the_list_of_runs_pairs_base_and_jol(tmp_path: Path) -> None:
+    for seed, ap in ((0, 20.0), (1, 22.0)):
+        write_run(tmp_path / f"b{seed}", {"AP": ap, "AP50": 40.0}, seed=seed, dataset=None)
+        for lam in (2.0, 3.0):
+            values = {"AP": ap + lam + seed, "AP50": 39.0}
+            settings = {"seed": seed, "loss": "jol", "lam": lam, "dataset": None}
+            write_run(tmp_path / f"j{lam:g}{seed}", values, **settings)
+    alone = {"AP": 1.0, "AP50": 2.0}
+    write_run(tmp_path / "alone", alone, detector="fcos", loss="jol", dataset=None)
+    grid = runs_table(find_runs(tmp_path)[0], tmp_path)
+    assert grid.header == ["run", "detector", "loss", "seed", "steps", "AP", "AP50"]
+    assert grid.rows[0] == ["alone", "fcos", "jol", "0", "100", "1.0", "2.0"]
+    assert len(grid.rows) == 7 + 4
+    # λ = 2: +2 and +3; λ = 3: +3 and +4
+    means = [row for row in grid.rows if row[0].startswith("mean of 2 pairs")]
+    assert [row[5:] for row in means] == [["+2.5", "-1.0"], ["+3.5", "-1.0"]]
+    assert [row[5:] for row in grid.rows if row[0].startswith("±")] == [["0.7", "0.0"]] * 2
+    letters = [row[0][-1] for row in means]
+    assert len(set(letters)) == 2
+    note = next(note for note in grid.notes if note.startswith(f"{letters[1]}: "))
+    assert note.endswith("lam 3.0")
+    for loss in ("base", "jol"):  # shorter, a pair of its own
+        write_run(tmp_path / f"z{loss}", {"AP": 5.0}, loss=loss, steps=10, dataset=None)
+    shorter = runs_table(find_runs(tmp_path)[0], tmp_path).rows[-5:]
+    assert sorted(row[4] for row in shorter) == ["10", "100", "100", "100", "100"]
+    write_run(tmp_path / "named", alone, seed=3, loss="jol", dataset="coco")
+    more = runs_table(find_runs(tmp_path)[0], tmp_path)
+    assert more.header[:3] == ["run", "data", "detector"]
+    assert ["named", "coco", "faster_rcnn", "jol", "3"] in [row[:5] for row in more.rows]
+    assert ["alone", "-", "fcos", "jol", "0"] in [row[:5] for row in more.rows]
+
+
+def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Path) -> None:
+    seconds = (9.0, 1.0, 1.2, 1.1)
+    write_run(tmp_path / "b", {"AP": 1.0}, seconds=seconds, weights=2_500_000, dataset=None)
+    write_run(tmp_path / "j", {"AP": 1.0}, seconds=(9.0, 1.21), loss="jol")
+    write_run(tmp_path / "s", {"AP": 1.0}, seconds=(9.0, 0.1), preset="slim")
+    write_run(tmp_path / "g", {"AP": 1.0}, seconds=(9.0, 0.01), loss="jol", device="cuda")
+    measured = dict.fromkeys(paper.COSTS, (130.0, 41.4))
+    grid = cost_table(find_runs(tmp_path)[0], measured)
+    base = lines_of(grid, "faster_rcnn", "base")
+    assert base["ours cpu"]["s/step"] == "1.100" and base["ours cpu"]["MB"] == "2.5"
+    assert base["ours cpu - paper"]["GFLOPs"] == "-4.5"
+    assert base["ours cpu - paper"]["params M"] == "+0.0"
+    joint = lines_of(grid, "faster_rcnn", "jol")
+    assert (joint["ours cpu"]["s/step"], joint["ours cuda"]["s/step"]) == ("1.210", "0.010")
+    assert joint["ours cpu"]["MB"] == "-"
+    ratio = lines_of(grid, "faster_rcnn", "jol/base")
+    assert [what for what in ratio if what != "paper"] == ["ours cpu"]
+    assert ratio["ours cpu"]["s/step"] == "1.100"
+    retina = lines_of(grid, "retinanet", "base")
+    assert (retina["ours"]["GFLOPs"], retina["ours"]["s/step"]) == ("130.0", "no run")
+    assert retina["ours - paper"]["GFLOPs"] == "+0.2"
+
+
+def test_table_9_measures_our_own_detectors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tables, "SIZE", 96)
+    assert main(["table", "9", "--runs", str(tmp_path), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    ours = [row for row in rows if row["what"] == "ours" and row["loss"] == "base"]
+    assert [row["params M"] for row in ours] == ["36.5", "32.1", "41.4"]
+    assert all(float(row["GFLOPs"]) > 0.5 for row in ours)
+
+
+def test_table_1_counts_what_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write_coco(tmp_path / "a.json", [[[0, 0, 4, 9], [0, 0, 16, 16]], []])
+    two = write_coco(tmp_path / "b.json", [[[0, 0, 4, 4]]])
+    given = ["--annotations", "aitod", str(one), str(two), "--annotations", "mine", str(two)]
+    assert main(["table", "1", *given, "--format", "csv"]) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert ["aitod", "ours", "3", "3", "8.7"] in rows  # (6 + 16 + 4) / 3
+    assert ["aitod", "ours - paper", "-", "-700618", "-4.1"] in rows
+    assert ["mine", "paper", "-", "-", "-"] in rows and ["mine", "ours", "1", "1", "4.0"] in rows
+    assert ["visdrone", "paper", "10209", "343205", "35.8"] in rows
+    assert ["visdrone", "ours", "not given", "", ""] in rows
+    assert main(["table", "1", "--annotations", "mine", str(tmp_path / "none.json")]) == 2
+    assert "none.json" in capsys.readouterr().err
+
+
+def test_formats_hold_the_same_cells(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"{seed}", {"AP": 20.0 + seed, "AP50": 40.0}, seed=seed)
+    grid = results_table(2, find_runs(tmp_path)[0])
+    assert list(csv.reader(io.StringIO(render(grid, "csv")))) == [grid.header, *grid.rows]
+    table = [line for line in render(grid, "markdown").splitlines() if line.startswith("| ")]
+    parsed = [[cell.strip() for cell in line[1:-1].split("|")] for line in table]
+    assert parsed == [grid.header, *grid.rows]
+    text = render(grid, "text").splitlines()
+    assert max(map(len, text)) <= 100
+    said = [line.split() for line in text if "ours" in line and "20.5" in line]
+    assert said == [["ours", "2", "20.5", "40.0", "-", "-", "-", "-", "-"]]
+    assert sum(line.startswith("faster_rcnn") for line in text) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["10"], "invalid choice: '10'"),
+        (["2", "--runs", "nowhere"], "nowhere: no such folder of runs"),
+        (["2", "--format", "html"], "--format"),
+        (["2", "--annotations", "a", "b"], "--annotations"),
+        (["1", "--annotations", "a"], "--annotations"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_unusable_arguments(
+    given: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["table", *given]) == 2
+    error = capsys.readouterr().err
+    assert wanted in error and len(error.splitlines()) <= 2
+
+
+def test_no_runs_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("3", "runs"):
+        assert main(["table", name]) == 0
+    assert "no run" in capsys.readouterr().out
+
+
+def test_the_papers_numbers_are_those_of_the_sources() -> None:
+    found = {
+        (number, *entry.labels): dict(entry.published)
+        for number, table in paper.TABLES.items()
+        for entry in table.entries
+        if entry.published
+    }
+    assert found == {
+        (2, "faster_rcnn", "base"): {"AP": 22.3},
+        (2, "faster_rcnn", "jol"): {"AP": 26.9},
+        (3, "faster_rcnn", "base"): {"AP": 11.1},
+        (3, "faster_rcnn", "jol"): {"AP": pytest.approx(11.1 + 13.6)},
+    }
+    assert all(table.source for table in paper.TABLES.values())
+    with pytest.raises(RunError, match="no such folder"):
+        find_runs(Path("nowhere"))
+    assert math.isclose(paper.COSTS["fcos"].gflops, 123.3)
