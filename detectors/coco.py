@@ -45,7 +45,7 @@ class CocoFile:
         skipped: a line for each annotation left out, clipped, or crowd or ignored.
         zero_size: how many annotations of no width or height were left out.
         clipped: how many annotations were cut off at the border of their image.
-        digest: sha256 of the file, hexadecimal; of what `to_json` writes where there is none.
+        sha256: of the file, hexadecimal; None where there is none.
     """
 
     images: list[dict[str, Any]]
@@ -55,7 +55,12 @@ class CocoFile:
     skipped: list[str]
     zero_size: int
     clipped: int
-    digest: str
+    sha256: str | None
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the file, or of what `to_json` writes where there is none."""
+        return self.sha256 or hashlib.sha256(to_json(**self.content())).hexdigest()
 
     def content(self) -> dict[str, Any]:
         """The COCO dict of images, annotations and categories."""
@@ -96,10 +101,7 @@ def check_coco(
     annotations, skipped, zero_size, clipped = _check_annotations(
         content, source, known, category_ids, report
     )
-    parts = (images, annotations, categories)
-    if digest is None:
-        digest = hashlib.sha256(to_json(*parts)).hexdigest()
-    return CocoFile(*parts, files, skipped, zero_size, clipped, digest)
+    return CocoFile(images, annotations, categories, files, skipped, zero_size, clipped, digest)
 
 
 def to_json(
@@ -107,10 +109,9 @@ def to_json(
     annotations: list[dict[str, Any]],
     categories: list[dict[str, Any]],
 ) -> bytes:
-    """The text of a COCO file, a record a line."""
-    parts = {"images": images, "annotations": annotations, "categories": categories}
-    lists = (f'"{key}": [\n' + ",\n".join(map(json.dumps, parts[key])) + "\n]" for key in parts)
-    return ("{\n" + ",\n".join(lists) + "\n}\n").encode()
+    """The text of a COCO file."""
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return (json.dumps(content) + "\n").encode()
 
 
 def read_json(source: Path) -> tuple[dict[str, Any], str]:

@@ -47,6 +47,7 @@ class CocoDetection(Dataset[Sample]):
         image_ids: index → COCO image id, in the order of the file.
         ground_truth: COCO dict (images, annotations, categories) with the boxes as used.
         skipped: a line for each box that was left out, clipped, or is crowd or ignored.
+        source: what messages call the annotations, the file's path.
         digest: sha256, hexadecimal, of the annotation file; of a COCO dict: of the file that
             `jol data convert` writes of it.
 
@@ -63,10 +64,10 @@ class CocoDetection(Dataset[Sample]):
         """
         coco: CocoFile
         if isinstance(annotations, dict):
-            self._source = name
+            self.source = name
             coco = check_coco(annotations, name, Path(images))
         else:
-            self._source = str(annotations)
+            self.source = str(annotations)
             coco = read_coco(Path(annotations), Path(images))
         self.category_ids: list[int] = [category["id"] for category in coco.categories]
         self.class_names: list[str] = [category["name"] for category in coco.categories]
@@ -84,7 +85,7 @@ class CocoDetection(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Decode image `index`; raises DataError if it cannot be, or has another size."""
         record = self._images[index]
-        where = f"{self._source}: image {record['id']}"
+        where = f"{self.source}: image {record['id']}"
         image = decode(self._files[index], (record["width"], record["height"]), where)
         boxes, labels = self._targets[index]
         target = {"boxes": boxes.clone(), "labels": labels.clone(), "image_id": record["id"]}
