@@ -218,7 +218,7 @@ def _val_options(command: argparse.ArgumentParser) -> None:
         "--protocol",
         choices=tuple(PROTOCOLS),
         help="size ranges and detection limits of the evaluation "
-        "(default: the data set's, else aitod)",
+        "(default: the data set's; eval: else the run's; else aitod)",
     )
     add(
         "--device",

@@ -94,7 +94,11 @@ def _eval(args: argparse.Namespace) -> None:
         raise RunError(f"{args.out}: is a file, wanted a folder")
     _report_skipped(dataset)
     evaluation = engine.evaluate_model(
-        model, dataset, args.device, args.evaluator, protocol=_protocol(args)
+        model,
+        dataset,
+        args.device,
+        args.evaluator,
+        protocol=_protocol(args, checkpoint["settings"].get("protocol")),
     )
     args.out.mkdir(parents=True, exist_ok=True)
     engine.write_results(args.out, evaluation, checkpoint["settings"]["loss"])
@@ -129,10 +133,10 @@ def _report_skipped(dataset: CocoDetection) -> None:
             print(f"  and {count - SKIPPED_SHOWN} more", file=sys.stderr)
 
 
-def _protocol(args: argparse.Namespace) -> str:
-    """What was given, else the data set's."""
-    own: str = DATASETS[args.dataset].protocol if args.dataset else "aitod"
-    return args.protocol or own
+def _protocol(args: argparse.Namespace, trained: str | None = None) -> str:
+    """What was given, else the data set's, else what the run was evaluated by in training."""
+    own = DATASETS[args.dataset].protocol if args.dataset else trained
+    return args.protocol or own or "aitod"
 
 
 def _rate(detector: str, preset: str) -> float:

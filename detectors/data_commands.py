@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from detectors import data_stats
-from detectors.coco import CocoFile, DataError, Report, read_coco, to_json
+from detectors.coco import CocoFile, DataError, read_coco, to_json
+from detectors.coco_rules import Report
 from detectors.data import decode
 from detectors.datasets.named import DATASETS, read_split
 from detectors.datasets.sodad import write_tiles

@@ -126,7 +126,8 @@ def resume(out: Path, settings: TrainSettings, data: Mapping[str, Any]) -> dict[
     """
     try:
         config = json.loads((out / "config.json").read_text())
-        was = {"settings": dict(config["settings"]), "data": dict(config["data"])}
+        settings_then = dataclasses.asdict(TrainSettings(**config["settings"]))
+        was = {"settings": settings_then, "data": dict(config["data"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{out}: no run to resume: config.json is missing or broken") from error
     now = {"settings": dataclasses.asdict(settings), "data": dict(data)}

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from detectors.coco import Report, fail
+from detectors.coco import fail
+from detectors.coco_rules import Report
 from detectors.data import CocoDetection
 from detectors.datasets.named import DATASETS, evaluation_data, read_split, training_data
 from detectors.datasets.published import Published

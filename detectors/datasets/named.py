@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from detectors.coco import DataError, Report, fail
+from detectors.coco import DataError, fail
+from detectors.coco_rules import Report
 from detectors.data import CocoDetection
 from detectors.datasets.published import Published, first_of, read_published_json
 from detectors.datasets.sodad import TiledDetection, read_sodad

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detectors.coco import CocoFile, DataError, Report, check_coco, fail, read_json
+from detectors.coco import CocoFile, DataError, check_coco, fail, read_json
+from detectors.coco_rules import Report
 from detectors.datasets.tiles import Box
 
 IMAGE_KEYS = ("id", "file_name", "width", "height")

@@ -4,7 +4,7 @@ A line is an object: x,y,w,h,score,category,truncation,occlusion, in pixels; som
 comma. Score 0 means "do not count". Category 0 is a region to ignore whatever the class, 1 to 10
 are the classes, 11 is other objects.
 
-Source: the VisDrone-DET toolkit's description of its format, aiskyeye.com.
+Source: README of github.com/VisDrone/VisDrone2018-DET-toolkit.
 """
 
 from collections import Counter
@@ -14,7 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from detectors.coco import DataError, Report, fail
+from detectors.coco import DataError, fail
+from detectors.coco_rules import Report
 from detectors.datasets.published import Published
 
 CLASSES = (
