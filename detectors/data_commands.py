@@ -17,7 +17,7 @@ from detectors.datasets.sodad import write_tiles
 from detectors.datasets.visdrone import ZERO_SIZE
 from detectors.layouts import paper_layout
 from detectors.progress import Progress
-from detectors.sources import is_named, splits
+from detectors.sources import is_named, refuse_split, splits
 from detectors.values import Unusable
 
 
@@ -42,7 +42,7 @@ def stats(args: argparse.Namespace) -> None:
             sum((Counter(split.left_out) for split in published), Counter()),
         )
     else:
-        _refuse_split(args)
+        refuse_split(args)
         pool = data_stats.make_pool(
             [(str(file), read_coco(file, None)) for file in args.annotations]
         )
@@ -76,7 +76,7 @@ def check(args: argparse.Namespace) -> None:
             else:
                 _check_one(split.source, split.check(report), split.left_out, report)
     else:
-        _refuse_split(args)
+        refuse_split(args)
         try:
             coco = read_coco(args.annotations, args.images, report)
         except DataError as error:
@@ -130,17 +130,18 @@ def convert(args: argparse.Namespace) -> None:
         if path and path.exists() and path.is_dir() != (path == args.out_images):
             raise Unusable(f"{path}: is a {'folder' if path.is_dir() else 'file'}")
     split = read_split(args.dataset, args.data_root, args.split)
+    coco = split.check()
+    content = coco.content()
     if args.out_images:
-        only_objects = args.split == dataset.train
-        with Progress("tiles", 0, len(split.content["images"]), quiet=True) as progress:
+        with Progress("tiles", 0, len(coco.images), quiet=True) as progress:
             content = write_tiles(
-                split,
+                coco,
+                split.regions,
                 args.out_images,
-                only_objects=only_objects,
+                source=split.source,
+                only_objects=args.split == dataset.train,
                 on_image=lambda done: progress.step(done, {}, []),
             )
-    else:
-        content = split.check().content()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     beside = args.out.with_name(args.out.name + ".part")
     beside.write_bytes(to_json(**content))
@@ -149,8 +150,3 @@ def convert(args: argparse.Namespace) -> None:
         print(f"left out: {number:,} {what}")
     kinds = f"{len(content['images']):,} images, {len(content['annotations']):,} annotations"
     print(f"{kinds} in {args.out}")
-
-
-def _refuse_split(args: argparse.Namespace) -> None:
-    if args.split:
-        raise Unusable("--split without --dataset")

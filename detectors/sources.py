@@ -22,9 +22,9 @@ def is_named(args: argparse.Namespace, *paths: str) -> bool:
     if args.dataset is None and args.data_root is None:
         missing = [name for name in paths if name not in given]
         if missing or not paths:
-            wanted = " or ".join(
-                ["--dataset NAME --data-root DIR", *[" ".join(paths)] * bool(paths)]
-            )
+            wanted = "--dataset NAME --data-root DIR"
+            if paths:
+                wanted += f" or {' '.join(paths)}"
             raise Unusable(f"wanted {wanted}; missing {' '.join(missing) or '--dataset'}")
         return False
     if given:
@@ -59,9 +59,14 @@ def evaluation(args: argparse.Namespace) -> CocoDetection:
     """
     if is_named(args, "--val-images", "--val-annotations"):
         return evaluation_data(args.dataset, args.data_root, args.split)
+    refuse_split(args)
+    return CocoDetection(args.val_images, args.val_annotations)
+
+
+def refuse_split(args: argparse.Namespace) -> None:
+    """Raise Unusable if there is a --split of no --dataset."""
     if args.split:
         raise Unusable("--split without --dataset")
-    return CocoDetection(args.val_images, args.val_annotations)
 
 
 def splits(args: argparse.Namespace, report: Report = fail) -> list[Published]:

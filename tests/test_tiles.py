@@ -13,8 +13,8 @@ from torchvision.ops import box_iou
 
 from detectors.cli import main
 from detectors.coco import DataError
-from detectors.datasets.named import evaluation_data, training_data
-from detectors.datasets.sodad import cut_image
+from detectors.datasets.named import evaluation_data, read_split, training_data
+from detectors.datasets.sodad import cut_image, paint
 from detectors.datasets.tiles import NMS, OVERLAP, SIZE, clip, merge, starts
 from detectors.evaluation import evaluate
 
@@ -138,6 +138,25 @@ def test_merging_keeps_images_and_classes_apart() -> None:
         (8, 1, [700, 5, 10, 10], 0.1),
     ]
     assert merge([], places) == []
+
+
+def test_regions_are_painted_whole_and_nothing_else() -> None:
+    pixels = np.ones((3, 6, 8), dtype=np.uint8)
+    paint(pixels, [(2.6, 1, 1.2, 2), (-9, -9, 10, 10), (-9, 2, 5, 2), (7, 5, 99, 99)])
+    black = np.zeros((6, 8), dtype=bool)
+    black[1:3, 2:4] = black[0, 0] = black[5, 7] = True
+    assert ((pixels == 0) == black).all()
+
+
+def test_a_region_without_a_box_is_named(tmp_path: Path) -> None:
+    root = write_sodad(tmp_path)
+    file = root / "Annotations" / "test.json"
+    content = json.loads(file.read_text())
+    for box in (None, [1, 2, 3], [1, 2, 3, float("nan")]):
+        content["annotations"][2]["bbox"] = box
+        file.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=r"test\.json: annotation 2: a region without a box"):
+            read_split("sodad", root, "test")
 
 
 CLASSES = ["people", "rider"]

@@ -4,10 +4,10 @@
 on, `TiledDetection` is the data set of those tiles, evaluated on the whole images.
 """
 
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ def read_sodad(
         if record.get("category_id") in ids:
             try:
                 x, y, w, h = map(float, record["bbox"])
+                if not math.isfinite(x + y + w + h):
+                    raise ValueError
                 regions.setdefault(record["image_id"], []).append((x, y, w, h))
             except (KeyError, TypeError, ValueError):
                 report(f"{annotations}: annotation {record.get('id')}: a region without a box")
@@ -69,9 +71,11 @@ def _dicts(content: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
 
 
 def write_tiles(
-    published: Published,
+    coco: CocoFile,
+    regions: Mapping[int, Sequence[Box]],
     folder: Path,
     *,
+    source: str,
     only_objects: bool,
     on_image: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[dict[str, Any]]]:
@@ -80,8 +84,10 @@ def write_tiles(
     A box cut to AREA_LEFT of its area or less is to be ignored there. Regions to ignore are black.
 
     Args:
-        published: the whole images.
+        coco: the whole images.
+        regions: image id → the regions to ignore, x y w h.
         folder: for the tiles; files of the same name are replaced.
+        source: what messages call the annotations.
         only_objects: leave out tiles without an object to learn.
         on_image: called with the number of images done.
 
@@ -90,14 +96,24 @@ def write_tiles(
         "corner", the tile's [x, y] in it.
 
     Raises:
-        DataError: unusable data.
+        DataError: an image that cannot be decoded.
     """
-    coco = published.check()
     of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco.images}
     for record in coco.annotations:
         of_image[record["image_id"]].append(record)
     folder.mkdir(parents=True, exist_ok=True)
-    cut = partial(_write, published, of_image, folder, only_objects)
+
+    def cut(image: dict[str, Any], file: Path) -> list[Tile]:
+        where = f"{source}: image {image['id']}"
+        pixels = decode(file, (image["width"], image["height"]), where).numpy()
+        paint(pixels, regions.get(image["id"], ()))
+        tiles = cut_image(image, of_image[image["id"]])
+        if only_objects:
+            tiles = [tile for tile in tiles if not all(record["iscrowd"] for record in tile[1])]
+        for record, _ in tiles:
+            _save(pixels, record, folder)
+        return tiles
+
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works outside the interpreter's lock
@@ -112,30 +128,19 @@ def write_tiles(
     return {"images": images, "annotations": annotations, "categories": coco.categories}
 
 
-def _write(
-    published: Published,
-    of_image: dict[int, list[dict[str, Any]]],
-    folder: Path,
-    only_objects: bool,
-    image: dict[str, Any],
-    file: Path,
-) -> list[Tile]:
-    """Write the tiles of one image."""
-    size = (image["width"], image["height"])
-    pixels = decode(file, size, f"{published.source}: image {image['id']}").numpy()
-    for x, y, w, h in published.regions.get(image["id"], []):
-        left, top = max(int(x), 0), max(int(y), 0)
-        pixels[:, top : int(np.ceil(y + h)), left : int(np.ceil(x + w))] = 0
-    written = []
-    for record, objects in cut_image(image, of_image[image["id"]]):
-        if only_objects and all(record["iscrowd"] for record in objects):
-            continue
-        left, top = record["corner"]
-        part = pixels[:, top : top + record["height"], left : left + record["width"]]
-        picture = Image.fromarray(np.ascontiguousarray(part.transpose(1, 2, 0)))
-        picture.save(folder / record["file_name"], quality=QUALITY)
-        written.append((record, objects))
-    return written
+def paint(pixels: np.ndarray, regions: Sequence[Box]) -> None:
+    """Make every pixel [3, H, W] that a region touches black."""
+    for x, y, w, h in regions:
+        top, bottom = (max(side, 0) for side in (math.floor(y), math.ceil(y + h)))
+        left, right = (max(side, 0) for side in (math.floor(x), math.ceil(x + w)))
+        pixels[:, top:bottom, left:right] = 0
+
+
+def _save(pixels: np.ndarray, tile: dict[str, Any], folder: Path) -> None:
+    left, top = tile["corner"]
+    part = pixels[:, top : top + tile["height"], left : left + tile["width"]]
+    picture = Image.fromarray(np.ascontiguousarray(part.transpose(1, 2, 0)))
+    picture.save(folder / tile["file_name"], quality=QUALITY)
 
 
 def cut_image(image: dict[str, Any], objects: Sequence[dict[str, Any]]) -> list[Tile]:
@@ -188,6 +193,7 @@ class TiledDetection(CocoDetection):
             self._places = {
                 record["id"]: (record["whole"], *record["corner"]) for record in content["images"]
             }
+            there = set(self._places.values())
         except (KeyError, TypeError) as error:
             raise DataError(f"{annotations}: says not where the tiles lie") from error
         wanted = {
@@ -196,7 +202,7 @@ class TiledDetection(CocoDetection):
             for top in starts(image["height"])
             for left in starts(image["width"])
         }
-        missing = len(wanted - set(self._places.values()))
+        missing = len(wanted - there)
         if missing or len(wanted) != len(self._places):
             raise DataError(
                 f"{annotations}: {len(self._places)} tiles, but the whole images have "
