@@ -43,9 +43,7 @@ def stats(args: argparse.Namespace) -> None:
         )
     else:
         refuse_split(args)
-        pool = data_stats.make_pool(
-            [(str(file), read_coco(file, None)) for file in args.annotations]
-        )
+        pool = data_stats.read_pool(args.annotations)
     print("\n".join(data_stats.describe(pool)))
     print("\n" + "\n".join(data_stats.describe_simd(pool, args.detector, anchors)), flush=True)
     if args.positives:

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from detectors.assigned import centre_sampling, inside_only
 from detectors.assigners import Assigner, Level, centres
-from detectors.coco import CocoFile, DataError
+from detectors.coco import CocoFile, DataError, read_coco
 from detectors.datasets.visdrone import ZERO_SIZE
 from detectors.layouts import Layout
 from detectors.models import choose_assigner
@@ -47,6 +48,15 @@ class Pool:
     crowd: int
     zero_size: int
     others: dict[str, int]
+
+
+def read_pool(sources: Sequence[Path]) -> Pool:
+    """`make_pool` of COCO JSON files; no image is looked for.
+
+    Raises:
+        DataError: as make_pool, or an unusable file.
+    """
+    return make_pool([(str(source), read_coco(source, None)) for source in sources])
 
 
 def make_pool(

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectors.arguments import parser
 from detectors.cli import _settings, main
 from detectors.coco import DataError
 from detectors.datasets.named import DATASETS, evaluation_data, read_split, training_data
@@ -90,8 +89,12 @@ TRAIN = ("train", "--loss", "jol", "--out", "x", "--detector")
 
 
 def settings_of(*arguments: str, images: int = 100) -> Any:
-    nothing: Callable[[Any], None] = lambda args: None  # noqa: E731
-    return _settings(parser(nothing, nothing, nothing).parse_args(arguments), images)
+    """What `jol` with these arguments would train with."""
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detectors.cli._train", seen.append)
+        assert main(arguments) == 0
+    return _settings(seen[0], images)
 
 
 @pytest.mark.parametrize(
