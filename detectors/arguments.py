@@ -1,19 +1,19 @@
 """The arguments of `jol`, its help, and their first checks."""
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-from detectors.assigners import ASSIGNERS
+from detectors.data_arguments import add_data_commands, dataset_options, prior_options
 from detectors.evaluation import PROTOCOLS
 from detectors.grids import FORMATS
 from detectors.models import BACKBONES, DETECTORS, LOSSES, PRESETS
 from detectors.sweep import TABLES as SWEPT
 from detectors.tables import TABLES
+from detectors.values import count, positive, rate, share
 
 SCORES = ("iou", "giou", "nwd", "simd", "dotd", "none")
 
@@ -28,12 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(
-    train: Command,
-    evaluate: Command,
-    demo: Command,
-    stats: Command,
-    table: Command,
-    sweep: Command,
+    train: Command, evaluate: Command, demo: Command, table: Command, sweep: Command
 ) -> argparse.ArgumentParser:
     """The parser of `jol`; its result's `run` is the function given here for the command."""
     jol = _Parser(
@@ -65,21 +60,13 @@ def parser(
     add(
         "--seed",
         metavar="N",
-        type=_count,
+        type=count,
         default=0,
         help="seed of scenes, initial weights and data order",
     )
     command.set_defaults(run=demo)
     commands.add_parser("bench", help="measure the loss against what people would use instead")
-    data = commands.add_parser("data", help="look into data sets", allow_abbrev=False)
-    actions = data.add_subparsers(required=True, metavar="COMMAND")
-    command = actions.add_parser(
-        "stats",
-        help="count objects by size and class; with --positives: what an assigner gives them",
-        allow_abbrev=False,
-    )
-    _stats_options(command)
-    command.set_defaults(run=stats, command="data stats")
+    add_data_commands(commands)
     command = commands.add_parser(
         "table", help="the paper's tables with the numbers of runs on disk", allow_abbrev=False
     )
@@ -117,7 +104,7 @@ def _sweep_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("table", metavar="N", type=int, choices=SWEPT, help="table, 2 to 9 (9: steps only)")
     add("--out", metavar="DIR", required=True, type=Path, help="folder of the runs' folders")
-    add("--seeds", metavar="N", nargs="+", type=_count, default=[0, 1, 2], help="default: 0 1 2")
+    add("--seeds", metavar="N", nargs="+", type=count, default=[0, 1, 2], help="default: 0 1 2")
     add("--dry-run", action="store_true", help="print the commands, run nothing")
 
 
@@ -129,26 +116,22 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     add(
         "--train-images",
         metavar="DIR",
-        required=True,
         type=Path,
-        help="folder of the training images",
+        help="without --dataset: folder of the training images",
     )
-    add(
-        "--train-annotations", metavar="FILE", required=True, type=Path, help="their COCO JSON file"
-    )
+    add("--train-annotations", metavar="FILE", type=Path, help="their COCO JSON file")
     _val_options(command)
     add(
         "--preset",
         choices=PRESETS,
-        default="torchvision",
-        help="torchvision: stock ResNet-50 (default); paper: the paper's settings; "
-        "slim: small, for a CPU and random weights",
+        help="torchvision: stock ResNet-50 (default); paper: the paper's settings (default with "
+        "--dataset); slim: small, for a CPU and random weights",
     )
-    _prior_options(command)
+    prior_options(command)
     add(
         "--score-threshold",
         metavar="X",
-        type=_share,
+        type=share,
         help="least score of a detection (default: 0.05, torchvision's fcos 0.2)",
     )
     add(
@@ -165,45 +148,53 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     add(
         "--epochs",
         metavar="N",
-        type=_positive,
-        help="passes over the training images (default: 12)",
+        type=positive,
+        help="passes over the training images (default: 12; --dataset aitod, aitodv2: 24)",
+    )
+    add(
+        "--decay-epochs",
+        metavar="N",
+        nargs="+",
+        type=positive,
+        help="epochs after which the learning rate falls to a tenth "
+        "(default: at 8/12 and 11/12 of the run)",
     )
     add(
         "--max-steps",
         metavar="N",
-        type=_positive,
+        type=positive,
         help="at most so many steps; alone: as many",
     )
     add(
         "--batch-size",
         metavar="N",
-        type=_positive,
+        type=positive,
         help="images a step (default: 2, or 4 with slim)",
     )
     add(
         "--lr",
         metavar="X",
-        type=_rate,
+        type=rate,
         help="learning rate (default: two-stage 0.005, retinanet and fcos 0.001; slim 0.02)",
     )
     add(
         "--image-size",
         metavar="S",
-        type=_positive,
+        type=positive,
         help="resize the shorter side to so many pixels "
-        "(default: 800, longer side at most 1333; slim: not resized)",
+        "(default: 800, longer side at most 1333; --dataset sodad 1200; slim: not resized)",
     )
     add(
         "--crop",
         metavar="S",
-        type=_count,
+        type=count,
         help="train on random crops of so many pixels, 0: whole images "
         "(default: 0, or 192 with slim)",
     )
     add(
         "--seed",
         metavar="N",
-        type=_count,
+        type=count,
         default=0,
         help="seed of weights and data order (default: 0)",
     )
@@ -226,93 +217,16 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     add(
         "--eval-every",
         metavar="N",
-        type=_count,
+        type=count,
         default=1,
         help="evaluate every so many epochs, 0: at the end only (default: 1)",
     )
     add(
         "--workers",
         metavar="N",
-        type=_count,
+        type=count,
         default=0,
         help="processes that load images (default: 0)",
-    )
-
-
-def _prior_options(command: argparse.ArgumentParser) -> None:
-    """What train and data stats share."""
-    add = command.add_argument
-    add(
-        "--assigner",
-        choices=ASSIGNERS,
-        help="of the RPN or RetinaNet (default: by IoU), or of FCOS: atss, rfla (default: its own)",
-    )
-    add(
-        "--assigner-settings",
-        metavar="NAME=X",
-        nargs="+",
-        type=_setting,
-        default=[],
-        help="of the assigner, such as m=6.13 n=4.59 for simd",
-    )
-    add(
-        "--anchor-scale",
-        metavar="X",
-        type=_rate,
-        help="side of the anchors in strides (default: 8, retinanet 4, slim 6 to 180 pixels by "
-        "level; tiny objects want 2 to 4)",
-    )
-    add(
-        "--anchor-ratios",
-        metavar="X",
-        nargs="+",
-        type=_rate,
-        help="height over width of the anchors of a location (default: 0.5 1 2)",
-    )
-    add(
-        "--strides",
-        metavar="N",
-        nargs="+",
-        type=_positive,
-        help="of the pyramid's levels (default: 4 8 16 32 64, retinanet and fcos 8 16 32 64 128; "
-        "slim 4 8 16 32, retinanet and fcos 4 8 16)",
-    )
-
-
-def _stats_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add(
-        "--annotations",
-        metavar="FILE",
-        required=True,
-        nargs="+",
-        type=Path,
-        help="COCO JSON files, counted together, such as train and val; needs no images",
-    )
-    add(
-        "--detector",
-        metavar="NAME",
-        default="faster_rcnn",
-        help=f"whose anchors, with preset paper: {', '.join(DETECTORS)} (default: faster_rcnn)",
-    )
-    _prior_options(command)
-    add(
-        "--image-size",
-        metavar="S",
-        type=_positive,
-        help="resize the shorter side to so many pixels (default: 800, longer side at most 1333)",
-    )
-    add(
-        "--positives",
-        action="store_true",
-        help="count the positives that the assigner gives to objects of each size",
-    )
-    add(
-        "--every",
-        metavar="N",
-        type=_positive,
-        default=1,
-        help="with --positives: assign on every N-th image only (default: 1, all)",
     )
 
 
@@ -328,26 +242,27 @@ def _eval_options(command: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder for results.json and pr_curves.png",
     )
-    add(
-        "--protocol",
-        choices=tuple(PROTOCOLS),
-        default="aitod",
-        help="size ranges and detection limits (default: aitod)",
-    )
+    add("--split", metavar="NAME", help="of --dataset (default: the one the paper evaluates on)")
     _val_options(command)
 
 
 def _val_options(command: argparse.ArgumentParser) -> None:
     """What train and eval share."""
+    dataset_options(command)
     add = command.add_argument
     add(
         "--val-images",
         metavar="DIR",
-        required=True,
         type=Path,
-        help="folder of the images to evaluate on",
+        help="without --dataset: folder of the images to evaluate on",
     )
-    add("--val-annotations", metavar="FILE", required=True, type=Path, help="their COCO JSON file")
+    add("--val-annotations", metavar="FILE", type=Path, help="their COCO JSON file")
+    add(
+        "--protocol",
+        choices=tuple(PROTOCOLS),
+        help="size ranges and detection limits of the evaluation "
+        "(default: the data set's; eval: else the run's; else aitod)",
+    )
     add(
         "--device",
         choices=("cpu", "cuda"),
@@ -360,43 +275,3 @@ def _val_options(command: argparse.ArgumentParser) -> None:
         default="faster",
         help="library that computes AP: faster-coco-eval (default) or pycocotools",
     )
-
-
-def _count(text: str) -> int:
-    return int(_number(text, text.isdecimal(), "a whole number of 0 or more"))
-
-
-def _positive(text: str) -> int:
-    return int(_number(text, text.isdecimal() and int(text) > 0, "a whole number of 1 or more"))
-
-
-def _rate(text: str) -> float:
-    return float(_number(text, 0 < _parsed(text) < math.inf, "a positive number"))
-
-
-def _share(text: str) -> float:
-    return float(_number(text, 0 <= _parsed(text) < 1, "a number from 0 to below 1"))
-
-
-def _parsed(text: str) -> float:
-    """The number in the text, NaN where there is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _setting(text: str) -> tuple[str, float | None]:
-    name, _, value = text.partition("=")
-    if value == "none":
-        return name, None
-    try:
-        return name, int(value) if value.isdecimal() else float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted NAME=NUMBER") from None
-
-
-def _number(text: str, good: bool, wanted: str) -> str:
-    if not good:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
-    return text

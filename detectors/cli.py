@@ -1,4 +1,4 @@
-"""The command `jol`: train, eval, demo, data stats, table, sweep, bench.
+"""The command `jol`: train, eval, demo, data, table, sweep, bench.
 
 Exit status: 0 done, 1 failed while running, 2 unusable arguments or data. Everything that can be
 checked is checked before a folder is made.
@@ -13,14 +13,15 @@ from pathlib import Path
 
 import torch
 
-from detectors import data_stats, demo, engine, runs, sweep, tables
+from detectors import demo, engine, runs, sources, sweep, tables
 from detectors.arguments import parser
 from detectors.data import CocoDetection, DataError
+from detectors.datasets.named import DATASETS
 from detectors.grids import render
-from detectors.layouts import paper_layout
 from detectors.models import TWO_STAGE, WEIGHTS, default_backbone
 from detectors.results import class_table
 from detectors.runs import RunError, TrainSettings
+from detectors.values import Unusable
 
 BATCHES = {"torchvision": 2, "paper": 2, "slim": 4}
 SKIPPED_SHOWN = 3
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], None] = args.run
         command(args)
-    except (DataError, RunError, _Unusable) as error:
+    except (DataError, RunError, Unusable) as error:
         print(f"jol {args.command}: {error}", file=sys.stderr)
         return 2
     except SystemExit as stop:  # so it did with the arguments that a sweep hands on
@@ -64,32 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    return parser(_train, _eval, _demo, _data_stats, _table, _sweep).parse_args(arguments)
-
-
-class _Unusable(ValueError):
-    """Arguments that cannot be used together, or not on this machine."""
+    return parser(_train, _eval, _demo, _table, _sweep).parse_args(arguments)
 
 
 def _train(args: argparse.Namespace) -> None:
     _check_common(args)
-    train_data = _data(args.train_images, args.train_annotations)
-    val_data = _data(args.val_images, args.val_annotations)
-    if train_data.class_names != val_data.class_names:
-        raise DataError(
-            f"{args.val_annotations}: categories {val_data.class_names}, but "
-            f"{args.train_annotations} has {train_data.class_names}"
-        )
-    if len(train_data) == 0 or len(val_data) == 0:
-        empty = args.val_annotations if len(train_data) else args.train_annotations
-        raise DataError(f"{empty}: holds no images")
+    train_data, val_data, data = sources.training(args)
+    _refuse_other_classes(val_data, train_data.source, train_data.class_names)
     settings = _settings(args, len(train_data))
-    data = {
-        "train_images": str(args.train_images),
-        "train_annotations": str(args.train_annotations),
+    data |= {
         "train_sha256": train_data.digest,
-        "val_images": str(args.val_images),
-        "val_annotations": str(args.val_annotations),
         "val_sha256": val_data.digest,
         "classes": train_data.class_names,
     }
@@ -99,11 +84,11 @@ def _train(args: argparse.Namespace) -> None:
     try:
         model = engine.make_model(settings, len(train_data.class_names), resumed=args.resume)
     except (ValueError, NotImplementedError, OSError) as error:
-        raise _Unusable(str(error)) from error
+        raise Unusable(str(error)) from error
     if checkpoint is None:
         runs.start(args.out, settings, data)
-    for dataset, path in ((train_data, args.train_annotations), (val_data, args.val_annotations)):
-        _report_skipped(dataset, path)
+    for dataset in (train_data, val_data):
+        _report_skipped(dataset)
     result = engine.train(
         settings, model, train_data, val_data, args.out, checkpoint=checkpoint, title=args.loss
     )
@@ -116,18 +101,18 @@ def _train(args: argparse.Namespace) -> None:
 def _eval(args: argparse.Namespace) -> None:
     _check_common(args)
     checkpoint = runs.load_checkpoint(args.checkpoint)
-    dataset = _data(args.val_images, args.val_annotations)
-    if dataset.class_names != checkpoint["class_names"]:
-        raise DataError(
-            f"{args.val_annotations}: categories {dataset.class_names}, but "
-            f"{args.checkpoint} was trained on {checkpoint['class_names']}"
-        )
+    dataset = sources.evaluation(args)
+    _refuse_other_classes(dataset, args.checkpoint, checkpoint["class_names"])
     model = engine.load_detector(checkpoint).to(args.device)
     if args.out.exists() and not args.out.is_dir():
         raise RunError(f"{args.out}: is a file, wanted a folder")
-    _report_skipped(dataset, args.val_annotations)
+    _report_skipped(dataset)
     evaluation = engine.evaluate_model(
-        model, dataset, args.device, args.evaluator, protocol=args.protocol
+        model,
+        dataset,
+        args.device,
+        args.evaluator,
+        protocol=_protocol(args, checkpoint["settings"].get("protocol")),
     )
     args.out.mkdir(parents=True, exist_ok=True)
     engine.write_results(args.out, evaluation, checkpoint["settings"]["loss"])
@@ -139,30 +124,10 @@ def _demo(args: argparse.Namespace) -> None:
     demo.run(args.out, seed=args.seed)
 
 
-def _data_stats(args: argparse.Namespace) -> None:
-    settings = dict(args.assigner_settings)
-    sizes = {
-        name: getattr(args, name)
-        for name in ("anchor_scale", "anchor_ratios", "strides", "image_size")
-    }
-    try:
-        anchors = paper_layout(args.detector, **sizes)
-        layout = paper_layout(args.detector, args.assigner, **sizes)
-        name, assign = data_stats.pick_assigner(args.detector, args.assigner, settings)
-    except ValueError as error:
-        raise _Unusable(str(error)) from error
-    pool = data_stats.read_pool(args.annotations)
-    print("\n".join(data_stats.describe(pool)))
-    print("\n" + "\n".join(data_stats.describe_simd(pool, args.detector, anchors)), flush=True)
-    if args.positives:
-        table = data_stats.describe_positives(pool, args.detector, name, assign, layout, args.every)
-        print("\n" + "\n".join(table))
-
-
 def _table(args: argparse.Namespace) -> None:
     given = {name: [Path(file) for file in files] for name, *files in args.annotations}
     if given and (args.table != "1" or not all(given.values())):
-        raise _Unusable("--annotations: wanted a name and files, and table 1")
+        raise Unusable("--annotations: wanted a name and files, and table 1")
     grid, problems = tables.make_table(args.table, args.runs, given)
     print(render(grid, args.format), end="")
     for line in problems:
@@ -176,21 +141,31 @@ def _sweep(args: argparse.Namespace) -> None:
 
 def _check_common(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise _Unusable("--device cuda: PyTorch finds no GPU here")
+        raise Unusable("--device cuda: PyTorch finds no GPU here")
 
 
-def _data(images: Path, annotations: Path) -> CocoDetection:
-    return CocoDetection(images, annotations)
+def _refuse_other_classes(dataset: CocoDetection, other: object, names: list[str]) -> None:
+    if dataset.class_names != names:
+        raise DataError(
+            f"{dataset.source}: categories {dataset.class_names}, but {other} has {names}"
+        )
 
 
-def _report_skipped(dataset: CocoDetection, path: Path) -> None:
+def _report_skipped(dataset: CocoDetection) -> None:
     """Name what was left out of the data, its first lines."""
     if dataset.skipped:
-        print(f"{path}: {len(dataset.skipped)} annotations clipped or left out:", file=sys.stderr)
+        count = len(dataset.skipped)
+        print(f"{dataset.source}: {count} annotations clipped or left out:", file=sys.stderr)
         for line in dataset.skipped[:SKIPPED_SHOWN]:
             print(f"  {line}", file=sys.stderr)
-        if len(dataset.skipped) > SKIPPED_SHOWN:
-            print(f"  and {len(dataset.skipped) - SKIPPED_SHOWN} more", file=sys.stderr)
+        if count > SKIPPED_SHOWN:
+            print(f"  and {count - SKIPPED_SHOWN} more", file=sys.stderr)
+
+
+def _protocol(args: argparse.Namespace, trained: str | None = None) -> str:
+    """What was given, else the data set's, else what the run was evaluated by in training."""
+    own = DATASETS[args.dataset].protocol if args.dataset else trained
+    return args.protocol or own or "aitod"
 
 
 def _rate(detector: str, preset: str) -> float:
@@ -201,20 +176,26 @@ def _rate(detector: str, preset: str) -> float:
 
 
 def _settings(args: argparse.Namespace, images: int) -> TrainSettings:
-    """The run's settings: what was given, else the preset's."""
-    batch_size = args.batch_size or BATCHES[args.preset]
+    """The run's settings: what was given, else the data set's and the preset's."""
+    dataset = DATASETS.get(args.dataset)
+    preset = args.preset or ("paper" if dataset else "torchvision")
+    batch_size = args.batch_size or BATCHES[preset]
     epochs = args.epochs
     if epochs is None and args.max_steps is None:
-        epochs = 12
+        epochs = dataset.epochs if dataset else 12
+    image_size = args.image_size
+    if image_size is None and dataset and preset != "slim":
+        image_size = dataset.image_size
     steps = args.max_steps if epochs is None else math.ceil(epochs * images / batch_size)
-    crop = CROPS[args.preset] if args.crop is None else args.crop
+    decays = [math.ceil(epoch * images / batch_size) for epoch in args.decay_epochs or []]
+    crop = CROPS[preset] if args.crop is None else args.crop
     return TrainSettings(
         detector=args.detector,
         loss=args.loss,
-        preset=args.preset,
-        backbone=args.backbone or default_backbone(args.detector, args.preset),
-        backbone_weights=args.backbone_weights or WEIGHTS[args.preset],
-        image_size=args.image_size,
+        preset=preset,
+        backbone=args.backbone or default_backbone(args.detector, preset),
+        backbone_weights=args.backbone_weights or WEIGHTS[preset],
+        image_size=image_size,
         assigner=args.assigner,
         assigner_settings=dict(args.assigner_settings),
         anchor_scale=args.anchor_scale,
@@ -230,11 +211,13 @@ def _settings(args: argparse.Namespace, images: int) -> TrainSettings:
         detach_weights=args.detach_weights,
         steps=min(steps, args.max_steps or steps),
         batch_size=batch_size,
-        lr=args.lr or _rate(args.detector, args.preset),
+        lr=args.lr or _rate(args.detector, preset),
+        decay_steps=decays or None,
         crop=crop or None,
         seed=args.seed,
         device=args.device,
         workers=args.workers,
         evaluator=args.evaluator,
+        protocol=_protocol(args),
         eval_every=args.eval_every,
     )

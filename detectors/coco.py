@@ -1,30 +1,31 @@
-"""Reading and checking a COCO-format annotation file.
+"""Reading and checking COCO-format annotations.
 
-`read_coco` accepts a file whole or not at all: what is wrong is reported as a `DataError` that
-names the file and the annotation, image or category. Records are dicts with COCO's keys.
+Each problem that `coco_rules` finds is told to a `Report` in words that name the file and the
+annotation, image or category: `fail`, the default, raises it as a `DataError`, so that data are
+accepted whole or not at all; `jol data check` prints them all. Records are dicts with COCO's keys.
 """
 
 import hashlib
 import json
-import math
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
-# Coordinates are often rounded to two decimals: an extent of this many pixels or less counts as
-# zero, and an overhang of this many pixels or less is cut off without a line in `skipped`.
-ROUNDING = 0.01
+from detectors.coco_rules import Report, check_annotations, check_categories, check_images
 
 
 class DataError(ValueError):
     """Unusable data. The message names the file, the annotation or image id, and the fault."""
 
 
+def fail(problem: str) -> NoReturn:
+    """The `Report` that raises the first problem as a DataError."""
+    raise DataError(problem)
+
+
 @dataclass(frozen=True)
 class CocoFile:
-    """What an annotation file says, checked.
+    """What annotations say, checked.
 
     Attributes:
         images: records with id, file_name, width, height, in the order of the file.
@@ -34,7 +35,8 @@ class CocoFile:
         files: the image file of each of `images`; none where read without a folder.
         skipped: a line for each annotation left out, clipped, or crowd or ignored.
         zero_size: how many annotations of no width or height were left out.
-        digest: sha256 of the file, hexadecimal.
+        clipped: how many annotations were cut off at the border of their image.
+        sha256: of the file, hexadecimal; None where there is none.
     """
 
     images: list[dict[str, Any]]
@@ -43,10 +45,24 @@ class CocoFile:
     files: list[Path]
     skipped: list[str]
     zero_size: int
-    digest: str
+    clipped: int
+    sha256: str | None
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the file, or of what `to_json` writes where there is none."""
+        return self.sha256 or hashlib.sha256(to_json(**self.content())).hexdigest()
+
+    def content(self) -> dict[str, Any]:
+        """The COCO dict of images, annotations and categories."""
+        return {
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": self.categories,
+        }
 
 
-def read_coco(source: Path, folder: Path | None) -> CocoFile:
+def read_coco(source: Path, folder: Path | None, report: Report = fail) -> CocoFile:
     """Read the annotation file `source`, whose images lie in `folder`; None: no images needed.
 
     A `file_name` is looked up in `folder`. Where the last folders of `folder` are the first ones
@@ -54,24 +70,47 @@ def read_coco(source: Path, folder: Path | None) -> CocoFile:
     .../train/images.
 
     Raises:
-        DataError: unusable files, ids, categories, boxes or images.
+        DataError: a file that cannot be read, or is not JSON; by default also unusable ids,
+            categories, boxes or images, which otherwise `report` is told.
     """
-    if folder is not None and not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of images")
-    content, digest = _read(source)
-    categories = _check_categories(content, source)
-    images, files = _check_images(content, source, folder)
-    annotations, skipped, zero_size = _check_annotations(
-        content,
-        source,
-        {image["id"]: image for image in images},
-        {category["id"] for category in categories},
+    if folder is not None:
+        folder = _existing(folder, report)
+    content, digest = read_json(source)
+    return check_coco(content, str(source), folder, report, digest)
+
+
+def check_coco(
+    content: dict[str, Any],
+    source: str,
+    folder: Path | None,
+    report: Report = fail,
+    digest: str | None = None,
+) -> CocoFile:
+    """`read_coco` of a COCO dict; `source` is what messages call it."""
+    categories, category_ids = check_categories(content, source, report)
+    images, files, known = check_images(content, source, folder, report)
+    annotations, skipped, zero_size, clipped = check_annotations(
+        content, source, known, category_ids, report
     )
-    return CocoFile(images, annotations, categories, files, skipped, zero_size, digest)
+    return CocoFile(images, annotations, categories, files, skipped, zero_size, clipped, digest)
 
 
-def _read(source: Path) -> tuple[dict[str, Any], str]:
-    """The annotation file's content and sha256."""
+def to_json(
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    categories: list[dict[str, Any]],
+) -> bytes:
+    """The text of a COCO file."""
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return (json.dumps(content) + "\n").encode()
+
+
+def read_json(source: Path) -> tuple[dict[str, Any], str]:
+    """A JSON file's object and the file's sha256.
+
+    Raises:
+        DataError: no such file, or no JSON object in it.
+    """
     try:
         raw = source.read_bytes()
     except OSError as error:
@@ -88,175 +127,8 @@ def _read(source: Path) -> tuple[dict[str, Any], str]:
     return content, hashlib.sha256(raw).hexdigest()
 
 
-def _records(content: dict[str, Any], source: Path, key: str) -> Iterator[tuple[dict, str]]:
-    """Each record of `content[key]` with the words that name it; checks that ids are unique."""
-    if key not in content:
-        raise DataError(f"{source}: no key {key!r}; wanted images, annotations and categories")
-    if not isinstance(content[key], list):
-        raise DataError(f"{source}: {key!r} is a {type(content[key]).__name__}, wanted a list")
-    seen = set()
-    noun = {"images": "image", "annotations": "annotation", "categories": "category"}[key]
-    for position, record in enumerate(content[key]):
-        where = f"{source}: {key}[{position}]"
-        if not isinstance(record, dict):
-            raise DataError(f"{where} is a {type(record).__name__}, wanted an object")
-        number = _integer(record, "id", where)
-        where = f"{source}: {noun} {number}"
-        if number in seen:
-            raise DataError(f"{where} appears twice; ids must be unique")
-        seen.add(number)
-        yield record, where
-
-
-def _integer(record: dict[str, Any], key: str, where: str) -> int:
-    if key not in record:
-        raise DataError(f"{where}: no key {key!r}")
-    value = record[key]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise DataError(f"{where}: {key} is {value!r}, wanted an integer")
-    return value
-
-
-def _check_categories(content: dict[str, Any], source: Path) -> list[dict[str, Any]]:
-    """The categories, ascending by id."""
-    found: dict[str, int] = {}
-    for record, where in _records(content, source, "categories"):
-        name = record.get("name")
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{where}: name is {name!r}, wanted a text")
-        if name in found:
-            raise DataError(f"{where}: category {found[name]} has the name {name!r} too")
-        found[name] = int(record["id"])
-    if not found:
-        raise DataError(f"{source}: no categories")
-    by_id = sorted((number, name) for name, number in found.items())
-    return [{"id": number, "name": name} for number, name in by_id]
-
-
-def _check_images(
-    content: dict[str, Any], source: Path, folder: Path | None
-) -> tuple[list[dict[str, Any]], list[Path]]:
-    """The image records, and in a folder the file of each."""
-    records, files = [], []
-    owner: dict[Path, int] = {}
-    for record, where in _records(content, source, "images"):
-        width, height = _integer(record, "width", where), _integer(record, "height", where)
-        if width < 1 or height < 1:
-            raise DataError(f"{where}: size {width}x{height}, wanted at least 1x1")
-        number, name = int(record["id"]), record.get("file_name")
-        records.append({"id": number, "file_name": name, "width": width, "height": height})
-        if folder is None:
-            continue
-        file = _find(folder, name, where)
-        if file in owner:
-            raise DataError(f"{where}: {file} is the file of image {owner[file]} too")
-        owner[file] = number
-        files.append(file)
-    if not records:
-        raise DataError(f"{source}: no images")
-    return records, files
-
-
-def _find(folder: Path, name: object, where: str) -> Path:
-    """The file of an image; see read_coco for the rule."""
-    if not isinstance(name, str) or not name:
-        raise DataError(f"{where}: file_name is {name!r}, wanted a text")
-    parts = PurePosixPath(name).parts
-    if PurePosixPath(name).is_absolute() or ".." in parts:
-        raise DataError(f"{where}: file_name {name!r} leaves the images folder")
-    tail = Path(os.path.abspath(folder)).parts  # without '..', links not followed
-    shared = [k for k in range(1, len(parts)) if tail[-k:] == parts[:k]]
-    tried = [folder.joinpath(*parts[k:]) for k in [0, *shared]]
-    for file in tried:
-        if os.path.isfile(file):  # unlike Path.is_file, never raises on a strange name
-            return file
-    raise DataError(f"{where}: no file {' or '.join(map(str, tried))}")
-
-
-def _check_annotations(
-    content: dict[str, Any],
-    source: Path,
-    images: dict[int, dict[str, Any]],
-    category_ids: set[int],
-) -> tuple[list[dict[str, Any]], list[str], int]:
-    """The annotations as used, a line for each not used as it stands, how many have no size."""
-    kept, skipped, zero_size = [], [], 0
-    for record, where in _records(content, source, "annotations"):
-        number = int(record["id"])
-        image_id = _integer(record, "image_id", where)
-        category_id = _integer(record, "category_id", where)
-        if image_id not in images:
-            raise DataError(f"{where}: image {image_id} is not among the images")
-        if category_id not in category_ids:
-            raise DataError(f"{where}: category {category_id} is not among the categories")
-        x, y, w, h = _four_numbers(record.get("bbox"), where)
-        if w <= ROUNDING or h <= ROUNDING:
-            side = f"width {w:g}" if w <= ROUNDING else f"height {h:g}"
-            skipped.append(f"annotation {number}: {side}")
-            zero_size += 1
-            continue
-        box, clipped = _clip((x, y, w, h), images[image_id], where)
-        if clipped:
-            skipped.append(f"annotation {number}: clipped to its image")
-        crowd = bool(record.get("iscrowd")) or bool(record.get("ignore"))
-        if crowd:
-            skipped.append(f"annotation {number}: crowd or ignored, not a target")
-        kept.append(
-            {
-                "id": number,
-                "image_id": image_id,
-                "category_id": category_id,
-                "bbox": box,
-                "area": _area(record, box, where),
-                "iscrowd": int(crowd),
-            }
-        )
-    return kept, skipped, zero_size
-
-
-def _number(value: object) -> float:
-    """`value` as a float; NaN where it is no number, infinity where it is too large."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _four_numbers(value: object, where: str) -> list[float]:
-    numbers = [_number(item) for item in value] if isinstance(value, list) else []
-    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-        text = repr(value)
-        text = text if len(text) <= 80 else text[:77] + "..."
-        raise DataError(f"{where}: bbox is {text}, wanted four finite numbers [x, y, w, h]")
-    return numbers
-
-
-def _clip(
-    box: tuple[float, float, float, float], image: dict[str, Any], where: str
-) -> tuple[list[float], bool]:
-    """The part of `box` (x y w h) inside its image, and whether that cut off anything."""
-    x, y, w, h = box
-    width, height = image["width"], image["height"]
-    x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
-    if x2 - x1 <= ROUNDING or y2 - y1 <= ROUNDING:
-        size = f"image {image['id']} ({width}x{height})"
-        raise DataError(f"{where}: bbox [{x:g}, {y:g}, {w:g}, {h:g}] lies outside {size}")
-    overhang = max(-x, -y, x + w - width, y + h - height)
-    if overhang <= 0:
-        return [x, y, w, h], False
-    return [x1, y1, x2 - x1, y2 - y1], overhang > ROUNDING
-
-
-def _area(record: dict[str, Any], box: list[float], where: str) -> float:
-    """The object's area for the size buckets: the file's own, at most the (clipped) box's."""
-    full = box[2] * box[3]
-    if record.get("area") is None:
-        return full
-    area = _number(record["area"])
-    if not math.isfinite(area):
-        raise DataError(f"{where}: area is {record['area']!r}, wanted a finite number")
-    return min(area, full) if area > 0 else full  # some converters write 0 for "unknown"
+def _existing(folder: Path, report: Report) -> Path | None:
+    if folder.is_dir():
+        return folder
+    report(f"{folder}: no such folder of images")
+    return None

@@ -14,12 +14,13 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from detectors.coco import DataError, read_coco
+from detectors.coco import CocoFile, DataError, check_coco, read_coco
 
 __all__ = ["CocoDetection", "DataError", "train_batches"]
 
 Target = dict[str, Any]  # "boxes" float32 [n, 4], "labels" int64 [n], "image_id" int
 Sample = tuple[Tensor, Target]
+Detection = dict[str, Any]  # COCO result: image_id, category_id, bbox [x, y, w, h], score
 Batch = tuple[list[Tensor], list[Target]]
 
 # ImageNet's mean colour, which the detectors' normalisation turns into (nearly) the 0 that
@@ -46,27 +47,35 @@ class CocoDetection(Dataset[Sample]):
         image_ids: index → COCO image id, in the order of the file.
         ground_truth: COCO dict (images, annotations, categories) with the boxes as used.
         skipped: a line for each box that was left out, clipped, or is crowd or ignored.
-        digest: sha256 of the annotation file, hexadecimal.
+        source: what messages call the annotations, the file's path.
+        digest: sha256, hexadecimal, of the annotation file; of a COCO dict: of the file that
+            `jol data convert` writes of it.
 
     Raises:
         DataError: unusable files, ids, categories, boxes or images.
     """
 
-    def __init__(self, images: Path, annotations: Path) -> None:
-        """Read and check `annotations`, whose images lie in the folder `images`."""
-        self._source = Path(annotations)
-        coco = read_coco(self._source, Path(images))
+    def __init__(
+        self, images: Path, annotations: Path | dict[str, Any], name: str = "annotations"
+    ) -> None:
+        """Read and check `annotations`, whose images lie in the folder `images`.
+
+        `annotations` may be a COCO dict, which messages then call `name`.
+        """
+        coco: CocoFile
+        if isinstance(annotations, dict):
+            self.source = name
+            coco = check_coco(annotations, name, Path(images))
+        else:
+            self.source = str(annotations)
+            coco = read_coco(Path(annotations), Path(images))
         self.category_ids: list[int] = [category["id"] for category in coco.categories]
         self.class_names: list[str] = [category["name"] for category in coco.categories]
         self.image_ids: list[int] = [image["id"] for image in coco.images]
-        self.ground_truth: dict[str, Any] = {
-            "images": coco.images,
-            "annotations": coco.annotations,
-            "categories": coco.categories,
-        }
+        self.ground_truth: dict[str, Any] = coco.content()
         self.skipped: list[str] = coco.skipped
         self.digest: str = coco.digest
-        self._files = coco.files
+        self._images, self._files = coco.images, coco.files
         self._targets = _targets(coco.annotations, self.image_ids, self.category_ids)
 
     def __len__(self) -> int:
@@ -75,12 +84,16 @@ class CocoDetection(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Decode image `index`; raises DataError if it cannot be, or has another size."""
-        record = self.ground_truth["images"][index]
-        where = f"{self._source}: image {record['id']}"
-        image = _decode(self._files[index], (record["width"], record["height"]), where)
+        record = self._images[index]
+        where = f"{self.source}: image {record['id']}"
+        image = decode(self._files[index], (record["width"], record["height"]), where)
         boxes, labels = self._targets[index]
         target = {"boxes": boxes.clone(), "labels": labels.clone(), "image_id": record["id"]}
         return image, target
+
+    def assemble(self, detections: list[Detection]) -> list[Detection]:
+        """Detections on the images of this data set as detections for `ground_truth`: the same."""
+        return detections
 
 
 def _targets(
@@ -104,11 +117,14 @@ def _targets(
     ]
 
 
-def _decode(file: Path, size: tuple[int, int], where: str) -> Tensor:
+def decode(file: Path, size: tuple[int, int], where: str) -> Tensor:
     """The image as uint8 [3, H, W] RGB, of the (width, height) the annotation file promises.
 
     An EXIF orientation is followed only where that is what makes the size right: boxes are
     drawn on the pixels as stored by some tools and as shown by others, and only the size tells.
+
+    Raises:
+        DataError: beginning with `where`: an image that cannot be decoded, or has another size.
     """
     try:
         with Image.open(file) as opened:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from detectors.assigned import centre_sampling, inside_only
 from detectors.assigners import Assigner, Level, centres
-from detectors.coco import DataError, read_coco
+from detectors.coco import CocoFile, DataError, read_coco
+from detectors.datasets.visdrone import ZERO_SIZE
 from detectors.layouts import Layout
 from detectors.models import choose_assigner
 from detectors.progress import Progress
@@ -39,36 +40,53 @@ class Pool:
         classes: name → objects, in the order of the categories' ids.
         crowd: objects not counted because they are crowds or to be ignored.
         zero_size: objects not counted because their box has no width or no height.
+        others: what else was not counted, in words → how many.
     """
 
     images: list[Image]
     classes: dict[str, int]
     crowd: int
     zero_size: int
+    others: dict[str, int]
 
 
 def read_pool(sources: Sequence[Path]) -> Pool:
-    """Read COCO JSON files of the same classes; no image is looked for.
+    """`make_pool` of COCO JSON files; no image is looked for.
 
     Raises:
-        DataError: an unusable file, other classes than the first file's, or no objects at all.
+        DataError: as make_pool, or an unusable file.
+    """
+    return make_pool([(str(source), read_coco(source, None)) for source in sources])
+
+
+def make_pool(
+    files: Sequence[tuple[str, CocoFile]], left_out: Mapping[str, int] | None = None
+) -> Pool:
+    """Count the objects of data with the same classes; an ignored region counts once.
+
+    Args:
+        files: what messages call each, and its content.
+        left_out: what was left out before, in words → how many.
+
+    Raises:
+        DataError: other classes than the first's, or no objects at all.
     """
     images: list[Image] = []
     classes: dict[str, int] = {}
-    crowd = zero_size = 0
-    for source in sources:
-        file = read_coco(source, None)
+    others = dict(left_out or {})
+    zero_size, crowd = others.pop(ZERO_SIZE, 0), 0
+    for source, file in files:
         names = {category["id"]: category["name"] for category in file.categories}
         if not classes:
             classes = dict.fromkeys(names.values(), 0)
         if list(names.values()) != list(classes):
             raise DataError(
-                f"{source}: categories {list(names.values())}, but {sources[0]} has {list(classes)}"
+                f"{source}: categories {list(names.values())}, "
+                f"but {files[0][0]} has {list(classes)}"
             )
         boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in file.images}
         for record in file.annotations:
             if record["iscrowd"]:
-                crowd += 1
                 continue
             classes[names[record["category_id"]]] += 1
             x, y, w, h = record["bbox"]
@@ -77,9 +95,12 @@ def read_pool(sources: Sequence[Path]) -> Pool:
             found = torch.tensor(boxes[image["id"]], dtype=torch.float64).reshape(-1, 4)
             images.append((found, (image["height"], image["width"])))
         zero_size += file.zero_size
-    pool = Pool(images, classes, crowd, zero_size)
+        crowds = (record for record in file.annotations if record["iscrowd"])
+        crowd += len({(record["image_id"], *record["bbox"]) for record in crowds})
+    pool = Pool(images, classes, crowd, zero_size, others)
     if not sum(classes.values()):
-        raise DataError(f"{', '.join(map(str, sources))}: no objects to count; {_left_out(pool)}")
+        sources = ", ".join(source for source, _ in files)
+        raise DataError(f"{sources}: no objects to count; {_left_out(pool)}")
     return pool
 
 
@@ -89,7 +110,14 @@ def describe(pool: Pool) -> Iterator[str]:
     size = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
     bucket = torch.bucketize(size, size.new_tensor(LIMITS[1:-1]), right=True)
     shares = torch.bincount(bucket, minlength=len(LIMITS) - 1) / len(size)
+    area = torch.cat([boxes.new_full((len(boxes),), h * w) for boxes, (h, w) in pool.images])
+    relative = size / area.sqrt()
     yield f"{len(pool.images):,} images, {len(size):,} objects; {_left_out(pool)}"
+    yield ""
+    yield "Row of the paper's Table 1; sizes: means of sqrt(w h) and of sqrt(w h / (W H))"
+    yield _row("", ["images", "instances", "absolute", "relative"])
+    cells = [f"{len(pool.images):,}", f"{len(size):,}", f"{size.mean():.1f}"]
+    yield _row("", [*cells, f"{relative.mean():.4f}"])
     yield ""
     yield "Size sqrt(w h) in pixels of the images as they are"
     yield f"  mean {size.mean():.2f} ± {size.std(correction=0):.2f}"
@@ -201,7 +229,8 @@ def _ticking(images: Iterable[Image], progress: Progress, done: int) -> Iterator
 
 
 def _left_out(pool: Pool) -> str:
-    return f"left out: {pool.crowd:,} crowd or ignored, {pool.zero_size:,} of zero size"
+    counts = {"crowd or ignored": pool.crowd, ZERO_SIZE: pool.zero_size, **pool.others}
+    return "left out: " + ", ".join(f"{number:,} {what}" for what, number in counts.items())
 
 
 def _words(detector: str, layout: Layout) -> str:

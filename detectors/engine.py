@@ -1,9 +1,9 @@
 """Training and evaluation loops.
 
 SGD with momentum 0.9 and weight decay 1e-4; the learning rate rises linearly over the first steps
-and falls to a tenth at 8/12 and 11/12 of the run. The data of a step depend on the seed and the
-step only, so base and JOL runs of one seed see the same batches from the same initial weights,
-and a resumed run goes on as if it had never stopped.
+and falls to a tenth at 8/12 and 11/12 of the run, or where the settings say. The data of a step
+depend on the seed and the step only, so base and JOL runs of one seed see the same batches from
+the same initial weights, and a resumed run goes on as if it had never stopped.
 """
 
 import dataclasses
@@ -45,9 +45,12 @@ class TrainResult:
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """The rate of step 0, 1, ...: linear warm-up, then a tenth at 8/12, again at 11/12."""
+    """The rate of step 0, 1, ...: linear warm-up, then a tenth at each of two steps or more."""
     warmup = min(WARMUP, max(1, settings.steps // 10))
-    decays = sum(12 * step >= part * settings.steps for part in (8, 11))
+    if settings.decay_steps is None:
+        decays = sum(12 * step >= part * settings.steps for part in (8, 11))
+    else:
+        decays = sum(step >= decay for decay in settings.decay_steps)
     return settings.lr * min(1.0, (step + 1) / warmup) * 0.1**decays
 
 
@@ -125,7 +128,9 @@ def train(
             if step % LOG_EVERY == 0 or last:
                 runs.log(out, {"step": step, "lr": rate, **means})
             if last or (settings.eval_every and step % (settings.eval_every * epoch) == 0):
-                evaluation = evaluate_model(model, val_data, settings.device, settings.evaluator)
+                evaluation = evaluate_model(
+                    model, val_data, settings.device, settings.evaluator, settings.protocol
+                )
                 runs.log(out, {"step": step, "evaluation": evaluation.metrics})
                 progress.note(f"step {step}: {metrics_line(evaluation)}")
                 if evaluation.metrics["AP"] > best:
@@ -137,7 +142,9 @@ def train(
                 runs.save_checkpoint(out / "last.pt", state)
             began = time.perf_counter()
     if evaluation is None:  # resumed after its last step
-        evaluation = evaluate_model(model, val_data, settings.device, settings.evaluator)
+        evaluation = evaluate_model(
+            model, val_data, settings.device, settings.evaluator, settings.protocol
+        )
     write_results(out, evaluation, settings.loss)
     return TrainResult(evaluation, statistics.median(seconds) if seconds else math.nan)
 
@@ -222,7 +229,8 @@ def evaluate_model(
     """Detect on every image of `dataset` and compare with its ground truth."""
     with Progress("evaluate", 0, len(dataset), quiet=True) as progress:
         results = predict(model, dataset, device, on_image=lambda i: progress.step(i + 1, {}, []))
-    return evaluate(dataset.ground_truth, results, protocol=protocol, evaluator=evaluator)
+    found = dataset.assemble(results)
+    return evaluate(dataset.ground_truth, found, protocol=protocol, evaluator=evaluator)
 
 
 def _weights(

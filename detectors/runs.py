@@ -38,7 +38,9 @@ class TrainSettings:
     Attributes:
         steps: optimizer steps in all.
         crop: side of the random training crops in pixels; None: whole images.
+        decay_steps: steps after which the learning rate falls to a tenth; None: at 8/12 and 11/12.
         clip: largest norm of the gradient of all parameters; larger ones are scaled down.
+        protocol: of the evaluation.
         eval_every: evaluate every so many epochs, and at the end; 0: at the end only.
     """
 
@@ -64,10 +66,12 @@ class TrainSettings:
     strides: list[int] | None = None
     centreness_weights: bool | None = None
     score_threshold: float | None = None
+    decay_steps: list[int] | None = None
     clip: float = 10.0
     device: str = "cpu"
     workers: int = 0
     evaluator: str = "faster"
+    protocol: str = "aitod"
     eval_every: int = 1
 
     def model_arguments(self) -> dict[str, Any]:
@@ -122,7 +126,8 @@ def resume(out: Path, settings: TrainSettings, data: Mapping[str, Any]) -> dict[
     """
     try:
         config = json.loads((out / "config.json").read_text())
-        was = {"settings": dict(config["settings"]), "data": dict(config["data"])}
+        settings_then = dataclasses.asdict(TrainSettings(**config["settings"]))
+        was = {"settings": settings_then, "data": dict(config["data"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{out}: no run to resume: config.json is missing or broken") from error
     now = {"settings": dataclasses.asdict(settings), "data": dict(data)}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from detectors.coco import to_json
 from detectors.data import CocoDetection, DataError, train_batches
 
 NUCLEI = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei"
@@ -70,6 +71,16 @@ def test_what_is_returned_is_the_callers_own(tmp_path):
         value.zero_()
     assert data[0][1]["boxes"][0].tolist() == [1, 2, 11, 10]
     assert data[0][1]["labels"].tolist() == [1, 0] and data[0][0].any()
+
+
+def test_a_coco_dict_is_as_good_as_its_file(tmp_path):
+    folder, file = write(tmp_path, GOOD)
+    data, read = CocoDetection(folder, copy.deepcopy(GOOD), "mine"), CocoDetection(folder, file)
+    assert data.ground_truth == read.ground_truth and (data[0][0] == read[0][0]).all()
+    file.write_bytes(to_json(**data.ground_truth))
+    assert CocoDetection(folder, file).digest == data.digest != read.digest
+    with pytest.raises(DataError, match=r"^mine: annotation 11: category 9"):
+        CocoDetection(folder, annotation(category_id=9), "mine")
 
 
 def test_digest_is_the_files_sha256(tmp_path):
@@ -300,6 +311,30 @@ def test_image_of_another_size_or_broken(tmp_path):
     Image.fromarray(np.ones((30, 40), np.float32)).save(folder / "a.png", format="TIFF")
     with pytest.raises(DataError, match=r"image 7: .*a\.png cannot be decoded: floating-point"):
         data[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "gif", "bmp", "webp"])
+def test_truncated_and_damaged_images_are_named_or_read(tmp_path, suffix):
+    """Whatever the bytes are, the only thing that is ever raised is a DataError with the file."""
+    folder, annotations = write(tmp_path, changed("images", 0, file_name=f"a.{suffix}"))
+    file, random = folder / f"a.{suffix}", np.random.default_rng(0)
+    pixels = random.integers(256, size=(30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    data, whole = CocoDetection(folder, annotations), file.read_bytes()
+    named = 0
+    for trial in range(60):
+        content = bytearray(whole)
+        if trial % 2:
+            del content[random.integers(len(whole)) :]
+        else:
+            content[random.integers(min(len(whole), 200))] = random.integers(256)
+        file.write_bytes(content)
+        try:
+            assert data[0][0].shape == (3, 30, 40)
+        except DataError as error:
+            named += f"image 7: {file} " in str(error)
+    assert named >= 20
 
 
 @pytest.mark.parametrize("workers", [0, 1])

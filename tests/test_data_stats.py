@@ -301,15 +301,34 @@ def test_no_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{file}: no objects to count; left out: 1 crowd or ignored" in error
 
 
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "stats", "--help"]) == 0
+@pytest.mark.parametrize(("command", "count"), [("stats", 14), ("check", 6), ("convert", 6)])
+def test_help_explains_every_option(
+    command: str, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", command, "--help"]) == 0
     lines = capsys.readouterr().out.split("options:")[1].splitlines()
     options = [i for i, line in enumerate(lines) if line.startswith("  -")]
-    assert len(options) == 11
+    assert len(options) == count
     for i in options:
         explained = "  " in lines[i].strip() or lines[i + 1].startswith(" " * 20)
         assert explained, lines[i]
     assert main(["data"]) == 2 and "required: COMMAND" in capsys.readouterr().err
+
+
+def test_the_row_of_table_1_by_hand(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Relative size: the mean of sqrt(w h / (W H)) over the objects."""
+    with small.open() as file:
+        content = json.load(file)
+    area = {image["id"]: image["width"] * image["height"] for image in content["images"]}
+    relative = [
+        math.sqrt(record["bbox"][2] * record["bbox"][3] / area[record["image_id"]])
+        for record in content["annotations"]
+        if not record["iscrowd"] and min(record["bbox"][2:]) > 0
+    ]
+    assert len(set(area.values())) == 2 and len(relative) == 5
+    lines = stats(capsys, "--annotations", small)
+    at = lines.index(["images", "instances", "absolute", "relative"])
+    assert lines[at + 1] == ["2", "5", "18.2", f"{sum(relative) / 5:.4f}"]
 
 
 @pytest.fixture(scope="module")

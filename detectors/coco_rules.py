@@ -1,0 +1,243 @@
+"""The rules that COCO-format images, annotations and categories keep.
+
+Each function takes the whole content and what messages call it, tells a `Report` of every record
+that breaks a rule, leaves it out, and returns the others.
+"""
+
+import math
+import os
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+# Coordinates are often rounded to two decimals: an extent of this many pixels or less counts as
+# zero, and an overhang of this many pixels or less is cut off without a line in `skipped`.
+ROUNDING = 0.01
+
+Report = Callable[[str], object]
+"""Takes a problem in words. Where it returns, what has the problem is left out."""
+
+
+def _records(
+    content: dict[str, Any], source: str, key: str, report: Report
+) -> Iterator[tuple[dict, str]]:
+    """Each record of `content[key]` with the words that name it; their ids are unique."""
+    if key not in content:
+        report(f"{source}: no key {key!r}; wanted images, annotations and categories")
+        return
+    if not isinstance(content[key], list):
+        report(f"{source}: {key!r} is a {type(content[key]).__name__}, wanted a list")
+        return
+    seen = set()
+    noun = {"images": "image", "annotations": "annotation", "categories": "category"}[key]
+    for position, record in enumerate(content[key]):
+        where = f"{source}: {key}[{position}]"
+        if not isinstance(record, dict):
+            report(f"{where} is a {type(record).__name__}, wanted an object")
+            continue
+        number = _integer(record, "id", where, report)
+        if number is None:
+            continue
+        where = f"{source}: {noun} {number}"
+        if number in seen:
+            report(f"{where} appears twice; ids must be unique")
+            continue
+        seen.add(number)
+        yield record, where
+
+
+def _integer(record: dict[str, Any], key: str, where: str, report: Report) -> int | None:
+    if key not in record:
+        report(f"{where}: no key {key!r}")
+        return None
+    value = record[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        report(f"{where}: {key} is {value!r}, wanted an integer")
+        return None
+    return value
+
+
+def check_categories(
+    content: dict[str, Any], source: str, report: Report
+) -> tuple[list[dict[str, Any]], set[int]]:
+    """The categories, ascending by id, and all ids, those of faulty ones too."""
+    found: dict[str, int] = {}
+    ids = set()
+    for record, where in _records(content, source, "categories", report):
+        ids.add(int(record["id"]))
+        name = record.get("name")
+        if not isinstance(name, str) or not name:
+            report(f"{where}: name is {name!r}, wanted a text")
+        elif name in found:
+            report(f"{where}: category {found[name]} has the name {name!r} too")
+        else:
+            found[name] = int(record["id"])
+    if content.get("categories") == []:
+        report(f"{source}: no categories")
+    by_id = sorted((number, name) for name, number in found.items())
+    return [{"id": number, "name": name} for number, name in by_id], ids
+
+
+def check_images(
+    content: dict[str, Any], source: str, folder: Path | None, report: Report
+) -> tuple[list[dict[str, Any]], list[Path], dict[int, dict[str, Any] | None]]:
+    """The image records, in a folder the file of each, and all by id, None for one of no size."""
+    records, files = [], []
+    owner: dict[Path, int] = {}
+    known: dict[int, dict[str, Any] | None] = {}
+    for record, where in _records(content, source, "images", report):
+        number, name = int(record["id"]), record.get("file_name")
+        known[number] = None
+        width = _integer(record, "width", where, report)
+        height = _integer(record, "height", where, report)
+        if width is None or height is None:
+            continue
+        if width < 1 or height < 1:
+            report(f"{where}: size {width}x{height}, wanted at least 1x1")
+            continue
+        known[number] = {"id": number, "file_name": name, "width": width, "height": height}
+        if folder is not None:
+            file = _find(folder, name, where, report)
+            if file is None:
+                continue
+            if file in owner:
+                report(f"{where}: {file} is the file of image {owner[file]} too")
+                continue
+            owner[file] = number
+            files.append(file)
+        records.append(known[number])
+    if content.get("images") == []:
+        report(f"{source}: no images")
+    return [record for record in records if record], files, known
+
+
+def _find(folder: Path, name: object, where: str, report: Report) -> Path | None:
+    """The file of an image; see read_coco for the rule."""
+    if not isinstance(name, str) or not name:
+        report(f"{where}: file_name is {name!r}, wanted a text")
+        return None
+    parts = PurePosixPath(name).parts
+    if PurePosixPath(name).is_absolute() or ".." in parts:
+        report(f"{where}: file_name {name!r} leaves the images folder")
+        return None
+    tail = Path(os.path.abspath(folder)).parts  # without '..', links not followed
+    shared = [k for k in range(1, len(parts)) if tail[-k:] == parts[:k]]
+    tried = [folder.joinpath(*parts[k:]) for k in [0, *shared]]
+    for file in tried:
+        if os.path.isfile(file):  # unlike Path.is_file, never raises on a strange name
+            return file
+    report(f"{where}: no file {' or '.join(map(str, tried))}")
+    return None
+
+
+def check_annotations(
+    content: dict[str, Any],
+    source: str,
+    images: dict[int, dict[str, Any] | None],
+    category_ids: set[int],
+    report: Report,
+) -> tuple[list[dict[str, Any]], list[str], int, int]:
+    """The annotations as used, a line for each not used as it stands, how many of no size, cut."""
+    kept: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    zero_size = cut = 0
+    for record, where in _records(content, source, "annotations", report):
+        number = int(record["id"])
+        image_id = _one_of(images, record, "image", "images", where, report)
+        category_id = _one_of(category_ids, record, "category", "categories", where, report)
+        box = _four_numbers(record.get("bbox"), where, report)
+        if box is None:
+            continue
+        if min(box[2:]) <= ROUNDING:
+            side = f"width {box[2]:g}" if box[2] <= ROUNDING else f"height {box[3]:g}"
+            skipped.append(f"annotation {number}: {side}")
+            zero_size += 1
+            continue
+        image = None if image_id is None else images[image_id]
+        if image is None or category_id is None:
+            continue
+        inside = _clip(box, image, where, report)
+        if inside is None:
+            continue
+        box, clipped = inside
+        area = _area(record, box, where, report)
+        if area is None:
+            continue
+        if clipped:
+            skipped.append(f"annotation {number}: clipped to its image")
+            cut += 1
+        crowd = bool(record.get("iscrowd")) or bool(record.get("ignore"))
+        if crowd:
+            skipped.append(f"annotation {number}: crowd or ignored, not a target")
+        kept.append(
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": category_id,
+                "bbox": box,
+                "area": area,
+                "iscrowd": int(crowd),
+            }
+        )
+    return kept, skipped, zero_size, cut
+
+
+def _one_of(
+    ids: Container[int], record: dict[str, Any], noun: str, nouns: str, where: str, report: Report
+) -> int | None:
+    number = _integer(record, f"{noun}_id", where, report)
+    if number is not None and number not in ids:
+        report(f"{where}: {noun} {number} is not among the {nouns}")
+        return None
+    return number
+
+
+def _number(value: object) -> float:
+    """`value` as a float; NaN where it is no number, infinity where it is too large."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _four_numbers(value: object, where: str, report: Report) -> list[float] | None:
+    numbers = [_number(item) for item in value] if isinstance(value, list) else []
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        text = repr(value)
+        text = text if len(text) <= 80 else text[:77] + "..."
+        report(f"{where}: bbox is {text}, wanted four finite numbers [x, y, w, h]")
+        return None
+    return numbers
+
+
+def _clip(
+    box: list[float], image: dict[str, Any], where: str, report: Report
+) -> tuple[list[float], bool] | None:
+    """The part of `box` (x y w h) inside its image, and whether that cut off anything."""
+    x, y, w, h = box
+    width, height = image["width"], image["height"]
+    x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+    if x2 - x1 <= ROUNDING or y2 - y1 <= ROUNDING:
+        size = f"image {image['id']} ({width}x{height})"
+        report(f"{where}: bbox [{x:g}, {y:g}, {w:g}, {h:g}] lies outside {size}")
+        return None
+    overhang = max(-x, -y, x + w - width, y + h - height)
+    if overhang <= 0:
+        return [x, y, w, h], False
+    return [x1, y1, x2 - x1, y2 - y1], overhang > ROUNDING
+
+
+def _area(record: dict[str, Any], box: list[float], where: str, report: Report) -> float | None:
+    """The object's area for the size buckets: the file's own, at most the (clipped) box's."""
+    full = box[2] * box[3]
+    if record.get("area") is None:
+        return full
+    area = _number(record["area"])
+    if not math.isfinite(area):
+        report(f"{where}: area is {record['area']!r}, wanted a finite number")
+        return None
+    return min(area, full) if area > 0 else full  # some converters write 0 for "unknown"

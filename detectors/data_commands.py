@@ -1,0 +1,150 @@
+"""The commands of `jol data`."""
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from detectors import data_stats
+from detectors.coco import CocoFile, DataError, read_coco, to_json
+from detectors.coco_rules import Report
+from detectors.data import decode
+from detectors.datasets.named import DATASETS, read_split
+from detectors.datasets.sodad import write_tiles
+from detectors.datasets.visdrone import ZERO_SIZE
+from detectors.layouts import paper_layout
+from detectors.progress import Progress
+from detectors.sources import is_named, refuse_split, splits
+from detectors.values import Unusable
+
+
+def stats(args: argparse.Namespace) -> None:
+    """Print what the data set holds, SimD's constants, and what an assigner gives its objects."""
+    sizes = {
+        name: getattr(args, name)
+        for name in ("anchor_scale", "anchor_ratios", "strides", "image_size")
+    }
+    try:
+        anchors = paper_layout(args.detector, **sizes)
+        layout = paper_layout(args.detector, args.assigner, **sizes)
+        name, assign = data_stats.pick_assigner(
+            args.detector, args.assigner, dict(args.assigner_settings)
+        )
+    except ValueError as error:
+        raise Unusable(str(error)) from error
+    if is_named(args, "--annotations"):
+        published = splits(args)
+        pool = data_stats.make_pool(
+            [(split.source, split.check(files=False)) for split in published],
+            sum((Counter(split.left_out) for split in published), Counter()),
+        )
+    else:
+        refuse_split(args)
+        pool = data_stats.read_pool(args.annotations)
+    print("\n".join(data_stats.describe(pool)))
+    print("\n" + "\n".join(data_stats.describe_simd(pool, args.detector, anchors)), flush=True)
+    if args.positives:
+        table = data_stats.describe_positives(pool, args.detector, name, assign, layout, args.every)
+        print("\n" + "\n".join(table))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Print every problem of a data set, and what would be left out of it.
+
+    Raises:
+        Unusable: there are problems.
+    """
+    problems = 0
+
+    def report(problem: str) -> None:
+        nonlocal problems
+        problems += 1
+        print(problem, flush=True)
+
+    if is_named(args, "--images", "--annotations"):
+        dataset = DATASETS[args.dataset]
+        for name in args.split or dataset.counted:
+            try:
+                split = read_split(args.dataset, args.data_root, name, report)
+            except DataError as error:
+                report(str(error))
+            else:
+                _check_one(split.source, split.check(report), split.left_out, report)
+    else:
+        refuse_split(args)
+        try:
+            coco = read_coco(args.annotations, args.images, report)
+        except DataError as error:
+            report(str(error))
+        else:
+            _check_one(str(args.annotations), coco, {}, report)
+    if problems:
+        raise Unusable(f"{problems:,} problems" if problems > 1 else "1 problem")
+
+
+def _check_one(source: str, coco: CocoFile, left_out: Mapping[str, int], report: Report) -> None:
+    """Decode every image, and print what of the data would be used."""
+    with Progress(f"images of {source}", 0, len(coco.files), quiet=True) as progress:
+        for done, problem in enumerate(undecodable(coco, source), start=1):
+            if problem:
+                report(problem)
+            progress.step(done, {}, [])
+    counts = {**left_out, ZERO_SIZE: left_out.get(ZERO_SIZE, 0) + coco.zero_size}
+    crowd = sum(record["iscrowd"] for record in coco.annotations)
+    print(
+        f"{source}: {len(coco.images):,} images, {len(coco.annotations) - crowd:,} objects, "
+        f"{crowd:,} crowd or ignored annotations; {coco.clipped:,} clipped; left out: "
+        + ", ".join(f"{number:,} {what}" for what, number in counts.items())
+    )
+
+
+def undecodable(coco: CocoFile, source: str) -> Iterator[str | None]:
+    """For each image what is wrong with its file, None where it can be decoded and has its size."""
+
+    def problem(image: dict[str, Any], file: Path) -> str | None:
+        try:
+            decode(file, (image["width"], image["height"]), f"{source}: image {image['id']}")
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works outside the interpreter's lock
+        yield from pool.map(problem, coco.images, coco.files)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Write a split as COCO JSON, or as tiles with theirs.
+
+    File names begin at --data-root, those of tiles at --out-images.
+    """
+    is_named(args)
+    dataset = DATASETS[args.dataset]
+    if args.out_images and not dataset.tiled:
+        raise Unusable(f"--out-images: {args.dataset} is not cut into tiles")
+    for path in (args.out, args.out_images):
+        if path and path.exists() and path.is_dir() != (path == args.out_images):
+            raise Unusable(f"{path}: is a {'folder' if path.is_dir() else 'file'}")
+    split = read_split(args.dataset, args.data_root, args.split)
+    coco = split.check()
+    content = coco.content()
+    if args.out_images:
+        with Progress("tiles", 0, len(coco.images), quiet=True) as progress:
+            content = write_tiles(
+                coco,
+                split.regions,
+                args.out_images,
+                source=split.source,
+                only_objects=args.split == dataset.train,
+                on_image=lambda done: progress.step(done, {}, []),
+            )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    beside = args.out.with_name(args.out.name + ".part")
+    beside.write_bytes(to_json(**content))
+    os.replace(beside, args.out)
+    for what, number in split.left_out.items():
+        print(f"left out: {number:,} {what}")
+    kinds = f"{len(content['images']):,} images, {len(content['annotations']):,} annotations"
+    print(f"{kinds} in {args.out}")

@@ -1,0 +1,132 @@
+"""VisDrone-DET: a folder of images and a folder of txt files, one an image.
+
+A line is an object: x,y,w,h,score,category,truncation,occlusion, in pixels; some lines end with a
+comma. Score 0 means "do not count". Category 0 is a region to ignore whatever the class, 1 to 10
+are the classes, 11 is other objects.
+
+Source: README of github.com/VisDrone/VisDrone2018-DET-toolkit.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from detectors.coco import DataError, fail
+from detectors.coco_rules import Report
+from detectors.datasets.published import Published
+
+CLASSES = (
+    *("pedestrian", "people", "bicycle", "car", "van"),
+    *("truck", "tricycle", "awning-tricycle", "bus", "motor"),
+)
+"""The classes 1 to 10."""
+REGION, OTHERS = 0, 11
+SUFFIXES = (".jpg", ".jpeg", ".png")
+ZERO_SIZE = "of zero size"
+
+
+def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
+    """The split in `folder`, such as VisDrone2019-DET-train, with images/ and annotations/ in it.
+
+    What is to be ignored becomes `iscrowd` annotations: of its class for score 0, of every class
+    for an ignored region. Objects of category 11 and boxes of zero size are left out and counted;
+    a region of zero size says nothing and is not counted.
+
+    Raises:
+        DataError: no images and annotations there; by default also a line, an image or a pair of
+            files that cannot be used, which otherwise `report` is told.
+    """
+    for part in ("images", "annotations"):
+        if not (folder / part).is_dir():
+            raise DataError(f"{folder / part}: no such folder")
+    pictures = {
+        file.stem: file
+        for file in sorted((folder / "images").iterdir())
+        if file.suffix.lower() in SUFFIXES
+    }
+    texts = {file.stem: file for file in (folder / "annotations").glob("*.txt")}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    left_out = Counter({ZERO_SIZE: 0, "of category others": 0})
+    for stem in sorted(pictures.keys() | texts.keys()):
+        if stem not in pictures:
+            report(f"{texts[stem]}: no image {stem} in {folder / 'images'}")
+            continue
+        picture = pictures[stem]
+        if stem not in texts:
+            report(f"{picture}: no {stem}.txt in {folder / 'annotations'}")
+            continue
+        size = _size(picture, report)
+        if size is None:
+            continue
+        name = picture.relative_to(root).as_posix()
+        number = len(images) + 1
+        images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
+        for row in _rows(texts[stem], report):
+            annotations += _annotations(row, number, len(annotations) + 1, left_out)
+    if not images:
+        report(f"{folder}: no images")
+    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return Published(str(folder), root, content, dict(left_out))
+
+
+def _size(picture: Path, report: Report) -> tuple[int, int] | None:
+    """(width, height) from the file's header."""
+    try:
+        with Image.open(picture) as opened:
+            return opened.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        report(f"{picture}: cannot be opened: {error}")
+        return None
+
+
+def _rows(file: Path, report: Report) -> Iterator[list[int]]:
+    """The lines of a txt file as eight numbers each."""
+    try:
+        text = file.read_text()
+    except (OSError, ValueError) as error:
+        report(f"{file}: cannot be read: {error}")
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = [int(value) for value in line.strip().rstrip(",").split(",")]
+        except ValueError:
+            row = []
+        if len(row) != 8 or row[4] not in (0, 1) or not REGION <= row[5] <= OTHERS:
+            report(
+                f"{file} line {number}: {line[:80]!r}, wanted eight whole numbers "
+                f"x,y,w,h,score,category,truncation,occlusion, score 0 or 1, category 0 to 11"
+            )
+            continue
+        yield row
+
+
+def _annotations(
+    row: list[int], image_id: int, number: int, left_out: Counter[str]
+) -> list[dict[str, Any]]:
+    """The COCO annotations of a line, with ids from `number`."""
+    x, y, w, h, score, category, *_ = row
+    if category == OTHERS:
+        left_out["of category others"] += 1
+        return []
+    if w <= 0 or h <= 0:
+        left_out[ZERO_SIZE] += category != REGION
+        return []
+    classes = range(1, len(CLASSES) + 1) if category == REGION else (category,)
+    return [
+        {
+            "id": number + k,
+            "image_id": image_id,
+            "category_id": one,
+            "bbox": [x, y, w, h],
+            "area": w * h,
+            "iscrowd": int(category == REGION or score == 0),
+        }
+        for k, one in enumerate(classes)
+    ]

@@ -1,0 +1,53 @@
+"""Values on the command line: what argparse turns a text into, or says is wrong with it."""
+
+import argparse
+import math
+
+
+class Unusable(ValueError):
+    """Arguments that cannot be used together, or not on this machine."""
+
+
+def count(text: str) -> int:
+    """0, 1, 2, ..."""
+    return int(_number(text, text.isdecimal(), "a whole number of 0 or more"))
+
+
+def positive(text: str) -> int:
+    """1, 2, 3, ..."""
+    return int(_number(text, text.isdecimal() and int(text) > 0, "a whole number of 1 or more"))
+
+
+def rate(text: str) -> float:
+    """A positive number."""
+    return float(_number(text, 0 < _parsed(text) < math.inf, "a positive number"))
+
+
+def share(text: str) -> float:
+    """A number from 0 to below 1."""
+    return float(_number(text, 0 <= _parsed(text) < 1, "a number from 0 to below 1"))
+
+
+def _parsed(text: str) -> float:
+    """The number in the text, NaN where there is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def setting(text: str) -> tuple[str, float | None]:
+    """NAME=NUMBER, or NAME=none."""
+    name, _, value = text.partition("=")
+    if value == "none":
+        return name, None
+    try:
+        return name, int(value) if value.isdecimal() else float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted NAME=NUMBER") from None
+
+
+def _number(text: str, good: bool, wanted: str) -> str:
+    if not good:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
+    return text

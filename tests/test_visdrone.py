@@ -1,0 +1,264 @@
+"""VisDrone's txt files: each rule by hand, and the whole data set written in its own format."""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detectors.cli import main
+from detectors.coco import CocoFile, DataError, read_coco
+from detectors.data import CocoDetection
+from detectors.data_stats import describe, make_pool
+from detectors.datasets.named import evaluation_data, read_split
+from detectors.datasets.published import Published
+from detectors.evaluation import evaluate
+
+BOXES = Path(__file__).parents[2] / "shared/data/visdrone_boxes"
+needs_boxes = pytest.mark.skipif(not BOXES.is_dir(), reason="VisDrone's boxes are not here")
+
+# x, y, w, h, score, category, truncation, occlusion
+LINES = """\
+10,10,20,10,1,4,0,0
+40,10,8,8,1,1,0,1,
+60,10,8,8,0,4,0,0
+0,30,50,30,0,0,0,0,
+70,40,8,8,1,11,0,0
+70,50,0,8,1,4,0,0
+
+70,50,0,0,0,0,0,0
+"""
+
+
+def picture(width: int, height: int) -> bytes:
+    """A file of this size; VisDrone's are JPEG, but what is in a file says its first bytes."""
+    stream = io.BytesIO()
+    Image.new("1", (width, height)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_split(root: Path, split: str, texts: dict[str, str], size: tuple[int, int]) -> Path:
+    folder = root / f"VisDrone2019-DET-{split}"
+    for part in ("images", "annotations"):
+        (folder / part).mkdir(parents=True)
+    for stem, text in texts.items():
+        (folder / "images" / f"{stem}.jpg").write_bytes(picture(*size))
+        (folder / "annotations" / f"{stem}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        write_split(tmp_path, split, {"b": LINES, "a": ""}, (100, 80))
+    return tmp_path
+
+
+def test_each_rule(root: Path) -> None:
+    split = read_split("visdrone", root, "val")
+    assert split.left_out == {"of zero size": 1, "of category others": 1}
+    content = split.content
+    names = [image["file_name"] for image in content["images"]]
+    assert names == [f"VisDrone2019-DET-val/images/{stem}.jpg" for stem in "ab"]
+    assert content["images"][1] | {"file_name": ""} == {
+        "id": 2, "file_name": "", "width": 100, "height": 80
+    }  # fmt: skip
+    assert [category["name"] for category in content["categories"]][3] == "car"
+    objects = [a for a in content["annotations"] if not a["iscrowd"]]
+    assert [(a["image_id"], a["category_id"], a["bbox"]) for a in objects] == [
+        (2, 4, [10, 10, 20, 10]),
+        (2, 1, [40, 10, 8, 8]),
+    ]
+    ignored = [a for a in content["annotations"] if a["iscrowd"]]
+    assert [(a["category_id"], a["bbox"]) for a in ignored] == [
+        (4, [60, 10, 8, 8]),
+        *((k, [0, 30, 50, 30]) for k in range(1, 11)),
+    ]
+    data = evaluation_data("visdrone", root)
+    assert data[1][1]["labels"].tolist() == [3, 0] and len(data[0][1]["labels"]) == 0
+
+
+def test_ignored_regions_cost_nothing(root: Path) -> None:
+    """Detections of any class inside one are no false positives; a car on "score 0" neither."""
+    truth = evaluation_data("visdrone", root).ground_truth
+    right = [
+        {"image_id": 2, "category_id": 4, "bbox": [10, 10, 20, 10], "score": 0.5},
+        {"image_id": 2, "category_id": 1, "bbox": [40, 10, 8, 8], "score": 0.5},
+    ]
+    inside = [
+        {"image_id": 2, "category_id": k, "bbox": [5 * k, 32, 6, 6], "score": 0.9} for k in (1, 4)
+    ]
+    counted_not = {"image_id": 2, "category_id": 4, "bbox": [60, 10, 8, 8], "score": 0.9}
+    assert evaluate(truth, [*inside, counted_not, *right]).metrics["AP"] == pytest.approx(1)
+    outside = {"image_id": 2, "category_id": 4, "bbox": [60, 60, 8, 8], "score": 0.9}
+    assert evaluate(truth, [outside, *right]).metrics["AP"] < 0.8
+    wrong_class = {**counted_not, "category_id": 1}
+    assert evaluate(truth, [wrong_class, *right]).metrics["AP"] < 0.8
+
+
+def test_convert_and_back(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = root / "new" / "val.json"
+    arguments = ["--dataset", "visdrone", "--data-root", str(root), "--split", "val"]
+    assert main(["data", "convert", *arguments, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: 1 of zero size" in printed and "left out: 1 of category others" in printed
+    direct, written = evaluation_data("visdrone", root), CocoDetection(root, out)
+    assert written.ground_truth == direct.ground_truth
+    assert written.digest == direct.digest == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert (written[1][1]["boxes"] == direct[1][1]["boxes"]).all()
+    assert read_coco(out, root / "VisDrone2019-DET-val" / "images").files == [
+        root / f"VisDrone2019-DET-val/images/{stem}.jpg" for stem in "ab"
+    ]
+
+
+def test_check_names_every_problem_in_one_pass(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["data", "check", "--dataset", "visdrone", "--data-root", str(root)]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == (
+        f"{root}/VisDrone2019-DET-val: 2 images, 2 objects, 11 crowd or ignored annotations; "
+        "0 clipped; left out: 1 of zero size, 1 of category others"
+    )
+    folder = root / "VisDrone2019-DET-val"
+    text = folder / "annotations" / "b.txt"
+    text.write_text("1,2,3\n10,10,20,10,1,4,0,0\n1,2,3,4,1,12,0,0\n1,2,3,4,0.5,1,0,0\n")
+    (folder / "annotations" / "c.txt").write_text("200,10,20,10,1,4,0,0\n90,10,20,10,1,4,0,0\n")
+    noise = np.random.default_rng(0).integers(256, size=(80, 100, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "images" / "c.jpg")
+    truncated = (folder / "images" / "c.jpg").read_bytes()[:-999]
+    (folder / "images" / "c.jpg").write_bytes(truncated)
+    (folder / "images" / "d.jpg").write_bytes(picture(100, 80))
+    (folder / "annotations" / "e.txt").write_text("")
+    (folder / "annotations" / "f.txt").write_bytes(b"\xff\xfe")
+    (folder / "images" / "f.jpg").write_text("no picture")
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    for wanted in (
+        "b.txt line 1: '1,2,3', wanted eight whole numbers",
+        "b.txt line 3: '1,2,3,4,1,12,0,0'",
+        "b.txt line 4: '1,2,3,4,0.5,1,0,0'",
+        "annotation 2: bbox [200, 10, 20, 10] lies outside image 3 (100x80)",
+        "c.jpg cannot be decoded",
+        "d.jpg: no d.txt in",
+        "e.txt: no image e in",
+        "f.jpg: cannot be opened",
+    ):
+        assert printed.out.count(wanted) == 1, wanted
+    assert "1 clipped" in printed.out
+    assert printed.err == "jol data check: 8 problems\n"
+
+
+def test_what_is_not_there_is_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no VisDrone2019-DET-test-dev or test-dev there"):
+        read_split("visdrone", root, "test-dev")
+    with pytest.raises(DataError, match="no split 'test', wanted one of train, val, test-dev"):
+        read_split("visdrone", root, "test")
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        read_split("visdrone", root / "nowhere", "val")
+    (root / "VisDrone2019-DET-val" / "annotations" / "b.txt").write_text("1,2,3")
+    with pytest.raises(DataError, match=r"b\.txt line 1: '1,2,3', wanted eight"):
+        read_split("visdrone", root, "val")
+
+
+def write_whole(root: Path, split: str) -> None:
+    """A split of the real boxes in the publisher's format; 34 lines end with a comma."""
+    file = np.load(BOXES / f"{split}.npz")
+    folder = root / f"VisDrone2019-DET-{split}"
+    for part in ("images", "annotations"):
+        (folder / part).mkdir(parents=True)
+    lines = [",".join(map(str, row)) for row in file["rows"][:, 1:].tolist()]
+    for at in range(0, len(lines), -(-len(lines) // 34)):
+        lines[at] += ","
+    counts = np.bincount(file["rows"][:, 0], minlength=len(file["wh"]))
+    ends = np.cumsum(counts)
+    pictures = {size: picture(*size) for size in set(map(tuple, file["wh"].tolist()))}
+    for name, size, end, count in zip(file["names"], file["wh"], ends, counts, strict=True):
+        text = "\r\n".join(lines[end - count : end]) + "\r\n"
+        (folder / "annotations" / f"{name}.txt").write_text(text)
+        (folder / "images" / f"{name}.jpg").write_bytes(pictures[tuple(size.tolist())])
+
+
+SPLITS = ("train", "val", "test-dev")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("visdrone")
+    for split in SPLITS:
+        write_whole(root, split)
+    return root
+
+
+@pytest.fixture(scope="module")
+def splits(whole: Path) -> dict[str, tuple[Published, CocoFile]]:
+    published = {split: read_split("visdrone", whole, split) for split in SPLITS}
+    return {split: (found, found.check(files=False)) for split, found in published.items()}
+
+
+def row(lines: Sequence[str], *label: str) -> list[str]:
+    split = [line.split() for line in lines]
+    (found,) = [line[len(label) :] for line in split if line[: len(label)] == list(label)]
+    return found
+
+
+@needs_boxes
+@pytest.mark.parametrize(
+    ("names", "images", "objects", "zero", "size", "shares"),
+    [
+        ("train", "6,471", 343_205, 1, ("36.44", "33.47"), [5.3, 20.7, 34.5, 39.5]),
+        ("val", "548", 38_759, 0, ("29.85", "24.93"), [6.0, 24.8, 37.7, 31.4]),
+        ("test-dev", "1,610", 75_102, 0, ("30.08", None), [13.0, 23.4, 31.3, 32.3]),
+        ("train val", "7,019", 381_964, 1, ("35.78", "32.76"), None),
+    ],
+    ids=["train", "val", "test-dev", "train+val"],
+)
+def test_the_published_counts(names, images, objects, zero, size, shares, splits) -> None:
+    """Counts, mean size ± deviation and shares by size, to every digit of the data's facts.
+
+    The box of zero size is among the facts' objects and is left out, and counted, here.
+    """
+    used = [splits[name] for name in names.split()]
+    left_out = sum((Counter(published.left_out) for published, _ in used), Counter())
+    pool = make_pool([(published.source, coco) for published, coco in used], left_out)
+    lines = list(describe(pool))
+    assert lines[0].startswith(f"{images} images, {objects - zero:,} objects; left out: ")
+    assert f"{zero:,} of zero size" in lines[0]
+    mean, sign, std = row(lines, "mean")
+    assert (mean, sign) == (size[0], "±") and size[1] in (std, None)
+    if shares:
+        found = row(lines, "share", "of", "the", "objects")
+        assert found == [part for share in shares for part in (f"{share:.1f}", "%")]
+    if names == "train":  # 8,813 regions, two of zero size
+        assert "8,811 crowd or ignored" in lines[0] and "1,532 of category others" in lines[0]
+    if names == "train val":  # the paper's Table 1 says 35.8
+        assert lines[4].split() == ["7,019", "381,963", "35.8", "0.0295"]
+
+
+@needs_boxes
+def test_stats_of_a_named_data_set(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--dataset", "visdrone", "--data-root", str(whole), "--split", "val"]
+    assert main(["data", "stats", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("548 images, 38,759 objects; left out: 1,378 crowd or ignored")
+    assert row(lines, "mean") == ["29.85", "±", "24.93"]
+    assert any(line.startswith("  m=") for line in lines)
+
+
+@needs_boxes
+def test_the_whole_validation_set_survives_conversion(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "val.json"
+    arguments = ["--dataset", "visdrone", "--data-root", str(whole), "--split", "val"]
+    assert main(["data", "convert", *arguments, "--out", str(out)]) == 0
+    rows = np.load(BOXES / "val.npz")["rows"]
+    rows = rows[(rows[:, 6] >= 1) & (rows[:, 6] <= 10)]
+    content = json.loads(out.read_text())
+    objects = [a for a in content["annotations"] if not a["iscrowd"]]
+    found = [(a["image_id"] - 1, *map(int, a["bbox"]), a["category_id"]) for a in objects]
+    assert sorted(found) == sorted(map(tuple, rows[:, [0, 1, 2, 3, 4, 6]].tolist()))
