@@ -28,7 +28,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(
-    train: Command, evaluate: Command, demo: Command, table: Command, sweep: Command
+    train: Command,
+    evaluate: Command,
+    demo: Command,
+    table: Command,
+    figure: Command,
+    sweep: Command,
 ) -> argparse.ArgumentParser:
     """The parser of `jol`; its result's `run` is the function given here for the command."""
     jol = _Parser(
@@ -72,6 +77,11 @@ def parser(
     )
     _table_options(command)
     command.set_defaults(run=table)
+    command = commands.add_parser(
+        "figure", help="the paper's figures of a base and a JOL run", allow_abbrev=False
+    )
+    _figure_options(command)
+    command.set_defaults(run=figure)
     command = commands.add_parser(
         "sweep",
         help="train what a table of the paper needs",
@@ -228,6 +238,30 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         default=0,
         help="processes that load images (default: 0)",
     )
+
+
+def _figure_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "figure",
+        metavar="N",
+        type=int,
+        choices=(1, 3, 4, 5, 6),
+        help="1: who gets the loss, by size; 3: loss surfaces; 4, 5: detections; 6: precision and "
+        "recall",
+    )
+    add("--base", metavar="DIR", type=Path, help="folder of a run with the base loss")
+    add("--jol", metavar="DIR", type=Path, help="folder of a run with JOL (figure 3 needs no runs)")
+    add("--out", metavar="FILE", type=Path, required=True, help="PNG to write")
+    add(
+        "--images",
+        metavar="N",
+        type=positive,
+        default=None,
+        help="figure 1: the first N (default: 100); 4, 5: the N with most objects (default: 3)",
+    )
+    add("--split", metavar="NAME", help="of --dataset (default: the one the paper evaluates on)")
+    _val_options(command)  # fmt: skip
 
 
 def _eval_options(command: argparse.ArgumentParser) -> None:

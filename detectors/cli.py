@@ -1,4 +1,4 @@
-"""The command `jol`: train, eval, demo, data, table, sweep, bench.
+"""The command `jol`: train, eval, demo, data, table, figure, sweep, bench.
 
 Exit status: 0 done, 1 failed while running, 2 unusable arguments or data. Everything that can be
 checked is checked before a folder is made.
@@ -10,16 +10,18 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from detectors import demo, engine, runs, sources, sweep, tables
+from detectors import demo, engine, paper_figures, runs, samples, sources, sweep, tables
 from detectors.arguments import parser
 from detectors.data import CocoDetection, DataError
 from detectors.datasets.named import DATASETS
+from detectors.figures import pr_classes, pr_curves
 from detectors.grids import render
 from detectors.models import TWO_STAGE, WEIGHTS, default_backbone
-from detectors.results import class_table
+from detectors.results import class_table, read_results
 from detectors.runs import RunError, TrainSettings
 from detectors.values import Unusable
 
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    return parser(_train, _eval, _demo, _table, _sweep).parse_args(arguments)
+    return parser(_train, _eval, _demo, _table, _figure, _sweep).parse_args(arguments)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -134,9 +136,55 @@ def _table(args: argparse.Namespace) -> None:
         print(f"left out: {line}", file=sys.stderr)
 
 
+def _figure(args: argparse.Namespace) -> None:
+    """Draw a figure; 6 and its curves by class from what the runs wrote, 1, 4 and 5 anew."""
+    _check_common(args)
+    if not args.out.parent.is_dir():
+        raise Unusable(f"--out {args.out}: no folder {args.out.parent}")
+    folders = {k: v for k, v in (("base", args.base), ("jol", args.jol)) if v is not None}
+    if args.figure == 3:
+        paper_figures.loss_surfaces(args.out)
+    elif not folders:
+        raise Unusable("wanted --base DIR, --jol DIR or both")
+    elif args.figure == 6:
+        found = {name: read_results(folder) for name, folder in folders.items()}
+        pr_curves(found, args.out)
+        pr_classes(found, args.out.with_name(f"{args.out.stem}-classes{args.out.suffix}"))
+    else:
+        _figure_of_models(args, folders)
+    print(f"figure in {args.out}")
+
+
+def _figure_of_models(args: argparse.Namespace, folders: dict[str, Path]) -> None:
+    checkpoints = {k: runs.load_checkpoint(v / "best.pt") for k, v in folders.items()}
+    dataset = sources.evaluation(args)
+    models = {}
+    for name, checkpoint in checkpoints.items():
+        _refuse_other_classes(dataset, folders[name], checkpoint["class_names"])
+        if checkpoint["settings"]["loss"] != name:
+            raise Unusable(f"--{name} {folders[name]}: trained with another loss")
+        models[name] = engine.load_detector(checkpoint).to(args.device)
+    if args.figure == 1:
+        collected = {
+            name: samples.collect(model, dataset, args.device, args.images or 100)
+            for name, model in models.items()
+        }
+        paper_figures.loss_by_size(collected, args.out)
+    else:
+        indices = paper_figures.crowded(dataset, args.images or 3)
+        paper_figures.detections(models, dataset, args.device, indices, args.out)
+
+
 def _sweep(args: argparse.Namespace) -> None:
     planned = sweep.plan(args.table, args.seeds, args.common)
-    sweep.sweep(planned, args.out, lambda words: vars(_parse(words)), dry=args.dry_run)
+    sweep.sweep(planned, args.out, _training_arguments, dry=args.dry_run)
+
+
+def _training_arguments(words: list[str]) -> dict[str, Any]:
+    """What `jol train` makes of these words; it has to name its data."""
+    args = _parse(words)
+    sources.is_named(args, *sources.TRAINING)
+    return vars(args)
 
 
 def _check_common(args: argparse.Namespace) -> None:

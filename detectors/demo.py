@@ -10,18 +10,16 @@ import shutil
 import time
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from detectors import engine, runs
 from detectors.data import CocoDetection
 from detectors.evaluation import METRICS
-from detectors.figures import detections_figure, pr_curves
+from detectors.figures import pr_curves
+from detectors.paper_figures import NAMES, detections
 from detectors.runs import RunError, TrainSettings
 from detectors.scenes import write_scenes
 
-NAMES = {"base": "base", "jol": "JOL"}
-"""Loss → how table and pictures call it."""
 LEARNING_RATE = 0.01
 """Base does better at 0.02 (AP 30.4 and 31.1 against 28.0 and 29.3, seeds 0 and 1), JOL worse (27.9
 against 30.3, seed 0): the sign of the difference at one rate says little about the losses."""
@@ -29,8 +27,6 @@ MARK = ".jol-demo"
 """The file that says a folder is a demo's, to be replaced by the next one."""
 ROWS = 3
 """Images in the picture of detections."""
-SHOWN_SCORE = 0.5
-"""Score above which a detection is drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +100,8 @@ def run(out: Path, *, seed: int = 0, size: DemoSize | None = None) -> None:
             settings, models[loss], train_data, val_data, out / loss, title=NAMES[loss]
         )
     pr_curves({NAMES[k]: r.evaluation for k, r in results.items()}, out / "pr_curves.png")
-    _draw_detections(models, val_data, out / "detections.png")
+    shown = range(min(ROWS, len(val_data)))
+    detections(models, val_data, "cpu", shown, out / "detections.png")
     text = table(results, seed, size)
     (out / "table.txt").write_text(text)
     print("\n" + text)
@@ -127,21 +124,6 @@ def _clear(out: Path) -> None:
         (out / MARK).touch()
     except OSError as error:
         raise RunError(f"{out}: cannot be written: {error.strerror}") from error
-
-
-def _draw_detections(models: dict[str, nn.Module], data: CocoDetection, path: Path) -> None:
-    """The first images, with the ground truth and each model's detections."""
-    rows = []
-    for index in range(min(ROWS, len(data))):
-        image, target = data[index]
-        found = {}
-        for name, model in models.items():
-            with torch.no_grad():
-                result = model.eval()([image.float() / 255])[0]
-            shown = result["scores"] >= SHOWN_SCORE
-            found[NAMES[name]] = (result["boxes"][shown], result["scores"][shown])
-        rows.append((image, target["boxes"], found))
-    detections_figure(rows, path)
 
 
 def table(results: dict[str, engine.TrainResult], seed: int, size: DemoSize) -> str:

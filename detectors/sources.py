@@ -35,18 +35,20 @@ def is_named(args: argparse.Namespace, *paths: str) -> bool:
     return True
 
 
+TRAINING = ("--train-images", "--train-annotations", "--val-images", "--val-annotations")
+
+
 def training(args: argparse.Namespace) -> tuple[CocoDetection, CocoDetection, dict[str, Any]]:
     """The data to learn from and to evaluate on, and what config.json says of where they are.
 
     Raises:
         Unusable, DataError
     """
-    paths = ("--train-images", "--train-annotations", "--val-images", "--val-annotations")
-    if is_named(args, *paths):
+    if is_named(args, *TRAINING):
         data: dict[str, Any] = {"dataset": args.dataset, "data_root": str(args.data_root)}
         train = training_data(args.dataset, args.data_root)
         return train, evaluation_data(args.dataset, args.data_root), data
-    data = {name[2:].replace("-", "_"): str(_value(args, name)) for name in paths}
+    data = {name[2:].replace("-", "_"): str(_value(args, name)) for name in TRAINING}
     train = CocoDetection(args.train_images, args.train_annotations)
     return train, CocoDetection(args.val_images, args.val_annotations), data
 

@@ -177,7 +177,7 @@ def test_dry_run_prints_commands_that_train_takes(
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        (["2", "--out", "OUT"], "the following arguments are required: --train-images"),
+        (["2", "--out", "OUT"], "missing --train-images --train-annotations --val-images"),
         (["1", "--out", "OUT", "--", *DATA], "invalid choice"),
         (["2", "--", *DATA], "the following arguments are required: --out"),
         (["2", "--out", "OUT", "--seeds", "x", "--", *DATA], "--seeds"),

@@ -1,0 +1,81 @@
+"""What the loss of a trained detector sees: the scores, weights and losses of its positives."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detectors.data import CocoDetection
+from detectors.progress import Progress
+from jolkernels import JointOptimizationLoss
+
+
+class Samples(NamedTuple):
+    """Positive samples [P] of the heads that JOL weighs, and the objects [G] of their images.
+
+    Attributes:
+        size: of the sample's object, sqrt(w h) in pixels of the image as the network sees it.
+        s_loc: IoU (or other S_loc) of predicted and target box.
+        s_cls: predicted probability of the true class.
+        loss: weight times the sum of classification and box loss.
+        objects: size of every object, likewise.
+    """
+
+    size: Tensor
+    s_loc: Tensor
+    s_cls: Tensor
+    loss: Tensor
+    objects: Tensor
+
+
+def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) -> Samples:
+    """Run the first `images` images through a detector in training mode, without learning.
+
+    With the base loss every weight is 1; its scores are measured all the same. The samplers draw
+    from the global generator, which is seeded with 0.
+
+    Raises:
+        ValueError: no sample was positive.
+    """
+    found: list[list[Tensor]] = []
+    objects: list[Tensor] = []
+
+    def look(
+        criterion: JointOptimizationLoss, given: tuple[Any, ...], named: dict[str, Any], _: object
+    ) -> None:
+        rows = criterion.per_sample(*given, **named)
+        logits, _boxes, labels, targets = given[:4]
+        settings = criterion.settings
+        background = settings.background_label(logits.shape[1])
+        at = ((labels != background) & (labels != settings.ignore_index)).nonzero()[:, 0]
+        sizes = (targets[at, 2:] - targets[at, :2]).prod(1).sqrt()
+        loss = rows.weight[at] * (rows.classification[at] + rows.regression[at])
+        scores = (rows.location_score[at], rows.class_score[at])
+        found.append([sizes, *scores, loss])
+
+    def note_objects(_: nn.Module, __: tuple[Any, ...], result: tuple[Any, Any]) -> None:
+        boxes = torch.cat([target["boxes"] for target in result[1]])
+        objects.append((boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt())
+
+    heads = [m for m in model.modules() if isinstance(m, JointOptimizationLoss)]
+    hooks = [head.register_forward_hook(look, with_kwargs=True) for head in heads]
+    transform = model.get_submodule("transform")
+    hooks.append(transform.register_forward_hook(note_objects))
+    torch.manual_seed(0)
+    model.train()
+    count = min(images, len(dataset))
+    try:
+        with torch.no_grad(), Progress("samples", 0, count, quiet=True) as progress:
+            for index in range(count):
+                image, target = dataset[index]
+                wanted = {k: target[k].to(device) for k in ("boxes", "labels")}
+                model([image.to(device).float() / 255], [wanted])
+                progress.step(index + 1, {}, [])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    columns = [torch.cat(column).float().cpu() for column in zip(*found, strict=True)]
+    if not columns or len(columns[0]) == 0:
+        raise ValueError(f"no positive sample in {count} images")
+    size, s_loc, s_cls, loss = columns
+    return Samples(size, s_loc, s_cls, loss, torch.cat(objects).float().cpu())

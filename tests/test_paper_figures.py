@@ -1,0 +1,130 @@
+"""The paper's figures: the numbers in them, and the command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detectors import engine, paper_figures, samples
+from detectors.cli import main
+from detectors.data import CocoDetection
+from detectors.demo import DemoSize, demo_settings
+from detectors.scenes import write_scenes
+from detectors.statistics import BUCKETS
+
+SIZE = DemoSize(crop=64, steps=2, batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scenes, and a base and a JOL run on them."""
+    folder = tmp_path_factory.mktemp("runs")
+    scenes = write_scenes(folder / "scenes", images=3, seed=0, size=96)
+    data = CocoDetection(*scenes)
+    for loss in ("base", "jol"):
+        settings = demo_settings(loss, 0, SIZE)
+        (folder / loss).mkdir()
+        model = engine.make_model(settings, len(data.class_names))
+        engine.train(settings, model, data, data, folder / loss)
+    (folder / "paths.json").write_text(json.dumps([str(path) for path in scenes]))
+    return folder
+
+
+def given(runs: Path) -> list[str]:
+    images, annotations = json.loads((runs / "paths.json").read_text())
+    return ["--val-images", images, "--val-annotations", annotations, "--device", "cpu"]
+
+
+def test_surfaces_by_hand() -> None:
+    iou, p = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([1.0, 0.5, 1.0])
+    base = paper_figures.surface(iou, p, None)
+    assert base.tolist() == pytest.approx([0, 0.5 + np.log(2), 1])
+    joint = paper_figures.surface(iou, p, 2.0)
+    assert joint.tolist() == pytest.approx([0, 1.75 * (0.5 + np.log(2)), 2])
+
+
+def test_shares_by_hand() -> None:
+    """A limit belongs to the larger size: 8 pixels are 8-16."""
+    sizes = torch.tensor([3.0, 8, 15.9, 40, 200])
+    values = torch.tensor([1.0, 2, 3, 4, 10])
+    assert paper_figures.shares(values, sizes) == pytest.approx([5, 25, 0, 20, 50])
+    assert len(BUCKETS) == 6
+
+
+def test_correlation() -> None:
+    a = torch.tensor([0.1, 0.4, 0.3, 0.9])
+    assert paper_figures.correlation(a, 1 - 2 * a) == pytest.approx(-1)
+    b = torch.tensor([0.2, 0.1, 0.5, 0.3])
+    assert paper_figures.correlation(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
+    assert np.isnan(paper_figures.correlation(a, torch.ones(4)))
+
+
+def test_samples_are_the_losses_terms(runs: Path) -> None:
+    """The positives' loss is what the head's regression and positive classification add up to."""
+    data = CocoDetection(*map(Path, json.loads((runs / "paths.json").read_text())))
+    for loss in ("base", "jol"):
+        model = engine.load_detector(engine.runs.load_checkpoint(runs / loss / "best.pt"))
+        criterion = model.roi_heads.criterion
+        seen = []
+        hook = criterion.register_forward_hook(
+            lambda _m, a, k, out, seen=seen: seen.append((a, k, out)), with_kwargs=True
+        )
+        found = samples.collect(model, data, "cpu", images=2)
+        hook.remove()
+        positives = sum(int(out.num_positives) for _, _, out in seen)
+        assert len(seen) == 2 and len(found.loss) == positives == len(found.size) > 0
+        counts = [len(data[i][1]["boxes"]) for i in range(2)]
+        assert len(found.objects) == sum(counts)
+        if loss == "base":
+            total = 0.0
+            for a, k, _ in seen:
+                rows = criterion.per_sample(*a, **k)
+                total += float((rows.classification + rows.regression)[a[2] != 0].sum())
+            assert float(found.loss.sum()) == pytest.approx(total, rel=1e-5)
+        else:
+            assert float(found.loss.sum()) > 0
+        assert ((found.s_loc >= 0) & (found.s_loc <= 1) & (found.s_cls > 0)).all()
+        assert found.objects.min() <= found.size.min() and found.size.max() <= found.objects.max()
+        assert not criterion._forward_hooks
+
+
+def test_the_most_crowded_images_come_first(runs: Path) -> None:
+    data = CocoDetection(*map(Path, json.loads((runs / "paths.json").read_text())))
+    order = paper_figures.crowded(data, 2)
+    counts = [len(data[i][1]["boxes"]) for i in range(3)]
+    assert [counts[i] for i in order] == sorted(counts, reverse=True)[:2]
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 6])
+def test_figures_are_drawn(
+    number: int, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figure.png"
+    words = ["figure", str(number), "--out", str(out)]
+    if number != 3:
+        words += ["--base", str(runs / "base"), "--jol", str(runs / "jol")]
+    if number in (1, 4):
+        words += [*given(runs), "--images", "2"]
+    assert main(words) == 0
+    assert str(out) in capsys.readouterr().out
+    files = {"figure.png", "figure-classes.png"} if number == 6 else {"figure.png"}
+    assert {p.name for p in tmp_path.iterdir()} == files
+    assert all(p.stat().st_size > 5000 for p in tmp_path.iterdir())
+
+
+def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "f.png")]
+    for words, wanted in (
+        (["7", *out], "invalid choice: 7"),
+        (["1", *out], "wanted --base DIR, --jol DIR or both"),
+        (["1", *out, "--base", str(runs / "base")], "missing --val-images"),
+        (["1", *out, "--base", str(runs / "jol"), *given(runs)], "trained with another loss"),
+        (["6", *out, "--base", str(tmp_path)], "no results of an evaluation"),
+        (["3", "--out", str(tmp_path / "no" / "f.png")], "no folder"),
+    ):
+        assert main(["figure", *words]) == 2, words
+        error = capsys.readouterr().err
+        assert wanted in error and len(error.splitlines()) <= 2 and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
