@@ -190,8 +190,10 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     add(
         "--image-size",
         metavar="S",
+        nargs="+",
         type=positive,
-        help="resize the shorter side to so many pixels "
+        help="resize the shorter side to so many pixels; of several one is drawn for each training "
+        "image, the largest is for evaluation "
         "(default: 800, longer side at most 1333; --dataset sodad 1200; slim: not resized)",
     )
     add(

@@ -232,6 +232,8 @@ def _settings(args: argparse.Namespace, images: int) -> TrainSettings:
     if epochs is None and args.max_steps is None:
         epochs = dataset.epochs if dataset else 12
     image_size = args.image_size
+    if image_size and len(image_size) == 1:
+        image_size = image_size[0]
     if image_size is None and dataset and preset != "slim":
         image_size = dataset.image_size
     steps = args.max_steps if epochs is None else math.ceil(epochs * images / batch_size)

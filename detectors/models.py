@@ -84,7 +84,7 @@ def build_detector(
     detach_weights: bool = False,
     backbone: str | None = None,
     backbone_weights: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
     anchor_scale: float | None = None,
     anchor_ratios: Sequence[float] | None = None,
     strides: Sequence[int] | None = None,
@@ -112,7 +112,8 @@ def build_detector(
         backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file with a
             torchvision ResNet's state dict; None: the preset's.
         image_size: the shorter side images are resized to, in pixels; None: the preset's
-            (800 with the longer side at most 1333; slim: no resizing).
+            (800 with the longer side at most 1333; slim: no resizing). Of several one is drawn for
+            each training image; the largest counts in evaluation.
         anchor_scale: side of a level's (smallest) anchor in strides; None: 8, RetinaNet 4, slim
             its own list. Tiny objects want 2 to 4.
         anchor_ratios: height over width of the anchors of a location; None: 0.5, 1 and 2.
@@ -142,9 +143,10 @@ def build_detector(
     )
     if centreness_weights is not None and name != "fcos":
         raise ValueError(f"centreness_weights: got {centreness_weights}, wanted none but with fcos")
+    sizes = image_size if isinstance(image_size, Sequence) else (image_size,)
     for what, number, least, below in (
         ("num_classes", num_classes, 1, math.inf),
-        ("image_size", image_size, 1, math.inf),
+        *(("image_size", size, 1, math.inf) for size in sizes),
         ("score_threshold", score_threshold, 0, 1),
     ):
         if number is not None and not least <= number < below:
@@ -179,8 +181,11 @@ def build_detector(
     ]
     build = {"retinanet": _retinanet, "fcos": _fcos}.get(name)
     model = _two_stage(name, bodies, plan) if build is None else build(bodies[0], plan)
-    size = image_size or (None if preset == "slim" else 800)
-    model.transform = _transform(size, least=96 if name == "detectors" else 0)
+    if image_size is None:
+        sizes = () if preset == "slim" else (800,)
+    model.transform = _transform(
+        sorted(filter(None, sizes)), least=96 if name == "detectors" else 0
+    )
     model.register_forward_pre_hook(partial(_check_labels, num_classes), with_kwargs=True)
     return model
 
@@ -271,13 +276,13 @@ class _Native(_Transform):
         return image, target
 
 
-def _transform(size: int | None, least: int) -> GeneralizedRCNNTransform:
-    """Normalisation, and resizing in torchvision's 800 to 1333 proportion; None: no resizing."""
+def _transform(sizes: Sequence[int], least: int) -> GeneralizedRCNNTransform:
+    """Normalisation, and resizing in torchvision's 800 to 1333 proportion; no sizes: none."""
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    if size is None:
+    if not sizes:
         transform: _Transform = _Native(0, 0, mean, std)
-    else:
-        transform = _Transform(size, longer_side(size), mean, std)
+    else:  # evaluation takes the last
+        transform = _Transform(tuple(sizes), longer_side(max(sizes)), mean, std)
     transform.least = least
     return transform
 

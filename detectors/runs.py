@@ -49,7 +49,7 @@ class TrainSettings:
     preset: str
     backbone: str
     backbone_weights: str
-    image_size: int | None
+    image_size: int | list[int] | None
     lam: float
     location_score: str | None
     class_score: str | None

@@ -348,3 +348,17 @@ def test_labels_off_by_one_are_named(name, label):
     with pytest.raises(ValueError, match=rf"targets\[1\]\['labels'\]: got {label}, wanted 0 to"):
         model(images, targets=targets)
     model.eval()(images)
+
+
+def test_one_of_several_sizes_is_drawn_for_an_image():
+    sizes = (96, 64, 128)
+    model = build_detector("retinanet", K, preset="slim", image_size=sizes)
+    images, targets = scene([2] * 12, (50, 60))
+    torch.manual_seed(0)
+    model.transform.train()
+    seen = {min(size) for size in model.transform(images, targets)[0].image_sizes}
+    assert seen == set(sizes)
+    model.transform.eval()
+    assert model.transform(images)[0].image_sizes == [(128, 153)] * 12
+    with pytest.raises(ValueError, match="image_size: got 0, wanted at least 1"):
+        build_detector("retinanet", K, preset="slim", image_size=(64, 0))
