@@ -11,7 +11,7 @@ import torch
 from bench import measure, plots, results
 from bench.__main__ import main
 from bench.cases import CASES, DTYPES, SWEEP, Coder, make_inputs
-from bench.providers import OURS, PROVIDERS, Provider, fused, masked, released, stated
+from bench.providers import OURS, PROVIDERS, Provider, fused, iou, masked, released, stated
 from detectors.cli import main as jol
 from jolkernels import JointOptimizationLoss
 
@@ -199,6 +199,19 @@ def test_a_run_writes_what_it_found(tmp_path, capsys):
     assert text in capsys.readouterr().out.lstrip("\n")
     for word in (ABOUT["machine"], ABOUT["torch"], "Copy bandwidth", "| rcnn-9 | 1,024 | 9 |"):
         assert word in text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", KINDS)
+def test_no_edge_of_a_box_lies_on_its_targets(name, dtype):
+    """Or rounding would decide on the gradient of the IoU, in one of thousands of rows."""
+    case = dataclasses.replace(CASES[name], rows=15_000, columns=9)
+    x = make_inputs(case, DTYPES[dtype], "cpu")
+    slots = x.boxes.shape[1] // 4
+    wide = [t.double().repeat_interleave(slots, 0) for t in (x.targets, x.priors)]
+    decoded = Coder(case.head).decode(x.boxes.detach().double().reshape(-1, 4), wide[1])
+    assert (decoded - wide[0]).abs().min() >= 1e-3
+    assert 0.3 < iou(decoded, wide[0]).mean() < 0.95
 
 
 def test_spans_are_of_the_same_steps():
