@@ -5,8 +5,8 @@ compiler, runs jolkernels.cpu's tensor operations. JOLKERNELS_NATIVE=0 turns thi
 
 Why C: with tensor operations alone forward and backward cost 1.03 and 1.35 of the plain base loss
 at 200,000 rows (81 and 9 columns) and 1.3 of the eager statement of JOL at 1,024 rows, where each
-of some 300 operations costs microseconds. One pass in C has neither cost (see cpu-loss.md in
-bench/results) and compiles in a second, for all combinations of its choices at once.
+of some 300 operations costs microseconds. One pass in C has neither cost (see bench/results) and
+compiles in a second, for all combinations of its choices at once.
 """
 
 import ctypes
