@@ -207,7 +207,9 @@ def _unpack(loader: DataLoader[Any]) -> Iterator[Batch]:
         for sample in samples:
             if isinstance(sample, DataError):
                 raise sample
-        yield [image for image, _ in samples], [target for _, target in samples]
+        # Here, not in a worker: bytes are a quarter of what floats are to hand over.
+        images = [torch.from_numpy(np.divide(i.numpy(), 255, dtype=np.float32)) for i, _ in samples]
+        yield images, [target for _, target in samples]
 
 
 def _schedule(
@@ -247,7 +249,7 @@ class _Augmented(Dataset[Any]):
             x1, y1, x2, y2 = target["boxes"].unbind(1)
             width = pixels.shape[2]
             target["boxes"] = torch.stack([width - x2, y1, width - x1, y2], dim=1)
-        return torch.from_numpy(np.divide(pixels, 255, dtype=np.float32)), target
+        return torch.from_numpy(np.ascontiguousarray(pixels)), target
 
 
 def _crop(
