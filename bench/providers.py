@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -117,8 +117,20 @@ def fused(weighting: str, case: Case) -> Loss:
     return loss
 
 
-def eager(case: Case) -> Loss:
-    """Eq. 2 to 4 with the indices of positives and negatives, as one would write them."""
+class Positives(NamedTuple):
+    """What weights are made of: rows [P] of the positives, and their classification loss."""
+
+    logits: Tensor
+    boxes: Tensor
+    y: Tensor
+    target: Tensor
+    prior: Tensor
+    decoded: Tensor
+    l_cls: Tensor
+
+
+def indexed(case: Case, weights: Callable[[Positives], tuple[Tensor, Any]]) -> Loss:
+    """Eq. 2 with the indices of positives and negatives; weights: positives → w_pos [P], w_neg."""
     head, background = case.head, case.head.background_label(case.columns)
     coding = Coder(head)
 
@@ -127,16 +139,27 @@ def eager(case: Case) -> Loss:
         at = (x.labels != background).nonzero()[:, 0]
         rest = (x.labels == background).nonzero()[:, 0]
         y, target, prior = x.labels[at], x.targets[at].to(logits), x.priors[at].to(logits)
-        codes = slot(head, boxes[at], y)
+        mine = boxes[at]
+        codes = slot(head, mine, y)
         box = coding.decode(codes, prior)
         l_cls = classification(head, logits, x.labels, hot(head, logits, at, y))
         l_loc = regression(head, codes, box, coding.encode(target, prior), target)
-        w_pos = LAM - iou(box, target) * probability(head, logits[at], y, l_cls[at])
-        w_neg = w_pos.mean()
-        total = (w_pos * (l_cls[at] + l_loc)).sum() + w_neg * l_cls[rest].sum()
+        positives = Positives(logits[at], mine, y, target, prior, box, l_cls[at])
+        w_pos, w_neg = weights(positives)
+        total = (w_pos * (positives.l_cls + l_loc)).sum() + w_neg * l_cls[rest].sum()
         return total / divisor(head, len(logits), len(at))
 
     return loss
+
+
+def eager(case: Case) -> Loss:
+    """Eq. 2 to 4 as one would write them."""
+
+    def weights(p: Positives) -> tuple[Tensor, Tensor]:
+        w_pos = LAM - iou(p.decoded, p.target) * probability(case.head, p.logits, p.y, p.l_cls)
+        return w_pos, w_pos.mean()
+
+    return indexed(case, weights)
 
 
 def masked(case: Case) -> Loss:
@@ -184,30 +207,19 @@ def released(case: Case) -> Loss:
     negatives get the mean weight in the R-CNN head alone; the intersection is not clamped by axis;
     a class-specific head's box is that of the first class.
     """
-    head, background = case.head, case.head.background_label(case.columns)
+    head, coding = case.head, Coder(case.head)
     softmax = head.classification == "cross_entropy"
     first = 4 if head.class_specific and head.background == "first" else 0
     lam = 1.0 if softmax else 2.0
-    coding = Coder(head)
 
-    def loss(x: Inputs) -> Tensor:
-        logits, boxes = widened(x)
-        at = (x.labels != background).nonzero()[:, 0]
-        rest = (x.labels == background).nonzero()[:, 0]
-        y, target, prior = x.labels[at], x.targets[at].to(logits), x.priors[at].to(logits)
-        codes = slot(head, boxes[at], y)
-        scored = coding.decode(boxes[at][:, first : first + 4], prior)
-        nll = -(logits[at].log_softmax(1) if softmax else F.logsigmoid(logits[at]))
-        s_cls = 1 - nll.gather(1, y[:, None])[:, 0] / nll.sum(1)
-        w_pos = lam - iou(scored, target, clamped=False) * s_cls
-        w_neg = w_pos.mean() if softmax else 1.0
-        l_cls = classification(head, logits, x.labels, hot(head, logits, at, y))
-        box = coding.decode(codes, prior)
-        l_loc = regression(head, codes, box, coding.encode(target, prior), target)
-        total = (w_pos * (l_cls[at] + l_loc)).sum() + w_neg * l_cls[rest].sum()
-        return total / divisor(head, len(logits), len(at))
+    def weights(p: Positives) -> tuple[Tensor, Any]:
+        scored = coding.decode(p.boxes[:, first : first + 4], p.prior)
+        nll = -(p.logits.log_softmax(1) if softmax else F.logsigmoid(p.logits))
+        s_cls = 1 - nll.gather(1, p.y[:, None])[:, 0] / nll.sum(1)
+        w_pos = lam - iou(scored, p.target, clamped=False) * s_cls
+        return w_pos, w_pos.mean() if softmax else 1.0
 
-    return loss
+    return indexed(case, weights)
 
 
 def base_torch(case: Case) -> Loss:

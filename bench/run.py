@@ -77,10 +77,7 @@ class Run:
 
     def compilations(self) -> None:
         """What compilers make of the kernels of the detectors' heads."""
-        say("compiling the kernels ahead of time")
-        from bench import aot  # needs Triton
-
-        aot.write(self.options.out, [v for v in aot.heads() if v.columns < 1000])
+        self.part("compiling the kernels ahead of time", self.compiling)
 
     def part(self, name: str, measured: Callable[[], None]) -> None:
         """One case, if there is time for one as long as the longest yet; a failure is told."""
@@ -187,6 +184,12 @@ class Run:
         for loss in ("base", "jol"):
             self.add(where, loss, "step", "s", found[loss])
         self.add(where, "jol", "step", results.RATIO, found["ratio"])
+
+    def compiling(self) -> None:
+        """The report of bench.aot on the heads of usual width."""
+        from bench import aot  # needs Triton
+
+        aot.write(self.options.out, [v for v in aot.heads() if v.columns < 1000])
 
     # --- What is kept --------------------------------------------------------------------------
 
