@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
 
-from bench import measure, plots, results
+from bench import measure, plots, results, run
 from bench.__main__ import main
 from bench.cases import CASES, DTYPES, SWEEP, Coder, make_inputs
 from bench.providers import OURS, PROVIDERS, Provider, fused, iou, masked, released, stated
@@ -164,6 +165,92 @@ def test_a_wrong_provider_is_refused_a_speed_up(make, said, monkeypatch, tmp_pat
     assert all(
         r.provider != "planted" or r.measure in ("agrees", "error", "first call") for r in rows
     )
+
+
+def wrong_later(case):
+    """Right when it is checked, wrong when it is timed."""
+    right, calls = fused("joint", case), []
+
+    def loss(x):
+        calls.append(0)
+        return right(x) * (1 if len(calls) == 1 else 1.1)
+
+    return loss
+
+
+def failing_later(case):
+    right, calls = fused("joint", case), []
+
+    def loss(x):
+        calls.append(0)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("too much")
+        return right(x)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (wrong_later, "WRONG, off by 0.1 after it was timed"),
+        (failing_later, "FAILED, OutOfMemoryError: too much"),
+    ],
+)
+def test_what_goes_wrong_later_is_seen_and_ends_nothing(make, said, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(PROVIDERS, "planted", Provider("planted", make, partial(stated, "joint")))
+    given = ("--cases", "rcnn-9", "rcnn-11", "--providers", OURS, "planted")
+    assert main([*given, *QUICK, "--out", str(tmp_path)]) == 1
+    assert f"rcnn-9 float32 planted: {said}" in capsys.readouterr().err
+    rows = results.read_csv(tmp_path / "results.csv")
+    timed = {(r.case, r.provider) for r in rows if r.unit == results.TIME}
+    assert timed == {("rcnn-9", OURS), ("rcnn-11", OURS)}
+
+
+def test_an_interrupted_run_reports_what_it_has(monkeypatch, tmp_path, capsys):
+    def interrupted(case):
+        if case.name == "rcnn-11":
+            raise KeyboardInterrupt
+        return fused("joint", case)
+
+    planted = Provider("planted", interrupted, partial(stated, "joint"))
+    monkeypatch.setitem(PROVIDERS, "planted", planted)
+    given = ("--cases", "rcnn-9", "rcnn-11", "--providers", OURS, "planted")
+    assert main([*given, *QUICK, "--out", str(tmp_path)]) == 130
+    printed = capsys.readouterr()
+    assert "interrupted" in printed.err and "| rcnn-9 | 1,024 |" in printed.out
+    assert (tmp_path / "results.md").exists()
+
+
+def test_cases_without_time_are_named(tmp_path, capsys):
+    given = ("--cases", "rcnn-9", "rcnn-11", "--providers", OURS, "--limit", "1e-9")
+    assert main([*given, *QUICK, "--out", str(tmp_path)]) == 0
+    assert "Not measured, out of time: rcnn-9 float32, rcnn-11 float32" in capsys.readouterr().out
+    given = ("--cases", SWEEP[0], "--dtypes", "bfloat16", "--out", str(tmp_path))
+    assert main([*given, *QUICK]) == 1
+    assert "nothing was measured" in capsys.readouterr().err
+
+
+def test_training_steps_are_measured(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run, "STEP", {"size": 96, "images": 1})
+    monkeypatch.setattr(run.detectors, "DETECTORS", ("fcos",))
+    assert main(["--parts", "steps", "--out", str(tmp_path)]) == 0
+    rows = results.read_csv(tmp_path / "results.csv")
+    found = {(r.provider, r.unit): r for r in rows if r.measure == "step"}
+    base, joint, ratio = (found[k] for k in (("base", "s"), ("jol", "s"), ("jol", results.RATIO)))
+    assert base.median > 0 and joint.median > 0 and base.count == ratio.count == 5
+    assert (base.rows, base.columns, base.case) == (1, 96, "step-fcos")
+    assert f"| fcos | {results.number(base.median)} |" in capsys.readouterr().out
+
+
+def test_without_a_compiler_the_rest_is_reported(monkeypatch, tmp_path, capsys):
+    monkeypatch.delattr("bench.aot", raising=False)  # as where Triton is not installed
+    monkeypatch.setitem(sys.modules, "bench.aot", None)
+    given = ("--parts", "loss", "compile", "--seconds", "0.01", "--cases", "rcnn-9")
+    assert main([*given, "--providers", OURS, "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert "compiling the kernels ahead of time: FAILED" in printed.err
+    assert "| rcnn-9 | 1,024 |" in printed.out and (tmp_path / "results.md").exists()
 
 
 def test_without_our_own_there_are_no_ratios(monkeypatch, tmp_path, capsys):
