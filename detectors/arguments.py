@@ -2,20 +2,30 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
-
-import torch
 
 from detectors.data_arguments import add_data_commands, dataset_options, prior_options
 from detectors.evaluation import PROTOCOLS
 from detectors.grids import FORMATS
 from detectors.models import BACKBONES, DETECTORS, LOSSES, PRESETS
+from detectors.settings import DEFAULTS, PRECISIONS, WITHOUT_PRESET
 from detectors.sweep import TABLES as SWEPT
 from detectors.tables import TABLES
-from detectors.values import count, positive, rate, share
+from detectors.values import (
+    count,
+    count_or_none,
+    default_device,
+    on_off,
+    one_of,
+    positive,
+    rate,
+    share,
+)
 
 SCORES = ("iou", "giou", "nwd", "simd", "dotd", "none")
+CLASS_SCORES = ("probability", "none")
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -42,7 +52,12 @@ def parser(
         allow_abbrev=False,
     )
     commands = jol.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("train", help="train a detector", allow_abbrev=False)
+    command = commands.add_parser(
+        "train",
+        help="train a detector",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # settings.resolve knows the defaults
+    )
     _train_options(command)
     command.set_defaults(run=train)
     command = commands.add_parser("eval", help="evaluate a checkpoint", allow_abbrev=False)
@@ -120,9 +135,15 @@ def _sweep_options(command: argparse.ArgumentParser) -> None:
 
 def _train_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--detector", metavar="NAME", required=True, help=", ".join(DETECTORS))
-    add("--loss", required=True, choices=LOSSES, help="the detector's own loss, or JOL")
+    add("--detector", metavar="NAME", help=", ".join(DETECTORS))
+    add("--loss", choices=LOSSES, help="the detector's own loss, or JOL")
     add("--out", metavar="DIR", required=True, type=Path, help="folder of the run")
+    add(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="config.json of a run to repeat: its data and settings, but for what is given here",
+    )
     add(
         "--train-images",
         metavar="DIR",
@@ -146,7 +167,8 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--centreness-weights",
-        choices=("on", "off"),
+        metavar="on|off",
+        type=on_off,
         help="fcos: weigh box losses by centreness, as MMDetection (default: with preset paper)",
     )
     add("--backbone", choices=BACKBONES, help="default: resnet50; slim resnet18, detectors 14")
@@ -179,7 +201,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         "--batch-size",
         metavar="N",
         type=positive,
-        help="images a step (default: 2, or 4 with slim)",
+        help="images a step, over all processes (default: 2, or 4 with slim)",
     )
     add(
         "--lr",
@@ -199,7 +221,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     add(
         "--crop",
         metavar="S",
-        type=count,
+        type=count_or_none,
         help="train on random crops of so many pixels, 0: whole images "
         "(default: 0, or 192 with slim)",
     )
@@ -207,39 +229,79 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         "--seed",
         metavar="N",
         type=count,
-        default=0,
-        help="seed of weights and data order (default: 0)",
+        help=f"seed of weights, data order and draws (default: {WITHOUT_PRESET['seed']})",
     )
     add(
         "--lam",
         metavar="X",
         type=float,
-        default=2.0,
-        help="λ of the weights, at least 1 (default: 2)",
+        help=f"λ of the weights, at least 1 (default: {WITHOUT_PRESET['lam']:g})",
     )
-    add("--location-score", choices=SCORES, default="iou", help="S_loc (default: iou)")
+    add(
+        "--location-score",
+        metavar="|".join(SCORES),
+        type=partial(one_of, SCORES),
+        help=f"S_loc (default: {WITHOUT_PRESET['location_score']})",
+    )
     add(
         "--class-score",
-        choices=("probability", "none"),
-        default="probability",
-        help="S_cls (default: probability)",
+        metavar="|".join(CLASS_SCORES),
+        type=partial(one_of, CLASS_SCORES),
+        help=f"S_cls (default: {WITHOUT_PRESET['class_score']})",
     )
     add("--detach-weights", action="store_true", help="no gradient through the weights")
-    add("--resume", action="store_true", help="go on with the run in --out")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, whose settings and data hold; begin it if there is none",
+    )
     add(
         "--eval-every",
         metavar="N",
         type=count,
-        default=1,
-        help="evaluate every so many epochs, 0: at the end only (default: 1)",
+        help="evaluate every so many epochs, 0: at the end only "
+        f"(default: {DEFAULTS['eval_every']})",
     )
     add(
         "--workers",
         metavar="N",
         type=count,
-        default=0,
-        help="processes that load images (default: 0)",
+        help=f"processes that load images, for each process that trains "
+        f"(default: {DEFAULTS['workers']})",
     )
+    add(
+        "--clip",
+        metavar="X",
+        type=rate,
+        help=f"largest norm of the gradient, which is scaled down to it "
+        f"(default: {DEFAULTS['clip']:g})",
+    )
+    add(
+        "--amp",
+        choices=PRECISIONS,
+        help="forward pass in half precision; losses stay in fp32, fp16 scales them "
+        f"(default: {DEFAULTS['amp']})",
+    )
+    add(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        help="memory order of images and weights (default: channels last)",
+    )
+    add("--compile", action="store_true", help="torch.compile backbone and dense heads")
+    add(
+        "--deterministic",
+        action="store_true",
+        help="the same bits each time on a GPU too, at a price; on a CPU they are anyway",
+    )
+    add(
+        "--max-bad-steps",
+        metavar="N",
+        type=count,
+        help="leave out up to so many steps in a row whose loss is not finite or whose image "
+        "cannot be read, restart loading processes that die so often, instead of stopping "
+        f"(default: {DEFAULTS['max_bad_steps']})",
+    )
+    add("--tensorboard", action="store_true", help="write for TensorBoard beside metrics.jsonl")
 
 
 def _figure_options(command: argparse.ArgumentParser) -> None:
@@ -299,15 +361,17 @@ def _val_options(command: argparse.ArgumentParser) -> None:
         help="size ranges and detection limits of the evaluation "
         "(default: the data set's; eval: else the run's; else aitod)",
     )
+    # A default given here would hold for train as well, where an earlier run's may.
+    suppressed = command.argument_default == argparse.SUPPRESS
     add(
         "--device",
         choices=("cpu", "cuda"),
-        default="cuda" if torch.cuda.is_available() else "cpu",
+        default=argparse.SUPPRESS if suppressed else default_device(),
         help="where to compute (default: cuda where there is a GPU)",
     )
     add(
         "--evaluator",
         choices=("faster", "pycocotools"),
-        default="faster",
+        default=argparse.SUPPRESS if suppressed else DEFAULTS["evaluator"],
         help="library that computes AP: faster-coco-eval (default) or pycocotools",
     )

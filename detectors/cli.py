@@ -5,29 +5,33 @@ checked is checked before a folder is made.
 """
 
 import argparse
-import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from detectors import demo, engine, paper_figures, runs, samples, sources, sweep, tables
+from detectors import (
+    checkpoints,
+    demo,
+    distributed,
+    engine,
+    paper_figures,
+    samples,
+    sources,
+    sweep,
+    tables,
+    train_command,
+)
 from detectors.arguments import parser
-from detectors.data import CocoDetection, DataError
+from detectors.data import DataError
 from detectors.datasets.named import DATASETS
 from detectors.figures import pr_classes, pr_curves
 from detectors.grids import render
-from detectors.models import TWO_STAGE, WEIGHTS, default_backbone
-from detectors.results import class_table, read_results
-from detectors.runs import RunError, TrainSettings
-from detectors.values import Unusable
-
-BATCHES = {"torchvision": 2, "paper": 2, "slim": 4}
-SKIPPED_SHOWN = 3
-CROPS = {"torchvision": 0, "paper": 0, "slim": 192}
+from detectors.results import class_table, read_results, write_results
+from detectors.runs import RunError
+from detectors.settings import DEFAULTS
+from detectors.values import Unusable, check_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], None] = args.run
         command(args)
     except (DataError, RunError, Unusable) as error:
-        print(f"jol {args.command}: {error}", file=sys.stderr)
+        if distributed.rank() == 0:  # all ranks read the same
+            print(f"jol {args.command}: {error}", file=sys.stderr)
         return 2
     except SystemExit as stop:  # so it did with the arguments that a sweep hands on
         return int(stop.code or 0)
@@ -67,59 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    return parser(_train, _eval, _demo, _table, _figure, _sweep).parse_args(arguments)
-
-
-def _train(args: argparse.Namespace) -> None:
-    _check_common(args)
-    train_data, val_data, data = sources.training(args)
-    _refuse_other_classes(val_data, train_data.source, train_data.class_names)
-    settings = _settings(args, len(train_data))
-    data |= {
-        "train_sha256": train_data.digest,
-        "val_sha256": val_data.digest,
-        "classes": train_data.class_names,
-    }
-    if not args.resume:
-        runs.refuse_run(args.out)
-    checkpoint = runs.resume(args.out, settings, data) if args.resume else None
-    try:
-        model = engine.make_model(settings, len(train_data.class_names), resumed=args.resume)
-    except (ValueError, NotImplementedError, OSError) as error:
-        raise Unusable(str(error)) from error
-    if checkpoint is None:
-        runs.start(args.out, settings, data)
-    for dataset in (train_data, val_data):
-        _report_skipped(dataset)
-    result = engine.train(
-        settings, model, train_data, val_data, args.out, checkpoint=checkpoint, title=args.loss
-    )
-    print(engine.metrics_line(result.evaluation))
-    if not math.isnan(result.seconds_per_step):
-        print(f"{result.seconds_per_step:.3f} seconds a step")
-    print(f"results in {args.out}")
+    return parser(train_command.train, _eval, _demo, _table, _figure, _sweep).parse_args(arguments)
 
 
 def _eval(args: argparse.Namespace) -> None:
-    _check_common(args)
-    checkpoint = runs.load_checkpoint(args.checkpoint)
+    check_device(args.device)
+    checkpoint = checkpoints.load(args.checkpoint)
     dataset = sources.evaluation(args)
-    _refuse_other_classes(dataset, args.checkpoint, checkpoint["class_names"])
-    model = engine.load_detector(checkpoint).to(args.device)
+    sources.refuse_other_classes(dataset, args.checkpoint, checkpoint["class_names"])
     if args.out.exists() and not args.out.is_dir():
         raise RunError(f"{args.out}: is a file, wanted a folder")
-    _report_skipped(dataset)
-    evaluation = engine.evaluate_model(
-        model,
-        dataset,
-        args.device,
-        args.evaluator,
-        protocol=_protocol(args, checkpoint["settings"].get("protocol")),
-    )
-    args.out.mkdir(parents=True, exist_ok=True)
-    engine.write_results(args.out, evaluation, checkpoint["settings"]["loss"])
-    print(class_table(evaluation))
-    print(f"results in {args.out}")
+    with distributed.connected(args.device) as world:
+        model = engine.load_detector(checkpoint).to(args.device)
+        if world.leads:
+            sources.report_skipped(dataset)
+        protocol = _protocol(args, checkpoint["settings"].get("protocol"))
+        evaluation = engine.evaluate_model(
+            model, dataset, args.device, args.evaluator, protocol, world=world
+        )
+    if evaluation is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_results(args.out, evaluation, checkpoint["settings"]["loss"])
+        print(class_table(evaluation))
+        print(f"results in {args.out}")
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -138,7 +113,7 @@ def _table(args: argparse.Namespace) -> None:
 
 def _figure(args: argparse.Namespace) -> None:
     """Draw a figure; 6 and its curves by class from what the runs wrote, 1, 4 and 5 anew."""
-    _check_common(args)
+    check_device(args.device)
     if not args.out.parent.is_dir():
         raise Unusable(f"--out {args.out}: no folder {args.out.parent}")
     folders = {k: v for k, v in (("base", args.base), ("jol", args.jol)) if v is not None}
@@ -156,11 +131,11 @@ def _figure(args: argparse.Namespace) -> None:
 
 
 def _figure_of_models(args: argparse.Namespace, folders: dict[str, Path]) -> None:
-    checkpoints = {k: runs.load_checkpoint(v / "best.pt") for k, v in folders.items()}
+    found = {k: checkpoints.load(v / checkpoints.BEST) for k, v in folders.items()}
     dataset = sources.evaluation(args)
     models = {}
-    for name, checkpoint in checkpoints.items():
-        _refuse_other_classes(dataset, folders[name], checkpoint["class_names"])
+    for name, checkpoint in found.items():
+        sources.refuse_other_classes(dataset, folders[name], checkpoint["class_names"])
         if checkpoint["settings"]["loss"] != name:
             raise Unusable(f"--{name} {folders[name]}: trained with another loss")
         models[name] = engine.load_detector(checkpoint).to(args.device)
@@ -187,87 +162,7 @@ def _training_arguments(words: list[str]) -> dict[str, Any]:
     return vars(args)
 
 
-def _check_common(args: argparse.Namespace) -> None:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise Unusable("--device cuda: PyTorch finds no GPU here")
-
-
-def _refuse_other_classes(dataset: CocoDetection, other: object, names: list[str]) -> None:
-    if dataset.class_names != names:
-        raise DataError(
-            f"{dataset.source}: categories {dataset.class_names}, but {other} has {names}"
-        )
-
-
-def _report_skipped(dataset: CocoDetection) -> None:
-    """Name what was left out of the data, its first lines."""
-    if dataset.skipped:
-        count = len(dataset.skipped)
-        print(f"{dataset.source}: {count} annotations clipped or left out:", file=sys.stderr)
-        for line in dataset.skipped[:SKIPPED_SHOWN]:
-            print(f"  {line}", file=sys.stderr)
-        if count > SKIPPED_SHOWN:
-            print(f"  and {count - SKIPPED_SHOWN} more", file=sys.stderr)
-
-
 def _protocol(args: argparse.Namespace, trained: str | None = None) -> str:
     """What was given, else the data set's, else what the run was evaluated by in training."""
     own = DATASETS[args.dataset].protocol if args.dataset else trained
-    return args.protocol or own or "aitod"
-
-
-def _rate(detector: str, preset: str) -> float:
-    """The learning rate for batches of BATCHES images: the paper's, and what suits preset slim."""
-    if preset == "slim":
-        return 0.02
-    return 0.005 if detector in TWO_STAGE else 0.001
-
-
-def _settings(args: argparse.Namespace, images: int) -> TrainSettings:
-    """The run's settings: what was given, else the data set's and the preset's."""
-    dataset = DATASETS.get(args.dataset)
-    preset = args.preset or ("paper" if dataset else "torchvision")
-    batch_size = args.batch_size or BATCHES[preset]
-    epochs = args.epochs
-    if epochs is None and args.max_steps is None:
-        epochs = dataset.epochs if dataset else 12
-    image_size = args.image_size
-    if image_size and len(image_size) == 1:
-        image_size = image_size[0]
-    if image_size is None and dataset and preset != "slim":
-        image_size = dataset.image_size
-    steps = args.max_steps if epochs is None else math.ceil(epochs * images / batch_size)
-    decays = [math.ceil(epoch * images / batch_size) for epoch in args.decay_epochs or []]
-    crop = CROPS[preset] if args.crop is None else args.crop
-    return TrainSettings(
-        detector=args.detector,
-        loss=args.loss,
-        preset=preset,
-        backbone=args.backbone or default_backbone(args.detector, preset),
-        backbone_weights=args.backbone_weights or WEIGHTS[preset],
-        image_size=image_size,
-        assigner=args.assigner,
-        assigner_settings=dict(args.assigner_settings),
-        anchor_scale=args.anchor_scale,
-        anchor_ratios=args.anchor_ratios,
-        strides=args.strides,
-        centreness_weights=(
-            None if args.centreness_weights is None else args.centreness_weights == "on"
-        ),
-        score_threshold=args.score_threshold,
-        lam=args.lam,
-        location_score=None if args.location_score == "none" else args.location_score,
-        class_score=None if args.class_score == "none" else args.class_score,
-        detach_weights=args.detach_weights,
-        steps=min(steps, args.max_steps or steps),
-        batch_size=batch_size,
-        lr=args.lr or _rate(args.detector, preset),
-        decay_steps=decays or None,
-        crop=crop or None,
-        seed=args.seed,
-        device=args.device,
-        workers=args.workers,
-        evaluator=args.evaluator,
-        protocol=_protocol(args),
-        eval_every=args.eval_every,
-    )
+    return args.protocol or own or str(DEFAULTS["protocol"])

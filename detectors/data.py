@@ -4,6 +4,8 @@ Everything a file can get wrong is found when `CocoDetection` is built, except w
 pixels can tell; it is reported as a `DataError` that names the file and the annotation or image.
 """
 
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,10 +131,11 @@ def decode(file: Path, size: tuple[int, int], where: str) -> Tensor:
     try:
         with Image.open(file) as opened:
             picture: Image.Image = opened
-            picture.load()
             stored = picture.size
-            if stored != size and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                picture = ImageOps.exif_transpose(picture)
+            if size in (stored, stored[::-1]):  # else refused before its pixels fill the memory
+                picture.load()
+                if stored != size and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                    picture = ImageOps.exif_transpose(picture)
             if picture.size == size:
                 return torch.from_numpy(np.ascontiguousarray(_rgb(picture).transpose(2, 0, 1)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -170,6 +173,8 @@ def train_batches(
     steps: int,
     start_step: int = 0,
     workers: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Batch]:
     """Augmented batches for the training steps start_step, start_step + 1, ..., steps - 1.
 
@@ -177,36 +182,54 @@ def train_batches(
     cropped at random to crop x crop pixels (a smaller image is padded to that; crop=None keeps
     images whole) and mirrored with probability one half. Batch s depends on (seed, s) only: not
     on `workers`, `start_step` or any global random state, none of which is touched either. So
-    two runs see the same data, and a resumed run goes on where it stopped.
+    two runs see the same data, and a resumed run goes on where it stopped. Of each batch, rank 0
+    of `ranks` gets the first samples, rank 1 the next, and so on.
 
     Yields:
-        (images, targets): lists of `batch_size` float32 [3, h, w] tensors in 0..1 and targets
-        as CocoDetection gives them.
+        (images, targets): lists of `batch_size` / `ranks` float32 [3, h, w] tensors in 0..1 and
+        targets as CocoDetection gives them.
 
     Raises:
-        ValueError: a setting out of range. DataError: an image cannot be used.
+        ValueError: a setting out of range. DataError: an image cannot be used. RuntimeError: a
+            loading process died.
     """
     for name, value in {"batch_size": batch_size, "crop": 1 if crop is None else crop}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}, wanted at least 1")
+    if batch_size % ranks:
+        raise ValueError(f"batch_size is {batch_size}, wanted a multiple of {ranks} processes")
     if min(seed, start_step, workers) < 0:
         got = f"seed {seed}, start_step {start_step}, workers {workers}"
         raise ValueError(f"wanted numbers of 0 or more, got {got}")
+    share = batch_size // ranks
+    mine = slice(rank * share, (rank + 1) * share)
+    schedule = _schedule(len(dataset), batch_size, seed, start_step, steps)
     loader = DataLoader(
         _Augmented(dataset, crop, seed),
-        batch_sampler=list(_schedule(len(dataset), batch_size, seed, start_step, steps)),
+        batch_sampler=[batch[mine] for batch in schedule],
         num_workers=workers,
         collate_fn=list,
         generator=torch.Generator(),  # its own: the loader would draw from the global one
+        worker_init_fn=_leave_ctrl_c_to_the_main_process,
     )
     return _unpack(loader)
 
 
+def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the loop decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _unpack(loader: DataLoader[Any]) -> Iterator[Batch]:
-    for samples in loader:
+    batches = iter(loader)
+    if loader.num_workers and threading.current_thread() is threading.main_thread():
+        # torch's handler raises wherever the program is, in the middle of an optimizer step too.
+        # Without it a dead worker is noticed where its batch is missed.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for samples in batches:
         for sample in samples:
             if isinstance(sample, DataError):
-                raise sample
+                raise DataError(str(sample))  # itself, it would keep this frame and the workers
         # Here, not in a worker: bytes are a quarter of what floats are to hand over.
         images = [torch.from_numpy(np.divide(i.numpy(), 255, dtype=np.float32)) for i, _ in samples]
         yield images, [target for _, target in samples]

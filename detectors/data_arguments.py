@@ -75,7 +75,6 @@ def prior_options(command: argparse.ArgumentParser) -> None:
         metavar="NAME=X",
         nargs="+",
         type=setting,
-        default=[],
         help="of the assigner, such as m=6.13 n=4.59 for simd",
     )
     add(

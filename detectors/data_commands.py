@@ -31,7 +31,7 @@ def stats(args: argparse.Namespace) -> None:
         anchors = paper_layout(args.detector, **sizes)
         layout = paper_layout(args.detector, args.assigner, **sizes)
         name, assign = data_stats.pick_assigner(
-            args.detector, args.assigner, dict(args.assigner_settings)
+            args.detector, args.assigner, dict(args.assigner_settings or [])
         )
     except ValueError as error:
         raise Unusable(str(error)) from error
@@ -91,7 +91,7 @@ def _check_one(source: str, coco: CocoFile, left_out: Mapping[str, int], report:
         for done, problem in enumerate(undecodable(coco, source), start=1):
             if problem:
                 report(problem)
-            progress.step(done, {}, [])
+            progress.step(done)
     counts = {**left_out, ZERO_SIZE: left_out.get(ZERO_SIZE, 0) + coco.zero_size}
     crowd = sum(record["iscrowd"] for record in coco.annotations)
     print(
@@ -138,7 +138,7 @@ def convert(args: argparse.Namespace) -> None:
                 args.out_images,
                 source=split.source,
                 only_objects=args.split == dataset.train,
-                on_image=lambda done: progress.step(done, {}, []),
+                on_image=lambda done: progress.step(done),
             )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     beside = args.out.with_name(args.out.name + ".part")

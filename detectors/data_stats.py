@@ -225,7 +225,7 @@ def _at_points(assign: Assigner) -> Assigner:
 def _ticking(images: Iterable[Image], progress: Progress, done: int) -> Iterator[Image]:
     for number, image in enumerate(images, start=done + 1):
         yield image
-        progress.step(number, {}, [])
+        progress.step(number)
 
 
 def _left_out(pool: Pool) -> str:

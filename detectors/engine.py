@@ -1,47 +1,92 @@
-"""Training and evaluation loops.
+"""The training loop, which can be killed anywhere and go on as if nothing had happened.
 
-SGD with momentum 0.9 and weight decay 1e-4; the learning rate rises linearly over the first steps
-and falls to a tenth at 8/12 and 11/12 of the run, or where the settings say. The data of a step
-depend on the seed and the step only, so base and JOL runs of one seed see the same batches from
-the same initial weights, and a resumed run goes on as if it had never stopped.
+The learning rate rises linearly over the first steps and falls to a tenth at 8/12 and 11/12 of the
+run, or where the settings say. Data and draws of a step depend on the seed and the step only, so
+base and JOL runs of one seed see the same batches from the same initial weights. A checkpoint is
+written before the evaluation of its step, which a resumed run does again.
 """
 
 import dataclasses
 import math
 import statistics
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from detectors import runs
-from detectors.data import CocoDetection, train_batches
-from detectors.evaluation import Evaluation, evaluate
-from detectors.models import build_detector, joint_head
-from detectors.progress import Progress
+from detectors import checkpoints
+from detectors.data import Batch, CocoDetection, train_batches
+from detectors.distributed import ALONE, World
+from detectors.evaluation import Evaluation
+from detectors.feed import feed
+from detectors.inference import evaluate_model, load_detector, predict
+from detectors.models import build_detector
+from detectors.progress import Progress, losses_line, peak_memory
 from detectors.results import metrics_line, write_results
-from detectors.runs import TrainSettings
+from detectors.runs import MetricsLog
+from detectors.settings import TrainSettings
+from detectors.steps import Outcome, Stepper, TrainingError
+from detectors.stopping import Stopping
+
+__all__ = ["TrainResult", "TrainingError", "evaluate_model", "load_detector", "make_model",
+           "predict", "train"]  # fmt: skip
 
 LOG_EVERY = 20
-SAVE_EVERY = 1000
+SAVE_SECONDS = 600.0
+"""Beside the end of each epoch, a checkpoint is written when the last one is so old."""
 WARMUP = 500
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step and the images."""
+class Stopped(TrainingError):
+    """A signal came; the run can be resumed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What `train` returns: the final evaluation and the median time of a step."""
+    """What `train` returns.
+
+    Attributes:
+        evaluation: the final one.
+        seconds_per_step: median, from loading the data to the update; NaN if a finished run was
+            resumed.
+        best: the best AP, 0 to 1, and best_step: the step of its weights, those of best.pt.
+    """
 
     evaluation: Evaluation
     seconds_per_step: float
-    """From loading the data to the update; NaN if a finished run was resumed."""
+    best: float
+    best_step: int
+
+
+@dataclasses.dataclass
+class State:
+    """Where a run is, beside its weights.
+
+    Attributes:
+        step: steps done.
+        best: the best AP so far, and best_step: its step.
+        bad: steps left out in a row.
+        recent: values of the last LOG_EVERY steps, whose means are logged.
+    """
+
+    step: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+    bad: int = 0
+    recent: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+    def add(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Remember a step's values by name; the means over those remembered."""
+        self.recent = [*self.recent, dict(values)][-LOG_EVERY:]
+        columns: dict[str, list[float]] = {}
+        for step in self.recent:
+            for name, value in step.items():
+                columns.setdefault(name, []).append(value)
+        return {name: statistics.fmean(column) for name, column in columns.items()}
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
@@ -54,7 +99,13 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.lr * min(1.0, (step + 1) / warmup) * 0.1**decays
 
 
-def make_model(settings: TrainSettings, num_classes: int, *, resumed: bool = False) -> nn.Module:
+def make_model(
+    settings: TrainSettings,
+    num_classes: int,
+    *,
+    resumed: bool = False,
+    world: World = ALONE,
+) -> nn.Module:
     """The detector of a run with its initial weights, which depend on the seed, not on the loss.
 
     `resumed`: a checkpoint brings the weights; those the run began with are not read again.
@@ -67,7 +118,11 @@ def make_model(settings: TrainSettings, num_classes: int, *, resumed: bool = Fal
         **settings.model_arguments(),
         load_weights=not resumed,
     )
-    return model.to(settings.device).to(memory_format=torch.channels_last)
+    order = torch.channels_last if settings.channels_last else torch.contiguous_format
+    model = model.to(settings.device).to(memory_format=order)
+    if settings.compile:
+        pass
+    return model
 
 
 def train(
@@ -79,7 +134,8 @@ def train(
     *,
     checkpoint: dict[str, Any] | None = None,
     title: str = "train",
-) -> TrainResult:
+    world: World = ALONE,
+) -> TrainResult | None:
     """Train `model` (from make_model) and write the run into `out` (see runs), which exists.
 
     Args:
@@ -88,196 +144,213 @@ def train(
         train_data: images to learn from.
         val_data: images to evaluate on, with the same classes.
         out: the run's folder.
-        checkpoint: what runs.resume returned, to go on from there.
-        title: what the progress bar is called.
+        checkpoint: what checkpoints.load_last returned, to go on from there.
+        title: what the progress line is called.
+        world: the processes that share the work; only the one that leads writes and prints.
+
+    Returns:
+        The result; None on ranks that do not lead.
 
     Raises:
-        TrainingError: a loss that is not finite.
+        Stopped: SIGTERM or Ctrl-C came; a checkpoint of the last step is written.
+        TrainingError: more steps in a row than settings.max_bad_steps allows with a loss that is
+            not finite, an image that cannot be read or loading processes that died; or a file that
+            cannot be written.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9, weight_decay=1e-4)
-    # Building the model may have drawn more or fewer numbers; the samplers start from the seed.
-    torch.manual_seed(settings.seed)
-    start, best = 0, -math.inf
+    run = _Run(settings, Stepper(model, settings, world), val_data, out)
     if checkpoint is not None:
-        start, best = checkpoint["step"], checkpoint["best"]
-        _restore(checkpoint, model, optimizer, settings.device)
-    batches = train_batches(
-        train_data,
-        batch_size=settings.batch_size,
-        crop=settings.crop,
-        seed=settings.seed,
-        start_step=start,
-        steps=settings.steps,
-        workers=settings.workers,
-    )
-    epoch = math.ceil(len(train_data) / settings.batch_size)
-    recent: deque[dict[str, float]] = deque(maxlen=LOG_EVERY)
-    seconds: list[float] = []
-    evaluation: Evaluation | None = None
-    with Progress(title, start, settings.steps) as progress:
+        run.load(checkpoint)
+    run.epoch = math.ceil(len(train_data) / settings.batch_size)
+    with Stopping() as run.stopping, ExitStack() as stack:
+        progress = Progress(title, run.state.step, settings.steps, leads=world.leads)
+        run.progress = stack.enter_context(progress)
+        try:
+            if world.leads:
+                log = MetricsLog(out, run.state.step, tensorboard=settings.tensorboard)
+                run.log = stack.enter_context(log)
+            return run.to_the_end(train_data)
+        except OSError as error:
+            what = f"{error.filename or out}: cannot be written: {error.strerror}"
+            raise TrainingError(f"step {run.state.step}: {what}; {run.kept}") from error
+
+
+class _Run:
+    """A run under way."""
+
+    epoch: int
+    stopping: Stopping
+    progress: Progress
+    log: MetricsLog | None = None
+
+    def __init__(
+        self, settings: TrainSettings, stepper: Stepper, val_data: CocoDetection, out: Path
+    ) -> None:
+        self.settings, self.stepper, self.world = settings, stepper, stepper.world
+        self.val_data, self.out = val_data, out
+        self.state = State()
+        self.seconds: list[float] = []
+        self.saved_at = time.monotonic()
+        self.kept = f"no checkpoint was written in {out} before"
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.state = State(**checkpoint["state"])
+        self.stepper.load(checkpoint)
+        self._note_kept()
+
+    def to_the_end(self, train_data: CocoDetection) -> TrainResult | None:
+        """The loop."""
+        settings, state = self.settings, self.state
+
+        def load(step: int) -> Iterator[Batch]:
+            return train_batches(
+                train_data,
+                batch_size=settings.batch_size,
+                crop=settings.crop,
+                seed=settings.seed,
+                start_step=step,
+                steps=settings.steps,
+                workers=settings.workers,
+                rank=self.world.rank,
+                ranks=self.world.size,
+            )
+
+        evaluation = None
+        batches = feed(
+            load,
+            state.step,
+            settings.steps,
+            settings.max_bad_steps,
+            self.progress.note,
+            lambda: self.stopping.asked,
+        )
+        with closing(batches):  # ends the loading processes, also where an error is kept
+            while True:
+                if self._is_due():
+                    evaluation = self._evaluate()
+                if state.step == settings.steps:
+                    break
+                self._train_step(batches)
+        if evaluation is None:
+            return None
+        write_results(self.out, evaluation, settings.loss)
+        median = statistics.median(self.seconds) if self.seconds else math.nan
+        return TrainResult(evaluation, median, state.best, state.best_step)
+
+    def _is_due(self) -> bool:
+        """Whether to evaluate at this step."""
+        every = self.settings.eval_every * self.epoch
+        step = self.state.step
+        return step == self.settings.steps or bool(every and step and step % every == 0)
+
+    def _train_step(self, batches: Iterator[Batch | str]) -> None:
+        settings, state = self.settings, self.state
         began = time.perf_counter()
-        for step, (images, targets) in enumerate(batches, start + 1):
-            rate = learning_rate(step - 1, settings)
-            values = _step(model, optimizer, images, targets, rate, step, settings)
-            seconds.append(time.perf_counter() - began)
-            recent.append({**values, "seconds": seconds[-1]})
-            means = {k: sum(r[k] for r in recent) / len(recent) for k in recent[-1]}
-            progress.step(step, means, seconds)
-            last = step == settings.steps
-            if step % LOG_EVERY == 0 or last:
-                runs.log(out, {"step": step, "lr": rate, **means})
-            if last or (settings.eval_every and step % (settings.eval_every * epoch) == 0):
-                evaluation = evaluate_model(
-                    model, val_data, settings.device, settings.evaluator, settings.protocol
-                )
-                runs.log(out, {"step": step, "evaluation": evaluation.metrics})
-                progress.note(f"step {step}: {metrics_line(evaluation)}")
-                if evaluation.metrics["AP"] > best:
-                    best = evaluation.metrics["AP"]
-                    runs.save_checkpoint(out / "best.pt", _weights(model, step, settings, val_data))
-            if last or step % epoch == 0 or step % SAVE_EVERY == 0:
-                state = _weights(model, step, settings, val_data)
-                state |= {"optimizer": optimizer.state_dict(), "best": best, "rng": _rng()}
-                runs.save_checkpoint(out / "last.pt", state)
-            began = time.perf_counter()
-    if evaluation is None:  # resumed after its last step
-        evaluation = evaluate_model(
-            model, val_data, settings.device, settings.evaluator, settings.protocol
+        batch = next(batches)
+        rate = learning_rate(state.step, settings)
+        outcome = self.stepper(batch, state.step + 1, rate, bool(self.stopping.asked))
+        if outcome.stop and outcome.problem:  # the step is taken when the run goes on
+            self._stop()
+        state.step += 1
+        self.seconds.append(time.perf_counter() - began)
+        self._judge(outcome)
+        values = {} if outcome.problem else outcome.values
+        means = state.add({**values, "seconds": self.seconds[-1]})
+        self.progress.step(state.step, self._fields(means, rate), self.seconds)
+        last = state.step == settings.steps
+        if state.step % LOG_EVERY == 0 or last:
+            self._write({"lr": rate, **means})
+        if outcome.stop:
+            self._stop()
+        old = time.monotonic() - self.saved_at > SAVE_SECONDS
+        if last or state.step % self.epoch == 0 or old:
+            self._save()
+
+    def _stop(self) -> NoReturn:
+        self._save()
+        asked = self.stopping.asked or "a signal to another rank"
+        raise Stopped(
+            f"step {self.state.step} of {self.settings.steps}: stopped by {asked}; {self.kept}; "
+            "go on with the same command and --resume"
         )
-    write_results(out, evaluation, settings.loss)
-    return TrainResult(evaluation, statistics.median(seconds) if seconds else math.nan)
 
+    def _judge(self, outcome: Outcome) -> None:
+        """Let a bad step pass, or end the run."""
+        if not outcome.problem:
+            self.state.bad = 0
+            return
+        self.state.bad += 1
+        what = f"step {self.state.step}: {outcome.problem}"
+        if self.state.bad > self.settings.max_bad_steps:
+            raise TrainingError(f"{what}; {self.kept}")
+        allowed = f"{self.state.bad} of {self.settings.max_bad_steps} in a row"
+        self.progress.note(f"{what}; step left out, {allowed}")
 
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: list[Tensor],
-    targets: list[dict[str, Any]],
-    rate: float,
-    step: int,
-    settings: TrainSettings,
-) -> dict[str, float]:
-    """One optimizer step; returns the losses by name, total, w_neg and the gradient's norm."""
-    device = settings.device
-    model.train()
-    wanted = [{k: t[k].to(device) for k in ("boxes", "labels")} for t in targets]
-    ids = ", ".join(str(t["image_id"]) for t in targets)
-    try:
-        losses: dict[str, Tensor] = model([image.to(device) for image in images], wanted)
-    except FloatingPointError as error:  # a NaN that would take the process down
-        raise TrainingError(f"step {step}: {error}; image ids {ids}") from error
-    total = torch.stack(list(losses.values())).sum()
-    optimizer.zero_grad()
-    total.backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, settings.clip)
-    named = {**losses, "total": total, "grad_norm": norm}
-    negative_weight = joint_head(model).negative_weight
-    if negative_weight is not None:
-        named["negative_weight"] = negative_weight
-    # One transfer a step: everything there is to know about it.
-    numbers = torch.stack([v.detach().float() for v in named.values()]).tolist()
-    values = dict(zip(named, numbers, strict=True))
-    if not all(map(math.isfinite, numbers)):
-        what = ", ".join(f"{k} = {v}" for k, v in values.items() if not math.isfinite(v))
-        raise TrainingError(f"step {step}: {what}; image ids {ids}")
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    return values
-
-
-@torch.no_grad()
-def predict(
-    model: nn.Module,
-    dataset: CocoDetection,
-    device: str,
-    *,
-    on_image: Callable[[int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Detections of every image as COCO results, in pixels of the image as stored."""
-    model.eval()
-    results: list[dict[str, Any]] = []
-    for index in range(len(dataset)):
-        image, target = dataset[index]
-        found = model([image.to(device).float() / 255])[0]
-        boxes = found["boxes"].cpu()
-        boxes[:, 2:] -= boxes[:, :2]
-        rows = zip(boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
-        results += [
-            {
-                "image_id": target["image_id"],
-                "category_id": dataset.category_ids[label],
-                "bbox": box,
-                "score": score,
-            }
-            for box, score, label in rows
+    def _fields(self, means: Mapping[str, float], rate: float) -> list[str]:
+        """What the live line shows."""
+        state, settings = self.state, self.settings
+        epochs = math.ceil(settings.steps / self.epoch)
+        return [
+            losses_line(means),
+            f"{settings.batch_size / means['seconds']:.1f} images/s",
+            f"epoch {math.ceil(state.step / self.epoch)}/{epochs}",
+            f"lr {rate:.2g}",
+            peak_memory(settings.device),
         ]
-        if on_image is not None:
-            on_image(index)
-    return results
 
+    def _evaluate(self) -> Evaluation | None:
+        settings, state = self.settings, self.state
 
-def evaluate_model(
-    model: nn.Module,
-    dataset: CocoDetection,
-    device: str,
-    evaluator: str = "faster",
-    protocol: str = "aitod",
-) -> Evaluation:
-    """Detect on every image of `dataset` and compare with its ground truth."""
-    with Progress("evaluate", 0, len(dataset), quiet=True) as progress:
-        results = predict(model, dataset, device, on_image=lambda i: progress.step(i + 1, {}, []))
-    found = dataset.assemble(results)
-    return evaluate(dataset.ground_truth, found, protocol=protocol, evaluator=evaluator)
+        def stop_if_asked() -> None:
+            if self.stopping.asked:
+                raise Stopped(
+                    f"step {state.step}: its evaluation was stopped by {self.stopping.asked}; "
+                    f"{self.kept}; go on with the same command and --resume"
+                )
 
-
-def _weights(
-    model: nn.Module, step: int, settings: TrainSettings, data: CocoDetection
-) -> dict[str, Any]:
-    """What is needed to use the model: plain values and tensors only."""
-    return {
-        "model": model.state_dict(),
-        "settings": dataclasses.asdict(settings),
-        "class_names": data.class_names,
-        "step": step,
-    }
-
-
-def load_detector(checkpoint: dict[str, Any]) -> nn.Module:
-    """The detector of a checkpoint, with its weights, on the CPU.
-
-    Raises:
-        runs.RunError: the weights do not fit the settings beside them.
-    """
-    try:
-        settings = TrainSettings(**checkpoint["settings"])
-        model = build_detector(
-            settings.detector,
-            len(checkpoint["class_names"]),
-            settings.loss,
-            **settings.model_arguments(),
-            load_weights=False,
+        evaluation = evaluate_model(
+            self.stepper.model,
+            self.val_data,
+            settings.device,
+            settings.evaluator,
+            settings.protocol,
+            world=self.world,
+            on_image=stop_if_asked,
         )
-        model.load_state_dict(checkpoint["model"])
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise runs.RunError(f"the checkpoint does not fit this version: {reason}") from error
-    return model.to(memory_format=torch.channels_last)
+        if evaluation is not None:
+            self._write({"evaluation": evaluation.metrics})
+            self.progress.note(f"step {state.step}: {metrics_line(evaluation)}")
+            if evaluation.metrics["AP"] > state.best:
+                state.best, state.best_step = evaluation.metrics["AP"], state.step
+                checkpoints.save(self.out / checkpoints.BEST, self._weights())
+        return evaluation
 
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write({"step": self.state.step, **record})
 
-def _rng() -> dict[str, Any]:
-    """State of the generators that the samplers of the detectors draw from."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    def _weights(self) -> dict[str, Any]:
+        """What is needed to use the model: plain values and tensors only."""
+        return {
+            "model": self.stepper.model.state_dict(),
+            "settings": dataclasses.asdict(self.settings),
+            "class_names": self.val_data.class_names,
+            "category_ids": self.val_data.category_ids,
+            "step": self.state.step,
+        }
 
+    def _save(self) -> None:
+        """Write a checkpoint to go on from."""
+        if self.world.leads:
+            whole = {
+                **self._weights(),
+                **self.stepper.state(),
+                "state": dataclasses.asdict(self.state),
+            }
+            previous = self.out / checkpoints.PREVIOUS
+            checkpoints.save(self.out / checkpoints.LAST, whole, previous=previous)
+        self.saved_at = time.monotonic()
+        self._note_kept()
 
-def _restore(
-    checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, device: str
-) -> None:
-    model.load_state_dict(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    torch.set_rng_state(checkpoint["rng"]["cpu"])
-    if device == "cuda" and checkpoint["rng"]["cuda"]:
-        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+    def _note_kept(self) -> None:
+        self.kept = f"the last checkpoint, of step {self.state.step}, is in {self.out}"

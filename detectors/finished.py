@@ -1,7 +1,7 @@
 """Finished runs on disk, read back: what they were, what they reached, how long a step took.
 
 Runs are compared by what decides their numbers: the settings but the seed, without those that
-change nothing (runs.MAY_CHANGE, and JOL's in a base run), and the digests of their data.
+change nothing (settings.MAY_CHANGE, and JOL's in a base run), and the digests of their data.
 """
 
 import dataclasses
@@ -14,24 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from detectors.paper import Cell
-from detectors.runs import MAY_CHANGE, RunError, TrainSettings
+from detectors.runs import RunError
+from detectors.settings import DEFAULTS, MAY_CHANGE, TrainSettings
 
 JOINT = ("lam", "location_score", "class_score", "detach_weights")
 """Settings of JOL, without meaning in a base run."""
 
 
-def _defaults() -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(TrainSettings):
-        if field.default_factory is not dataclasses.MISSING:
-            found[field.name] = field.default_factory()
-        elif field.default is not dataclasses.MISSING:
-            found[field.name] = field.default
-    return found
-
-
-DEFAULTS = _defaults()
-"""Settings that an older run may lack; it ran with these."""
 KINDS: dict[Any, tuple[str, ...]] = {
     int: ("seed", "steps", "batch_size"),
     int | float: ("lr", "lam"),

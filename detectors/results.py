@@ -23,7 +23,6 @@ ARRAYS = ("precision", "recall_points", "iou_thresholds")
 
 def write_results(out: Path, evaluation: Evaluation, name: str) -> None:
     """The files above, in the folder `out`; `name` stands for the run in the figures."""
-    runs.write_json(out / "results.json", evaluation.metrics)
     with (out / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["class", *evaluation.metrics])
@@ -33,6 +32,7 @@ def write_results(out: Path, evaluation: Evaluation, name: str) -> None:
     np.savez(out / "pr_curves.npz", **arrays)
     pr_curves({name: evaluation}, out / "pr_curves.png")
     pr_classes({name: evaluation}, out / "pr_classes.png")
+    runs.write_json(out / "results.json", evaluation.metrics)  # last: it says that all is there
 
 
 def read_results(out: Path) -> Evaluation:

@@ -70,7 +70,7 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
                 image, target = dataset[index]
                 wanted = {k: target[k].to(device) for k in ("boxes", "labels")}
                 model([image.to(device).float() / 255], [wanted])
-                progress.step(index + 1, {}, [])
+                progress.step(index + 1)
     finally:
         for hook in hooks:
             hook.remove()

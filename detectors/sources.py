@@ -1,15 +1,20 @@
 """Which data the arguments name: a data set of the paper, or images and COCO JSON files."""
 
 import argparse
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from detectors.coco import fail
 from detectors.coco_rules import Report
-from detectors.data import CocoDetection
+from detectors.data import CocoDetection, DataError
 from detectors.datasets.named import DATASETS, evaluation_data, read_split, training_data
 from detectors.datasets.published import Published
 from detectors.values import Unusable
+
+SKIPPED_SHOWN = 3
 
 
 def is_named(args: argparse.Namespace, *paths: str) -> bool:
@@ -19,7 +24,7 @@ def is_named(args: argparse.Namespace, *paths: str) -> bool:
         Unusable: neither, not all, or both.
     """
     given = [name for name in paths if _value(args, name)]
-    if args.dataset is None and args.data_root is None:
+    if not any(_value(args, name) for name in NAMED):
         missing = [name for name in paths if name not in given]
         if missing or not paths:
             wanted = "--dataset NAME --data-root DIR"
@@ -29,12 +34,13 @@ def is_named(args: argparse.Namespace, *paths: str) -> bool:
         return False
     if given:
         raise Unusable(f"{given[0]} with --dataset or --data-root, wanted one or the other")
-    for name in ("--dataset", "--data-root"):
+    for name in NAMED:
         if not _value(args, name):
             raise Unusable(f"{name} is missing; wanted --dataset NAME --data-root DIR")
     return True
 
 
+NAMED = ("--dataset", "--data-root")
 TRAINING = ("--train-images", "--train-annotations", "--val-images", "--val-annotations")
 
 
@@ -45,12 +51,26 @@ def training(args: argparse.Namespace) -> tuple[CocoDetection, CocoDetection, di
         Unusable, DataError
     """
     if is_named(args, *TRAINING):
-        data: dict[str, Any] = {"dataset": args.dataset, "data_root": str(args.data_root)}
+        root = os.path.abspath(args.data_root)
+        data: dict[str, Any] = {"dataset": args.dataset, "data_root": root}
         train = training_data(args.dataset, args.data_root)
         return train, evaluation_data(args.dataset, args.data_root), data
-    data = {name[2:].replace("-", "_"): str(_value(args, name)) for name in TRAINING}
+    data = {_key(name): os.path.abspath(str(_value(args, name))) for name in TRAINING}
     train = CocoDetection(args.train_images, args.train_annotations)
     return train, CocoDetection(args.val_images, args.val_annotations), data
+
+
+def names_data(args: argparse.Namespace) -> bool:
+    """Whether any argument names training data."""
+    return any(_value(args, name) for name in (*NAMED, *TRAINING))
+
+
+def name_data(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
+    """Put the data that a run's config.json names into the arguments."""
+    for name in (*NAMED, *TRAINING):
+        value = data.get(_key(name))
+        if value is not None:
+            setattr(args, _key(name), value if name == "--dataset" else Path(value))
 
 
 def evaluation(args: argparse.Namespace) -> CocoDetection:
@@ -82,5 +102,30 @@ def splits(args: argparse.Namespace, report: Report = fail) -> list[Published]:
     return [read_split(args.dataset, root, split, report) for split in names]
 
 
-def _value(args: argparse.Namespace, option: str) -> object:
-    return getattr(args, option[2:].replace("-", "_"))
+def refuse_other_classes(dataset: CocoDetection, other: object, names: list[str]) -> None:
+    """Raise DataError unless the data have these classes, which `other` has."""
+    if dataset.class_names != names:
+        raise DataError(
+            f"{dataset.source}: categories {dataset.class_names}, but {other} has {names}"
+        )
+
+
+def report_skipped(dataset: CocoDetection) -> None:
+    """Name what was left out of the data, its first lines."""
+    if dataset.skipped:
+        count = len(dataset.skipped)
+        print(f"{dataset.source}: {count} annotations clipped or left out:", file=sys.stderr)
+        for line in dataset.skipped[:SKIPPED_SHOWN]:
+            print(f"  {line}", file=sys.stderr)
+        if count > SKIPPED_SHOWN:
+            print(f"  and {count - SKIPPED_SHOWN} more", file=sys.stderr)
+
+
+def _key(option: str) -> str:
+    """What argparse calls an option."""
+    return option[2:].replace("-", "_")
+
+
+def _value(args: argparse.Namespace, option: str) -> Any:
+    """An argument, None where it was not given."""
+    return getattr(args, _key(option), None)

@@ -18,6 +18,7 @@ from typing import Any
 from detectors import paper, runs
 from detectors.paper import Cell
 from detectors.runs import RunError
+from detectors.settings import MAY_CHANGE
 
 TABLES = tuple(range(2, 10))
 OWN = ("--seed", "--out", "--resume")
@@ -140,25 +141,22 @@ def sweep(
     values = {p.name: _values(parse(_command(p, out))) for p in planned}
     for name, now in values.items():
         was = record.get(name, now)
-        for key in now.keys() & was.keys():
-            if now[key] != was[key] and (out / name / "config.json").exists():
+        for key in now.keys() | was.keys():
+            given = [values.get(key, "not given") for values in (was, now)]
+            if given[0] != given[1] and (out / name / "config.json").exists():
                 raise RunError(
-                    f"{out / name}: {key} was {was[key]}, is now {now[key]}; give another --out"
+                    f"{out / name}: {key} was {given[0]}, is now {given[1]}; give another --out"
                 )
     failed: list[str] = []
     for number, run in enumerate(planned, start=1):
         folder, words = out / run.name, _command(run, out)
         state = _state(folder)
-        if state == "resume":
-            words.append("--resume")
         if dry:
             print(f"# {run.name} is done" if state == "done" else shlex.join(["jol", *words]))
             continue
         print(f"[{number}/{len(planned)}] {run.name}: {state}", flush=True)
         if state == "done":
             continue
-        if state == "start":
-            _forget(folder)
         out.mkdir(parents=True, exist_ok=True)
         # Read anew: a sweep of other seeds may be running into the same folder.
         runs.write_json(out / RECORD, {**_read_record(out), run.name: values[run.name]})
@@ -170,27 +168,21 @@ def sweep(
 
 
 def _command(run: Planned, out: Path) -> list[str]:
-    return ["train", *run.arguments, "--out", str(out / run.name)]
+    """With --resume, which begins a run where there is none."""
+    return ["train", *run.arguments, "--out", str(out / run.name), "--resume"]
 
 
 def _values(parsed: dict[str, Any]) -> dict[str, str]:
     """The arguments that decide what a run is, as text."""
-    drop = runs.MAY_CHANGE | {"out", "resume", "run", "command"}
+    drop = MAY_CHANGE | {"out", "resume", "run", "command"}
     return {name: str(value) for name, value in parsed.items() if name not in drop}
 
 
 def _state(folder: Path) -> str:
-    """What is left to do: done, resume, or start (also where no checkpoint was written yet)."""
+    """What is left to do: done, resume or start."""
     if (folder / "results.json").exists():
         return "done"
-    started = (folder / "config.json").exists() and (folder / "last.pt").exists()
-    return "resume" if started else "start"
-
-
-def _forget(folder: Path) -> None:
-    """Remove what a run wrote that died before its first checkpoint: train refuses its folder."""
-    for name in ("config.json", "metrics.jsonl"):
-        (folder / name).unlink(missing_ok=True)
+    return "resume" if (folder / "config.json").exists() else "start"
 
 
 def _read_record(out: Path) -> dict[str, dict[str, str]]:

@@ -67,7 +67,7 @@ def _measure() -> dict[str, tuple[float, float]]:
         for step, name in enumerate(paper.COSTS, start=1):
             model = build(name, "base", SIZE)
             found[name] = (gigamacs(model, SIZE), parameters(model))
-            progress.step(step, {}, [])
+            progress.step(step)
     return found
 
 

@@ -2,6 +2,9 @@
 
 import argparse
 import math
+from collections.abc import Sequence
+
+import torch
 
 
 class Unusable(ValueError):
@@ -11,6 +14,33 @@ class Unusable(ValueError):
 def count(text: str) -> int:
     """0, 1, 2, ..."""
     return int(_number(text, text.isdecimal(), "a whole number of 0 or more"))
+
+
+def count_or_none(text: str) -> int | None:
+    """1, 2, 3, ...; None for 0."""
+    return count(text) or None
+
+
+def on_off(text: str) -> bool:
+    """Whether it is "on" and not "off"."""
+    return one_of(("on", "off"), text) == "on"
+
+
+def one_of(known: Sequence[str], text: str) -> str | None:
+    """The text, one of those known; None for "none"."""
+    _number(text, text in known, f"one of {', '.join(known)}")
+    return None if text == "none" else text
+
+
+def default_device() -> str:
+    """Where to compute if nothing is said."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Raise Unusable if there is no such device here."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Unusable("--device cuda: PyTorch finds no GPU here")
 
 
 def positive(text: str) -> int:

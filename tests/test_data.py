@@ -2,6 +2,7 @@
 
 import copy
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -296,15 +297,26 @@ def test_orientation_is_followed_only_where_the_size_asks_for_it(tmp_path):
     assert image[0, 5, 15] == 255 and image[0, 35, 15] == 0
 
 
+def bomb(png, side):
+    """A PNG of side x side pixels, by its header, whose few bytes no decoder should unfold."""
+    size = b"IHDR" + side.to_bytes(4, "big") * 2 + png[24:29]
+    return png[:12] + size + zlib.crc32(size).to_bytes(4, "big") + png[33:]
+
+
 def test_image_of_another_size_or_broken(tmp_path):
     folder, file = write(tmp_path, GOOD)
     data = CocoDetection(folder, file)
+    whole = (folder / "a.png").read_bytes()
     Image.new("RGB", (41, 30)).save(folder / "a.png")
     with pytest.raises(DataError, match=r"boxes\.json: image 7: .*a\.png is 41x30 pixels.*40x30"):
         data[0]
-    (folder / "a.png").write_bytes((folder / "b.png").read_bytes()[:60])
+    (folder / "a.png").write_bytes(whole[:60])
     with pytest.raises(DataError, match=r"boxes\.json: image 7: .*a\.png cannot be decoded"):
         data[0]
+    for side, wanted in ((9000, "is 9000x9000 pixels"), (60_000, "decompression bomb")):
+        (folder / "a.png").write_bytes(bomb(whole, side))
+        with pytest.raises(DataError, match=rf"image 7: .*a\.png .*{wanted}"):
+            data[0]
     (folder / "a.png").write_text("no picture")
     with pytest.raises(DataError, match=r"image 7: .*a\.png cannot be decoded"):
         data[0]

@@ -4,22 +4,26 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from detectors import demo, engine, runs
+from detectors import checkpoints, demo, engine, runs
 from detectors.data import CocoDetection
 from detectors.demo import DemoSize
 from detectors.evaluation import METRICS
 from detectors.olrp import OLRP
-from detectors.runs import RunError, TrainSettings
+from detectors.runs import RunError
 from detectors.scenes import write_scenes
+from detectors.settings import TrainSettings
+from detectors.steps import Outcome, Stepper
 
 RUN_FILES = {
     "config.json",
     "metrics.jsonl",
     "last.pt",
+    "previous.pt",
     "best.pt",
     "results.json",
     "per_class.csv",
@@ -69,7 +73,8 @@ def run_to_end(
     model = engine.make_model(settings, len(data.class_names))
     checkpoint = None
     if resume:
-        checkpoint = runs.resume(out, settings, {"digest": data.digest})
+        checkpoint, problems = checkpoints.load_last(out)
+        assert not problems
     else:
         runs.start(out, settings, {"digest": data.digest})
     return engine.train(settings, model, data, data, out, checkpoint=checkpoint)
@@ -86,35 +91,36 @@ def test_resumed_run_equals_an_uninterrupted_one(
     settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, momentum and log, bit for bit; the run is broken between two checkpoints."""
-    monkeypatch.setattr(engine, "LOG_EVERY", 1)
+    monkeypatch.setattr(engine, "LOG_EVERY", 2)  # the fourth step's means begin before step 3
     run_to_end(settings, data, tmp_path / "whole")
 
-    step = engine._step
+    step = Stepper.__call__
 
-    def breaks(*args: object) -> dict[str, float]:
-        if args[5] == 5:
+    def breaks(self: Stepper, batch: Any, number: int, *rest: Any) -> Outcome:
+        if number == 5:
             raise RuntimeError("power cut")
-        return step(*args)  # type: ignore[arg-type]
+        return step(self, batch, number, *rest)
 
-    monkeypatch.setattr(engine, "_step", breaks)
+    monkeypatch.setattr(Stepper, "__call__", breaks)
     with pytest.raises(RuntimeError, match="power cut"):
         run_to_end(settings, data, tmp_path / "broken")  # an epoch of 3 steps: last.pt is of 3
-    monkeypatch.setattr(engine, "_step", step)
+    monkeypatch.setattr(Stepper, "__call__", step)
     assert lines_of(tmp_path / "broken")[-1]["step"] == 4
-    assert runs.load_checkpoint(tmp_path / "broken" / "last.pt")["step"] == 3
+    assert checkpoints.load(tmp_path / "broken" / "last.pt")["step"] == 3
     torch.rand(7)
     run_to_end(settings, data, tmp_path / "broken", resume=True)
 
-    whole, broken = (
-        runs.load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "broken")
-    )
+    whole, broken = (checkpoints.load(tmp_path / name / "last.pt") for name in ("whole", "broken"))
     assert whole["step"] == broken["step"] == 5
     for key, value in whole["model"].items():
         assert torch.equal(value, broken["model"][key]), key
     for key, state in whole["optimizer"]["state"].items():
         other = broken["optimizer"]["state"][key]["momentum_buffer"]
         assert torch.equal(state["momentum_buffer"], other)
-    assert torch.equal(whole["rng"]["cpu"], broken["rng"]["cpu"])
+    for checkpoint in (whole, broken):
+        for values in checkpoint["state"]["recent"]:
+            values.pop("seconds")
+    assert whole["state"] == broken["state"]
     assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "broken")
     results = [(tmp_path / n / "results.json").read_text() for n in ("whole", "broken")]
     assert results[0] == results[1]
@@ -139,7 +145,7 @@ def test_what_a_run_leaves(settings: TrainSettings, data: CocoDetection, tmp_pat
     assert set(lines[2]["evaluation"]) == set(METRICS + OLRP)
     assert result.seconds_per_step > 0
 
-    best = runs.load_checkpoint(out / "best.pt")
+    best = checkpoints.load(out / "best.pt")
     model = engine.load_detector(best)
     assert all(torch.equal(v, best["model"][k]) for k, v in model.state_dict().items())
     again = engine.evaluate_model(model, data, "cpu", "pycocotools")
@@ -156,7 +162,8 @@ def test_loss_that_is_not_finite_stops(
         engine.train(settings, model, data, data, tmp_path)
     message = str(caught.value)
     assert message.startswith("step 1: loss_classifier = nan")
-    named = message.split("image ids ")[1].split(", ")
+    assert message.endswith(f"; no checkpoint was written in {tmp_path} before")
+    named = message.split("image ids ")[1].split(";")[0].split(", ")
     assert len(named) == 2 and {int(n) for n in named} <= set(data.image_ids)
     assert not (tmp_path / "last.pt").exists()
 
@@ -171,23 +178,18 @@ def test_predictions_are_coco_results(settings: TrainSettings, data: CocoDetecti
     assert (w > 0).all() and (h > 0).all() and (x + w <= 96).all() and (y + h <= 96).all()
 
 
-def test_resume_checks_what_it_goes_on_with(
-    settings: TrainSettings, data: CocoDetection, tmp_path: Path
-) -> None:
-    with pytest.raises(RunError, match="no run to resume"):
-        runs.resume(tmp_path, settings, {})
-    runs.start(tmp_path, settings, {"digest": "a"})
+def test_resume_checks_what_it_goes_on_with(settings: TrainSettings, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"config\.json: missing or broken"):
+        runs.refuse_other(tmp_path, settings, {})
+    data = {"train_sha256": "a", "train_images": "there"}
+    runs.start(tmp_path, settings, data)
     with pytest.raises(RunError, match="holds a run already"):
-        runs.start(tmp_path, settings, {"digest": "a"})
+        runs.start(tmp_path, settings, data)
     with pytest.raises(RunError, match=rf"lr was {settings.lr}, is now 0\.5"):
-        runs.resume(tmp_path, replace(settings, lr=0.5), {"digest": "a"})
-    with pytest.raises(RunError, match="digest was 'a', is now 'b'"):
-        runs.resume(tmp_path, settings, {"digest": "b"})
-    with pytest.raises(RunError, match=r"last\.pt: no such file"):
-        runs.resume(tmp_path, replace(settings, workers=3), {"digest": "a"})
-    (tmp_path / "last.pt").write_bytes(b"PK nonsense")
-    with pytest.raises(RunError, match="is no checkpoint that can be read"):
-        runs.resume(tmp_path, settings, {"digest": "a"})
+        runs.refuse_other(tmp_path, replace(settings, lr=0.5), data)
+    with pytest.raises(RunError, match="train_sha256 was 'a', is now 'b'"):
+        runs.refuse_other(tmp_path, settings, data | {"train_sha256": "b"})
+    runs.refuse_other(tmp_path, replace(settings, workers=3), data | {"train_images": "here"})
 
 
 def test_checkpoint_of_another_shape_is_refused(settings: TrainSettings) -> None:
@@ -210,7 +212,7 @@ def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[st
     }  # fmt: skip
     for loss in ("base", "jol"):
         assert {p.name for p in (out / loss).iterdir()} == RUN_FILES
-        assert runs.load_checkpoint(out / loss / "last.pt")["settings"]["loss"] == loss
+        assert checkpoints.load(out / loss / "last.pt")["settings"]["loss"] == loss
     printed = capsys.readouterr().out
     table = (out / "table.txt").read_text()
     assert table in printed

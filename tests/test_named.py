@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectors.cli import _settings, main
+from detectors.cli import main
 from detectors.coco import DataError
 from detectors.datasets.named import DATASETS, evaluation_data, read_split, training_data
 from detectors.engine import learning_rate
+from detectors.settings import resolve
+from detectors.train_command import SETTINGS
 
 
 def write_json(file: Path, names: Sequence[str], size: int = 64) -> None:
@@ -92,9 +94,10 @@ def settings_of(*arguments: str, images: int = 100) -> Any:
     """What `jol` with these arguments would train with."""
     seen: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detectors.cli._train", seen.append)
+        patch.setattr("detectors.train_command.train", seen.append)
         assert main(arguments) == 0
-    return _settings(seen[0], images)
+    given = {k: v for k, v in vars(seen[0]).items() if k in SETTINGS}
+    return resolve(given, images, vars(seen[0]).get("dataset"), {})
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_unusable_arguments(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if given[0] == "eval":
-        monkeypatch.setattr("detectors.runs.load_checkpoint", lambda path: {"class_names": []})
+        monkeypatch.setattr("detectors.checkpoints.load", lambda path: {"class_names": []})
     assert main(given) == 2
     error = capsys.readouterr().err
     assert wanted in error and len(error.splitlines()) <= 2 and "Traceback" not in error

@@ -5,8 +5,8 @@ import pytest
 from detectors import engine
 from detectors.data import CocoDetection
 from detectors.models import DETECTORS, default_backbone
-from detectors.runs import TrainSettings
 from detectors.scenes import write_scenes
+from detectors.settings import TrainSettings
 
 STEPS = dict.fromkeys(DETECTORS, 250) | {"detectors": 150}
 

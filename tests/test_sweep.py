@@ -35,10 +35,9 @@ class Train:
         out = Path(str(value(words, "--out")))
         if out.name in self.failing:
             return 1
-        if "--resume" not in words:
-            assert not (out / "config.json").exists()  # train would refuse it
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "config.json").write_text("{}")
+        assert "--resume" in words  # without it train refuses a folder with a run
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").write_text("{}")
         (out / "results.json").write_text("{}")
         return 0
 
@@ -114,11 +113,10 @@ def test_what_is_done_is_skipped_and_what_was_interrupted_resumed(
         for name in files:
             (folder / name).write_text("{}")
     assert main(command) == 0
-    assert [("--resume" in words) for words in train.calls] == [True, False, False]
     assert train.names == [f"faster_rcnn-jol-seed{seed}" for seed in (1, 2, 3)]
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["done", "resume", "start", "start"]
-    assert (stopped / "metrics.jsonl").exists() and not (young / "metrics.jsonl").exists()
+    assert [line.split(": ")[1] for line in lines] == ["done", "resume", "resume", "start"]
+    assert (stopped / "metrics.jsonl").exists()
     train.calls.clear()
     assert main(command) == 0 and train.calls == []
 
@@ -156,6 +154,8 @@ def test_runs_of_other_arguments_are_not_taken_for_these(
     assert main([*command, "--lr", "0.02"]) == 2
     error = capsys.readouterr().err
     assert "faster_rcnn-jol-seed0: lr was 0.01, is now 0.02; give another --out" in error
+    assert main(command) == 2
+    assert "lr was 0.01, is now not given; give another --out" in capsys.readouterr().err
     assert main([*command, "--lr", "1e-2", "--workers", "3"]) == 0  # the same run
     assert train.calls == [] and sorted(tmp_path.rglob("*")) == before
 

@@ -1,0 +1,141 @@
+"""Checkpoints: tensors and plain values in a file that is whole or refused.
+
+A checkpoint carries the sha256 of its content. It is written beside, brought to the disk and
+renamed; the one before it stays as PREVIOUS until the next is whole. It is read without running
+code that a file may hold (torch.load with weights_only).
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from torch import Tensor
+
+from detectors import files
+from detectors.runs import RunError
+
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+NEEDED = ("model", "settings", "class_names", "step", "sha256")
+"""What every checkpoint of a detector holds."""
+
+
+def save(path: Path, checkpoint: Mapping[str, Any], *, previous: Path | None = None) -> None:
+    """Write `checkpoint` (tensors and plain values) such that `load` reads it back.
+
+    Args:
+        path: the file to write or replace.
+        checkpoint: all of NEEDED but sha256, which is added here.
+        previous: where the checkpoint that `path` replaces goes; None: it is lost.
+
+    Raises:
+        OSError: it cannot be written; what was at `path` still is, there or at `previous`.
+    """
+    whole = {**checkpoint, "sha256": digest(checkpoint)}
+    beside = path if previous is None else path.with_name(path.name + ".new")
+    try:
+        files.replace(beside, lambda file: _write(whole, file))
+        if previous is not None:
+            if path.exists():
+                path.replace(previous)
+            beside.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `save` wrote, on the CPU.
+
+    Raises:
+        RunError: no such file, not a checkpoint of ours, or not as it was written.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no such file") from error
+    except Exception as error:  # torch.load raises many kinds for what is not its file
+        raise RunError(f"{path}: is no checkpoint that can be read") from error
+    missing = [k for k in NEEDED if not isinstance(checkpoint, dict) or k not in checkpoint]
+    if missing:
+        raise RunError(f"{path}: is no checkpoint of a detector, it lacks {', '.join(missing)}")
+    found = digest({k: v for k, v in checkpoint.items() if k != "sha256"})
+    if found != checkpoint["sha256"]:
+        raise RunError(f"{path}: damaged, its content is not what was written (sha256 differs)")
+    return dict(checkpoint)
+
+
+def load_last(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest checkpoint of a run that can be resumed from, and what is wrong with newer ones.
+
+    None where the run has not come to its first checkpoint.
+
+    Raises:
+        RunError: there are checkpoints, and none can be used.
+    """
+    problems: list[str] = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            checkpoint = load(path)
+            if "optimizer" not in checkpoint:
+                raise RunError(f"{path}: holds no optimizer state, nothing to resume from")
+            return checkpoint, problems
+        except RunError as error:
+            problems.append(str(error))
+    if problems:
+        raise RunError("; ".join(problems))
+    return None, problems
+
+
+def digest(value: Any) -> str:
+    """sha256 (hexadecimal) of tensors and plain values, nested in dicts, lists and tuples."""
+    found = hashlib.sha256()
+    _feed(found, value)
+    return found.hexdigest()
+
+
+def _feed(found: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        found.update(b"{")
+        for key, item in value.items():
+            _feed(found, key)
+            _feed(found, item)
+    elif isinstance(value, list | tuple):
+        found.update(b"[")
+        for item in value:
+            _feed(found, item)
+    elif isinstance(value, Tensor):
+        found.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found.update(plain.numpy().data)
+    else:
+        found.update(f"{type(value).__name__} {value!r},".encode())
+
+
+def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """torch.save, whose own message hides why the file could not be written."""
+    remembering = _Remembering(file)
+    try:
+        torch.save(checkpoint, cast(BinaryIO, remembering))
+    except RuntimeError as error:
+        raise remembering.error or error from error
+
+
+class _Remembering:
+    """A file that remembers its first error."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()

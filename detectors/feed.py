@@ -1,0 +1,60 @@
+"""The batches of a run's steps, whatever happens to images and to the processes that load them."""
+
+from collections.abc import Callable, Generator, Iterator
+
+from detectors.data import Batch, DataError
+from detectors.steps import TrainingError
+
+DEAD = "DataLoader worker"
+"""How torch's message of a loading process that died begins."""
+
+
+def feed(
+    load: Callable[[int], Iterator[Batch]],
+    start: int,
+    steps: int,
+    restarts: int,
+    note: Callable[[str], None],
+    leaving: Callable[[], object],
+) -> Generator[Batch | str]:
+    """For each of the steps start, start + 1, ..., steps - 1 its batch, or why there is none.
+
+    Args:
+        load: step → the batches from this step on.
+        start: the first step.
+        steps: one more than the last.
+        restarts: how often in a row loading processes that died are started again, which changes
+            no batch.
+        note: is told of each restart.
+        leaving: whether the run is about to stop: what stops it has reached the loading processes
+            too, so that they died is the reason why there is no batch.
+
+    Raises:
+        TrainingError: a loading process died once more.
+    """
+    step, died = start, 0
+    while step < steps:
+        dead: RuntimeError | None = None
+        try:
+            for batch in load(step):
+                died = 0
+                step += 1
+                yield batch
+            return
+        except DataError as error:
+            reason = str(error)
+        except RuntimeError as error:
+            if DEAD not in str(error):
+                raise
+            reason, dead = " ".join(str(error).split()), error
+        if dead is None:
+            step += 1
+            yield reason
+        elif leaving():
+            yield reason
+            return
+        elif died < restarts:
+            died += 1
+            note(f"step {step + 1}: {reason}; loading processes started again")
+        else:
+            raise TrainingError(f"step {step + 1}: {reason}") from dead

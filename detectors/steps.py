@@ -1,0 +1,179 @@
+"""One optimizer step: precision, the ranks' gradients, clipping, and what is wrong with a bad one.
+
+Everything random in a step depends on the seed, the step and the image's place in the batch, so a
+resumed run, and one with another number of processes, draws the same.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detectors.data import Batch
+from detectors.distributed import ALONE, World
+from detectors.models import joint_head
+from detectors.sampling import seed_images
+from detectors.settings import TrainSettings
+
+DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LEAST_SCALE = 1.0
+"""Below this scale of fp16's loss a gradient that is not finite is the loss's fault, not fp16's."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names the step and the images."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a step, the same on all ranks.
+
+    Attributes:
+        values: losses by name, total, grad_norm and, with JOL, negative_weight: means over ranks.
+        problem: why the update was left out; "" if it was not.
+        stop: whether a rank was asked to stop.
+    """
+
+    values: Mapping[str, float]
+    problem: str
+    stop: bool
+
+
+class Stepper:
+    """Takes optimizer steps with a model: SGD with momentum 0.9 and weight decay 1e-4.
+
+    Args:
+        model: from make_model; changed in place.
+        settings: the run's.
+        world: the processes that share each batch.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainSettings, world: World = ALONE) -> None:
+        self.model, self.settings, self.world = model, settings, world
+        self.network = model
+        if world.group is not None:
+            self.network = DistributedDataParallel(
+                model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            self.parameters, lr=settings.lr, momentum=0.9, weight_decay=1e-4
+        )
+        self.scaler = torch.amp.GradScaler(settings.device, enabled=settings.amp == "fp16")
+
+    def state(self) -> dict[str, Any]:
+        """What `load` needs to go on as if nothing had happened, beside the model's state."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take up the weights and state of a checkpoint."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+
+    def __call__(self, batch: Batch | str, step: int, rate: float, stop: bool = False) -> Outcome:
+        """Take step number `step` (from 1), or leave it out where something is wrong with it.
+
+        Args:
+            batch: this rank's images and targets, or why there are none.
+            step: the number of the step.
+            rate: its learning rate.
+            stop: whether this process was asked to stop after it.
+        """
+        problem = ""
+        if isinstance(batch, str):
+            problem = batch
+            if self.world.group is None:
+                return Outcome({}, problem, stop)
+            batch = self._blank()  # the other ranks wait for this one's gradients
+        images, targets = batch
+        self._seed(step, len(images))
+        self.network.train()
+        try:
+            losses = self._forward(images, targets)
+        except FloatingPointError as error:  # a NaN that would take the process down
+            problem = f"{error}; {_ids(targets)}"
+            if self.world.group is not None:
+                raise TrainingError(f"step {step}: {problem}") from error
+            return Outcome({}, problem, stop)
+        total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad()
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        named = {**losses, "total": total, "grad_norm": norm}
+        negative_weight = joint_head(self.model).negative_weight
+        if negative_weight is not None:
+            named["negative_weight"] = negative_weight
+        # One transfer a step: everything there is to know about it.
+        numbers = torch.stack([v.detach().double() for v in named.values()]).cpu()
+        mine = dict(zip(named, numbers.tolist(), strict=True))
+        flags = torch.tensor([bool(problem), stop], dtype=torch.float64)
+        sums = self.world.sum(torch.cat([numbers, flags])).tolist()
+        *values, failed, stopped = sums
+        outcome = {k: v / self.world.size for k, v in zip(named, values, strict=True)}
+        if failed or not self._is_finite(outcome):
+            problem = self._explain(problem, mine, targets)
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return Outcome(outcome, problem, bool(stopped))
+
+    def _forward(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> Any:
+        device, amp = self.settings.device, self.settings.amp
+        wanted = [{k: t[k].to(device) for k in ("boxes", "labels")} for t in targets]
+        with torch.autocast(device, DTYPES[amp], enabled=amp != "off"):
+            return self.network([image.to(device) for image in images], wanted)
+
+    def _seed(self, step: int, images: int) -> None:
+        """Draws of this step: the samplers' from each image's place, all others from the rank."""
+        first = ((step - 1) * self.world.size + self.world.rank) * images
+        seeds = [_number(self.settings.seed, 2, first + i) for i in range(images)]
+        torch.manual_seed(_number(self.settings.seed, 3, step, self.world.rank))
+        seed_images(self.model, seeds)
+
+    def _is_finite(self, values: Mapping[str, float]) -> bool:
+        """Whether the step can be used; fp16 scales gradients that are too large by itself."""
+        scaling = self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE
+        names = values.keys() - ({"grad_norm"} if scaling else set())
+        return all(math.isfinite(values[name]) for name in names)
+
+    def _explain(
+        self, problem: str, mine: Mapping[str, float], targets: Sequence[dict[str, Any]]
+    ) -> str:
+        """What is wrong, in the words of the ranks where it is."""
+        wrong = {k: v for k, v in mine.items() if not math.isfinite(v)}
+        # The ranks share their gradients: those of a bad one are everybody's.
+        own = {k: v for k, v in wrong.items() if k != "grad_norm"} or wrong
+        if not problem and own and (self.world.size == 1 or own.keys() != {"grad_norm"}):
+            what = ", ".join(f"{k} = {v}" for k, v in own.items())
+            problem = f"{what}; {_ids(targets)}"
+        told = self.world.tell(problem)
+        if self.world.size == 1:
+            return problem
+        said = [f"rank {rank}: {text}" for rank, text in enumerate(told) if text]
+        return "; ".join(said) or "the gradient of all ranks is not finite, their losses are"
+
+    def _blank(self) -> Batch:
+        """A batch of this rank's size with nothing in it."""
+        count = self.settings.batch_size // self.world.size
+        side = self.settings.crop or 128
+        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+        images = [torch.zeros(3, side, side) for _ in range(count)]
+        return images, [{**nothing, "image_id": None} for _ in images]
+
+
+def _ids(targets: Sequence[dict[str, Any]]) -> str:
+    return "image ids " + ", ".join(str(t["image_id"]) for t in targets)
+
+
+def _number(*key: int) -> int:
+    """A number for torch.manual_seed that looks random and depends on `key` alone."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

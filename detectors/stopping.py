@@ -1,0 +1,42 @@
+"""SIGTERM and Ctrl-C as a wish to stop, which the training loop looks at between steps."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Stopping:
+    """A context manager within which SIGTERM and Ctrl-C end nothing by themselves.
+
+    A second Ctrl-C does: it raises KeyboardInterrupt. Outside the main thread, where Python hands
+    out no signals, it does nothing.
+
+    Attributes:
+        asked: the name of the signal that came, such as "SIGTERM"; "" while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.asked = ""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if name == self.asked == "SIGINT":
+            raise KeyboardInterrupt
+        self.asked = name

@@ -1,0 +1,205 @@
+"""What is wrong with a step is named, and the run stops or leaves the step out, as it was told."""
+
+import math
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detectors import checkpoints, demo, engine, runs
+from detectors.data import CocoDetection
+from detectors.demo import DemoSize
+from detectors.scenes import write_scenes
+from detectors.settings import TrainSettings
+from detectors.steps import Stepper
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_scenes(tmp_path_factory.mktemp("scenes"), images=5, seed=0, size=64)
+
+
+@pytest.fixture
+def data(scenes: tuple[Path, Path]) -> CocoDetection:
+    return CocoDetection(*scenes)
+
+
+@pytest.fixture
+def settings() -> TrainSettings:
+    return demo.demo_settings("jol", 0, DemoSize(crop=48, steps=STEPS, batch_size=2))
+
+
+def run(
+    settings: TrainSettings, data: CocoDetection, out: Path, val: CocoDetection | None = None
+) -> dict[str, Tensor]:
+    """Train and return the final weights."""
+    model = engine.make_model(settings, len(data.class_names))
+    runs.start(out, settings, {})
+    engine.train(settings, model, data, val or data, out)
+    return dict(model.state_dict())
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[k], other[k]) for k in one)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: Sequence[int]) -> None:
+    """Images that are NaN in these steps, as a broken decoder or a bad memory gives them."""
+    forward, count = Stepper._forward, [0]
+
+    def poisoned(self: Stepper, images: list[Tensor], targets: list[dict[str, Any]]) -> Any:
+        count[0] += 1
+        if count[0] in steps:
+            images = [image * math.nan for image in images]
+        return forward(self, images, targets)
+
+    monkeypatch.setattr(Stepper, "_forward", poisoned)
+
+
+def test_a_nan_stops_and_names_what_there_is(
+    settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, [4])
+    with pytest.raises(engine.TrainingError) as caught:
+        run(settings, data, tmp_path / "run")
+    message = str(caught.value)
+    assert message.startswith("step 4: ") and "loss_classifier = nan" in message
+    assert "image ids" in message
+    assert message.endswith(f"the last checkpoint, of step 3, is in {tmp_path / 'run'}")
+
+
+def test_a_bad_step_is_left_out_and_changes_nothing(
+    settings: TrainSettings,
+    data: CocoDetection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As if the step's update had not been: weights and momentum stay."""
+    settings = replace(settings, max_bad_steps=1)
+    kept: list[dict[str, Tensor]] = []
+    call = Stepper.__call__
+
+    def noted(self: Stepper, *given: Any) -> Any:
+        outcome = call(self, *given)
+        state = self.optimizer.state_dict()["state"]
+        momentum = {f"m{k}": v["momentum_buffer"].clone() for k, v in state.items()}
+        weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+        kept.append(weights | momentum)
+        return outcome
+
+    monkeypatch.setattr(Stepper, "__call__", noted)
+    poison(monkeypatch, [2, 4])
+    run(settings, data, tmp_path / "run")
+    assert equal(kept[1], kept[0]) and equal(kept[3], kept[2])
+    assert not equal(kept[2], kept[1]) and not equal(kept[4], kept[3])
+    said = capsys.readouterr().err
+    assert "step 2: " in said and said.count("step left out, 1 of 1 in a row") == 2
+    means = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "null" not in means.splitlines()[0]  # the bad step is not in the running means
+
+
+def test_too_many_in_a_row_stop(
+    settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, [2, 3])
+    with pytest.raises(engine.TrainingError, match="step 3: "):
+        run(replace(settings, max_bad_steps=1), data, tmp_path / "run")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_does_not_open(
+    workers: int,
+    settings: TrainSettings,
+    scenes: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for image in scenes[0].iterdir():
+        (tmp_path / image.name).write_bytes(image.read_bytes())
+    broken = CocoDetection(tmp_path, scenes[1])
+    bad = tmp_path / broken.ground_truth["images"][2]["file_name"]
+    bad.write_bytes(bad.read_bytes()[:500])
+    settings = replace(settings, workers=workers)
+    with pytest.raises(engine.TrainingError) as caught:
+        run(settings, broken, tmp_path / "stops", CocoDetection(*scenes))
+    assert str(caught.value).startswith("step ") and f"{bad} cannot be decoded" in str(caught.value)
+    run(replace(settings, max_bad_steps=2), broken, tmp_path / "goes", CocoDetection(*scenes))
+    said = capsys.readouterr().err
+    assert said.count("step left out") == 2  # 10 samples of 5 images
+    assert checkpoints.load(tmp_path / "goes" / "last.pt")["step"] == STEPS
+
+
+class Deadly(CocoDetection):
+    """Kills the loading process that reads an image while one of `lives` is left to take."""
+
+    lives: Path
+
+    def __getitem__(self, index: int) -> Any:
+        left = sorted(self.lives.iterdir())
+        if index == 1 and torch.utils.data.get_worker_info() and left:
+            left[0].unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def deadly(scenes: tuple[Path, Path], folder: Path, lives: int) -> Deadly:
+    folder.mkdir()
+    for number in range(lives):
+        (folder / str(number)).touch()
+    data = Deadly(*scenes)
+    data.lives = folder
+    return data
+
+
+def test_a_loading_process_that_dies_is_started_again_and_nothing_is_lost(
+    settings: TrainSettings,
+    data: CocoDetection,
+    scenes: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = replace(settings, workers=1, max_bad_steps=1)
+    undisturbed = run(settings, data, tmp_path / "whole")
+    disturbed = run(settings, deadly(scenes, tmp_path / "lives", 1), tmp_path / "run", data)
+    assert equal(undisturbed, disturbed)
+    said = capsys.readouterr().err
+    assert "DataLoader worker" in said and "loading processes started again" in said
+
+
+def test_loading_processes_that_die_too_often_end_the_run(
+    settings: TrainSettings, data: CocoDetection, scenes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(engine.TrainingError, match=r"step \d: DataLoader worker"):
+        run(replace(settings, workers=1), deadly(scenes, tmp_path / "l", 1), tmp_path / "r", data)
+
+
+def test_fp16_scales_down_instead_of_stopping(
+    settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient beyond half precision is the scale's fault: that step is no bad one."""
+    settings = replace(settings, amp="fp16")
+    scales: list[float] = []
+    call: Callable[..., Any] = Stepper.__call__
+
+    def noted(self: Stepper, *given: Any) -> Any:
+        if not scales:
+            self.scaler.scale(torch.zeros(()))  # makes the scale, which is lazy
+            self.scaler._scale.fill_(2.0**40)  # type: ignore[union-attr]
+        outcome = call(self, *given)
+        scales.append(self.scaler.get_scale())
+        return outcome
+
+    monkeypatch.setattr(Stepper, "__call__", noted)
+    run(settings, data, tmp_path / "run")
+    assert scales[0] == 2.0**39 and scales == sorted(scales, reverse=True)
+    state = checkpoints.load(tmp_path / "run" / "last.pt")["scaler"]
+    assert state["scale"] == scales[-1]

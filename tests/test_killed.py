@@ -1,0 +1,300 @@
+"""A run that is killed, stopped or starved of disk goes on as if nothing had happened."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from children import Child, run_jol
+
+from detectors import checkpoints, engine, files
+from detectors.scenes import write_scenes
+
+STEPS = 7
+EPOCH = 3  # 5 images, 2 a step
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments of a run of a few steps, without --out."""
+    images, annotations = map(
+        str, write_scenes(tmp_path_factory.mktemp("s"), images=5, seed=0, size=64)
+    )
+    return [
+        *("train", "--detector", "faster_rcnn", "--loss", "jol", "--preset", "slim"),
+        *("--max-steps", str(STEPS), "--batch-size", "2", "--crop", "48", "--device", "cpu"),
+        *("--train-images", images, "--train-annotations", annotations),
+        *("--val-images", images, "--val-annotations", annotations),
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def every_step_is_logged() -> Iterator[None]:
+    """In this process, which the children are forks of."""
+    before, engine.LOG_EVERY = engine.LOG_EVERY, 1
+    yield
+    engine.LOG_EVERY = before
+
+
+@pytest.fixture(scope="module")
+def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run that nothing happened to, and the seconds it took."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    began = time.monotonic()
+    child = run_jol([*words, "--out", str(out)], out.parent)
+    assert child.end() == 0, child.said
+    return out, time.monotonic() - began
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    """Weights, momentum, log and results, bit for bit."""
+    for name in ("last.pt", "best.pt"):
+        mine, other = (checkpoints.load(folder / name) for folder in (out, whole))
+        assert mine["step"] == other["step"]
+        parts = ["model"] + (["optimizer", "scaler"] if name == "last.pt" else [])
+        for part in parts:
+            assert checkpoints.digest(mine[part]) == checkpoints.digest(other[part]), (name, part)
+    assert lines_of(out) == lines_of(whole)
+    for name in ("results.json", "per_class.csv"):
+        assert (out / name).read_text() == (whole / name).read_text()
+
+
+def finish(words: list[str], out: Path, whole: Path) -> Child:
+    """Resume the run, which ends as the whole one did."""
+    child = run_jol([*words, "--out", str(out), "--resume"], out.parent)
+    assert child.end() == 0, child.said
+    assert_same(out, whole)
+    return child
+
+
+def test_killed_at_random_moments(
+    words: list[str], whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    """Started with --resume each time, as a scheduler does; the first time there is no run yet."""
+    out, seed = tmp_path / "run", random.SystemRandom().randrange(2**32)
+    print(f"moments of seed {seed}")  # pytest shows it where the test fails
+    draw = random.Random(seed)
+    killed = 0
+    for _ in range(5):
+        child = run_jol([*words, "--out", str(out), "--resume"], tmp_path)
+        time.sleep(draw.uniform(0, 0.8 * whole[1]))
+        child.signal(signal.SIGKILL)
+        status = child.end()
+        assert status in (-signal.SIGKILL, 0), child.said
+        killed += status != 0
+    assert killed
+    finish(words, out, whole[0])
+
+
+def killing(where: str, save: int) -> Callable[[], None]:
+    """Let the process kill itself in the middle of its save number `save` (from 1) of last.pt."""
+
+    def arrange() -> None:
+        saves = [0]
+        write, rename = checkpoints._write, Path.replace
+
+        def die() -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def written(checkpoint: dict[str, Any], file: Any) -> None:
+            saves[0] += "optimizer" in checkpoint
+            if where == "half written" and saves[0] == save:
+                write(checkpoint, file)
+                file.truncate(file.tell() // 2)
+                die()
+            write(checkpoint, file)
+
+        def renamed(self: Path, target: Path) -> Path:
+            moved = rename(self, target)
+            if saves[0] == save and (where, Path(target).name) in (
+                ("written beside", "last.pt.new"),
+                ("old one moved", checkpoints.PREVIOUS),
+                ("done", checkpoints.LAST),
+            ):
+                die()
+            return moved
+
+        checkpoints._write = written
+        Path.replace = renamed  # type: ignore[method-assign]
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    ("where", "save"),
+    [("half written", 1), ("written beside", 2), ("old one moved", 2), ("done", 1)],
+)
+def test_killed_in_the_middle_of_a_checkpoint(
+    where: str, save: int, words: list[str], whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    child = run_jol([*words, "--out", str(out)], tmp_path, killing(where, save))
+    assert child.end() == -signal.SIGKILL
+    found, problems = checkpoints.load_last(out)
+    assert (found["step"] if found else 0) == EPOCH * (save if where == "done" else save - 1)
+    assert not problems
+    finish(words, out, whole[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
+    number: signal.Signals, words: list[str], whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    child = run_jol([*words, "--out", str(out)], tmp_path)
+    child.wait_for(lambda: (out / "metrics.jsonl").exists() and '"step": 1' in log(out))
+    child.signal(number)
+    assert child.end() == 1
+    step = checkpoints.load(out / "last.pt")["step"]
+    assert 1 <= step < STEPS
+    last = child.said.splitlines()[-1]
+    assert last.startswith("jol train: step ") and f"stopped by {number.name}" in last
+    assert f"of step {step}" in last and "the same command and --resume" in last
+    assert "Traceback" not in child.said
+    finish(words, out, whole[0])
+
+
+def log(out: Path) -> str:
+    return (out / "metrics.jsonl").read_text()
+
+
+def test_workers_leave_signals_to_the_loop(
+    words: list[str], whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    """Ctrl-C and torchrun's SIGTERM reach every process of the group, loading ones too."""
+    out = tmp_path / "run"
+    child = run_jol([*words, "--out", str(out), "--workers", "1"], tmp_path, os.setpgrp)
+    child.wait_for(lambda: (out / "metrics.jsonl").exists() and '"step": 1' in log(out))
+    assert child.process.pid is not None
+    os.killpg(child.process.pid, signal.SIGTERM)
+    assert child.end() == 1
+    assert "stopped by SIGTERM" in child.said and "DataLoader" not in child.said
+    finish(words, out, whole[0])
+
+
+@pytest.fixture
+def interrupted(words: list[str], whole: tuple[Path, float], tmp_path: Path) -> Path:
+    """A run with two checkpoints, killed after the second."""
+    out = tmp_path / "run"
+    child = run_jol([*words, "--out", str(out)], tmp_path, killing("done", 2))
+    assert child.end() == -signal.SIGKILL
+    assert [checkpoints.load(out / n)["step"] for n in ("last.pt", "previous.pt")] == [6, 3]
+    return out
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    """Change a byte of a weight, which the file's own structure does not notice."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def other_file(path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "wanted"),
+    [(cut, "no checkpoint that can be read"), (flip, "damaged"), (other_file, "lacks model")],
+)
+def test_a_bad_checkpoint_is_named_and_the_one_before_used(
+    harm: Callable[[Path], None],
+    wanted: str,
+    interrupted: Path,
+    words: list[str],
+    whole: tuple[Path, float],
+) -> None:
+    harm(interrupted / "last.pt")
+    said = finish(words, interrupted, whole[0]).said
+    assert f"{interrupted / 'last.pt'}: " in said and wanted in said
+    assert "the one before is used" in said and "going on after step 3" in said
+
+
+def test_only_bad_checkpoints_are_an_error(interrupted: Path, words: list[str]) -> None:
+    for name in ("last.pt", "previous.pt"):
+        cut(interrupted / name)
+    before = {p.name: p.read_bytes() for p in interrupted.iterdir()}
+    child = run_jol([*words, "--out", str(interrupted), "--resume"], interrupted.parent)
+    assert child.end() == 2
+    assert "last.pt" in child.said and "previous.pt" in child.said
+    assert {p.name: p.read_bytes() for p in interrupted.iterdir()} == before
+
+
+def test_a_checkpoint_runs_no_code(interrupted: Path, words: list[str], tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    for name in ("last.pt", "previous.pt"):
+        torch.save({"model": Bomb(), "optimizer": {}}, interrupted / name)
+    child = run_jol([*words, "--out", str(interrupted), "--resume"], tmp_path)
+    assert child.end() == 2 and "is no checkpoint that can be read" in child.said
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_loses_no_checkpoint(
+    interrupted: Path, words: list[str], whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for the disk: what is written stays, more fails."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    before = {n: (interrupted / n).read_bytes() for n in ("last.pt", "previous.pt", "best.pt")}
+    child = run_jol([*words, "--out", str(interrupted), "--resume"], tmp_path, limit)
+    assert child.end() == 1
+    last = child.said.splitlines()[-1]
+    assert f"step {STEPS}: {interrupted / 'last.pt'}" in last and "File too large" in last
+    assert f"the last checkpoint, of step 6, is in {interrupted}" in last
+    for name, content in before.items():
+        assert (interrupted / name).read_bytes() == content
+    assert not list(interrupted.glob(f"*{files.PART}"))
+    finish(words, interrupted, whole[0])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.call(mount, stderr=subprocess.DEVNULL):
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(
+    small_disk: Path, words: list[str], whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    size = (whole[0] / "last.pt").stat().st_size
+    out = small_disk / "run"
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(int(120 * 2**20 - 2.4 * size)))  # a checkpoint, weights, no more
+    child = run_jol([*words, "--out", str(out)], tmp_path)
+    assert child.end() == 1
+    last = child.said.splitlines()[-1]
+    assert "cannot be written: No space left on device" in last and str(small_disk) in last
+    assert "the last checkpoint, of step 3" in last
+    assert checkpoints.load(out / "last.pt")["step"] == 3
+    ballast.unlink()
+    shutil.copytree(out, tmp_path / "moved")
+    finish(words, tmp_path / "moved", whole[0])
