@@ -4,6 +4,8 @@ Everything a file can get wrong is found when `CocoDetection` is built, except w
 pixels can tell; it is reported as a `DataError` that names the file and the annotation or image.
 """
 
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +28,12 @@ Batch = tuple[list[Tensor], list[Target]]
 # ImageNet's mean colour, which the detectors' normalisation turns into (nearly) the 0 that
 # torchvision pads with when it forms a batch.
 PAD_COLOUR = np.array([124, 116, 104], dtype=np.uint8)
+# What Pillow's readers raise on broken files: those of AVIF RuntimeError, others what their formats'
+# numbers led to.
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError),
+    *(EOFError, ArithmeticError, LookupError, AttributeError, TypeError, struct.error, zlib.error),
+)
 MIN_AREA_LEFT = 0.4  # a cropped box stays a target if this share of it is left, or its centre
 MIN_SIDE_LEFT = 2.0  # pixels; a cropped box thinner than this is a sliver nobody could recognise
 
@@ -135,7 +143,7 @@ def decode(file: Path, size: tuple[int, int], where: str) -> Tensor:
                 picture = ImageOps.exif_transpose(picture)
             if picture.size == size:
                 return torch.from_numpy(np.ascontiguousarray(_rgb(picture).transpose(2, 0, 1)))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{where}: {file} cannot be decoded: {error}") from error
     found, wanted = f"{stored[0]}x{stored[1]}", f"{size[0]}x{size[1]}"
     raise DataError(f"{where}: {file} is {found} pixels, the annotation file says {wanted}")

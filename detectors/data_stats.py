@@ -95,8 +95,7 @@ def make_pool(
             found = torch.tensor(boxes[image["id"]], dtype=torch.float64).reshape(-1, 4)
             images.append((found, (image["height"], image["width"])))
         zero_size += file.zero_size
-        crowds = (record for record in file.annotations if record["iscrowd"])
-        crowd += len({(record["image_id"], *record["bbox"]) for record in crowds})
+        crowd += file.ignored
     pool = Pool(images, classes, crowd, zero_size, others)
     if not sum(classes.values()):
         sources = ", ".join(source for source, _ in files)

@@ -105,6 +105,8 @@ BAD_ANNOTATIONS = {
     "outside by far": ({"bbox": [1e300, 1e300, 1e308, 4]}, "lies outside image 7 (40x30)"),
     "image id is a text": ({"image_id": "7"}, "image_id is '7', wanted an integer"),
     "category is null": ({"category_id": None}, "category_id is None, wanted an integer"),
+    "a mark is a text": ({"iscrowd": "no"}, "iscrowd is 'no', wanted 0 or 1"),
+    "another mark": ({"ignore": 2}, "ignore is 2, wanted 0 or 1"),
     "area is a text": ({"area": "large"}, "area is 'large', wanted a finite number"),
 }
 
@@ -146,7 +148,13 @@ BAD_FILES = {
     "absolute": (changed("images", 0, file_name="/a.png"), "image 7: file_name '/a.png' leaves"),
     "same file": (changed("images", 1, file_name="a.png"), "is the file of image 7 too"),
     "no width": (changed("images", 0, width=None), "image 7: width is None"),
+    "half a character": (
+        changed("images", 0, file_name="\ud800.png"),
+        r"file_name is '\ud800.png'",
+    ),
+    "half a name": (changed("categories", 0, name="\ud800"), r"category 5: name is '\ud800'"),
     "no extent": (changed("images", 0, width=0), "image 7: size 0x30"),
+    "no end": (changed("images", 0, width=10**400), "wanted sides of 1 to 2147483647 pixels"),
     "no images": ({**GOOD, "images": [], "annotations": []}, "no images"),
     "no categories": ({**GOOD, "categories": [], "annotations": []}, "no categories"),
     "images missing": ({k: GOOD[k] for k in ("annotations", "categories")}, "no key 'images'"),
@@ -314,7 +322,7 @@ def test_image_of_another_size_or_broken(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "gif", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "gif", "bmp", "webp", "avif"])
 def test_truncated_and_damaged_images_are_named_or_read(tmp_path, suffix):
     """Whatever the bytes are, the only thing that is ever raised is a DataError with the file."""
     folder, annotations = write(tmp_path, changed("images", 0, file_name=f"a.{suffix}"))
