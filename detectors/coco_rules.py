@@ -115,7 +115,7 @@ def check_images(
 
 
 def _is_text(value: object) -> bool:
-    """Whether it is a text that can be printed: half of a surrogate pair, which JSON allows, not."""
+    """Whether it is a text, and one that can be written: JSON allows half a surrogate pair."""
     try:
         return isinstance(value, str) and bool(value.encode())
     except UnicodeEncodeError:

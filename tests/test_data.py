@@ -218,6 +218,14 @@ def test_crowds_are_no_targets_but_stay_in_the_ground_truth(tmp_path, mark):
     assert data[0][1]["labels"].tolist() == [0]
 
 
+def test_annotated_tells_objects_from_what_is_ignored(tmp_path):
+    data = CocoDetection(*write(tmp_path, annotation(iscrowd=1)))
+    shown = data.annotated(0)
+    assert shown["boxes"].tolist() == [[20.5, 3, 24.5, 9]] and shown["labels"].tolist() == [0]
+    assert shown["ignored"].tolist() == [[1, 2, 11, 10]] and shown["ignored_labels"].tolist() == [1]
+    assert [len(value) for value in data.annotated(1).values()] == [0] * 4
+
+
 def test_file_names_count_shared_folders_once(tmp_path):
     content = copy.deepcopy(GOOD)
     for record in content["images"]:

@@ -117,7 +117,9 @@ def test_figures_are_drawn(
 def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "f.png")]
     for words, wanted in (
-        (["7", *out], "invalid choice: 7"),
+        (["7"], "no figure '7': what the paper's shows was not found, nor is it guessed here"),
+        (["2", *out], "no figure '2'; wanted 1, 3, 4, 5 or 6"),
+        (["six", *out], "no figure 'six'; wanted"),
         (["1", *out], "wanted --base DIR, --jol DIR or both"),
         (["1", *out, "--base", str(runs / "base")], "missing --val-images"),
         (["1", *out, "--base", str(runs / "jol"), *given(runs)], "trained with another loss"),
