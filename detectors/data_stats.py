@@ -113,7 +113,8 @@ def describe(pool: Pool) -> Iterator[str]:
     relative = size / area.sqrt()
     yield f"{len(pool.images):,} images, {len(size):,} objects; {_left_out(pool)}"
     yield ""
-    yield "Row of the paper's Table 1; sizes: means of sqrt(w h) and of sqrt(w h / (W H))"
+    yield "Row of the paper's Table 1; sizes: means of sqrt(w h) and of sqrt(w h / (W H)), the"
+    yield "latter by our definition: the paper's was not found"
     yield _row("", ["images", "instances", "absolute", "relative"])
     cells = [f"{len(pool.images):,}", f"{len(size):,}", f"{size.mean():.1f}"]
     yield _row("", [*cells, f"{relative.mean():.4f}"])

@@ -37,6 +37,8 @@ def shares(values: Tensor, sizes: Tensor) -> list[float]:
 def loss_by_size(samples: Mapping[str, Samples], path: Path) -> None:
     """Fig. 1: a, shares of objects and of their loss by size; b to d, class score over IoU.
 
+    b to d leave out the samples whose proposal is the object itself, which only training has.
+
     Args:
         samples: "base" and "jol" → what samples.collect found on the same images.
         path: PNG to write.
@@ -61,7 +63,7 @@ def loss_by_size(samples: Mapping[str, Samples], path: Path) -> None:
     for letter, limits, axes in zip("bcd", PANELS, panels, strict=True):
         words = []
         for name, s in samples.items():
-            here = (s.size >= limits[0]) & (s.size < limits[1])
+            here = (s.size >= limits[0]) & (s.size < limits[1]) & ~s.own
             colour, mark = RUN_STYLES[STYLE_OF[name]][0], "o" if name == "base" else "x"
             axes.scatter(s.s_loc[here], s.s_cls[here], 14, colour, marker=mark, alpha=0.5,
                          linewidths=1, label=NAMES[name])  # fmt: skip

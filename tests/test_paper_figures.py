@@ -86,6 +86,8 @@ def test_samples_are_the_losses_terms(runs: Path) -> None:
         else:
             assert float(found.loss.sum()) > 0
         assert ((found.s_loc >= 0) & (found.s_loc <= 1) & (found.s_cls > 0)).all()
+        # torchvision puts the objects among the proposals; not one is lost or found twice
+        assert int(found.own.sum()) == len(found.objects) < len(found.own)
         assert found.objects.min() <= found.size.min() and found.size.max() <= found.objects.max()
         assert not criterion._forward_hooks
 
