@@ -304,13 +304,20 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     add("--tensorboard", action="store_true", help="write for TensorBoard beside metrics.jsonl")
 
 
+def _figure(text: str) -> int:
+    """A figure of the paper that can be drawn."""
+    if text not in ("1", "3", "4", "5", "6"):
+        why = ": what the paper's shows was not found, nor is it guessed here" * (text == "7")
+        raise argparse.ArgumentTypeError(f"no figure {text!r}{why}; wanted 1, 3, 4, 5 or 6")
+    return int(text)
+
+
 def _figure_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "figure",
         metavar="N",
-        type=int,
-        choices=(1, 3, 4, 5, 6),
+        type=_figure,
         help="1: who gets the loss, by size; 3: loss surfaces; 4, 5: detections; 6: precision and "
         "recall",
     )

@@ -5,6 +5,7 @@ checked is checked before a folder is made.
 """
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -64,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(f"jol {args.command}: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # who read our output has seen enough, as in `jol data stats | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception:
         traceback.print_exc()

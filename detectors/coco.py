@@ -53,6 +53,12 @@ class CocoFile:
         """sha256 of the file, or of what `to_json` writes where there is none."""
         return self.sha256 or hashlib.sha256(to_json(**self.content())).hexdigest()
 
+    @property
+    def ignored(self) -> int:
+        """How many crowds and regions to ignore there are; one of several classes counts once."""
+        boxes = ((a["image_id"], *a["bbox"]) for a in self.annotations if a["iscrowd"])
+        return len(set(boxes))
+
     def content(self) -> dict[str, Any]:
         """The COCO dict of images, annotations and categories."""
         return {

@@ -13,6 +13,7 @@ from typing import Any
 # Coordinates are often rounded to two decimals: an extent of this many pixels or less counts as
 # zero, and an overhang of this many pixels or less is cut off without a line in `skipped`.
 ROUNDING = 0.01
+LONGEST_SIDE = 2**31 - 1  # pixels; beyond it sizes leave what floats and Pillow can hold
 
 Report = Callable[[str], object]
 """Takes a problem in words. Where it returns, what has the problem is left out."""
@@ -67,8 +68,8 @@ def check_categories(
     ids = set()
     for record, where in _records(content, source, "categories", report):
         ids.add(int(record["id"]))
-        name = record.get("name")
-        if not isinstance(name, str) or not name:
+        name: Any = record.get("name")
+        if not _is_text(name):
             report(f"{where}: name is {name!r}, wanted a text")
         elif name in found:
             report(f"{where}: category {found[name]} has the name {name!r} too")
@@ -94,8 +95,8 @@ def check_images(
         height = _integer(record, "height", where, report)
         if width is None or height is None:
             continue
-        if width < 1 or height < 1:
-            report(f"{where}: size {width}x{height}, wanted at least 1x1")
+        if min(width, height) < 1 or max(width, height) > LONGEST_SIDE:
+            report(f"{where}: size {width}x{height}, wanted sides of 1 to {LONGEST_SIDE} pixels")
             continue
         known[number] = {"id": number, "file_name": name, "width": width, "height": height}
         if folder is not None:
@@ -113,9 +114,17 @@ def check_images(
     return [record for record in records if record], files, known
 
 
-def _find(folder: Path, name: object, where: str, report: Report) -> Path | None:
+def _is_text(value: object) -> bool:
+    """Whether it is a text, and one that can be written: JSON allows half a surrogate pair."""
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _find(folder: Path, name: Any, where: str, report: Report) -> Path | None:
     """The file of an image; see read_coco for the rule."""
-    if not isinstance(name, str) or not name:
+    if not _is_text(name):
         report(f"{where}: file_name is {name!r}, wanted a text")
         return None
     parts = PurePosixPath(name).parts
@@ -168,7 +177,10 @@ def check_annotations(
         if clipped:
             skipped.append(f"annotation {number}: clipped to its image")
             cut += 1
-        crowd = bool(record.get("iscrowd")) or bool(record.get("ignore"))
+        marks = [_mark(record, key, where, report) for key in ("iscrowd", "ignore")]
+        if None in marks:
+            continue
+        crowd = any(marks)
         if crowd:
             skipped.append(f"annotation {number}: crowd or ignored, not a target")
         kept.append(
@@ -182,6 +194,17 @@ def check_annotations(
             }
         )
     return kept, skipped, zero_size, cut
+
+
+def _mark(record: dict[str, Any], key: str, where: str, report: Report) -> bool | None:
+    """Whether an annotation has this mark; None where it says something else."""
+    value = record.get(key)
+    if value is None:
+        return False
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    report(f"{where}: {key} is {value!r}, wanted 0 or 1")
+    return None
 
 
 def _one_of(

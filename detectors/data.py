@@ -5,7 +5,9 @@ pixels can tell; it is reported as a `DataError` that names the file and the ann
 """
 
 import signal
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +30,11 @@ Batch = tuple[list[Tensor], list[Target]]
 # ImageNet's mean colour, which the detectors' normalisation turns into (nearly) the 0 that
 # torchvision pads with when it forms a batch.
 PAD_COLOUR = np.array([124, 116, 104], dtype=np.uint8)
+# What Pillow's readers raise on broken files: AVIF's RuntimeError, others what odd numbers led to.
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError),
+    *(EOFError, ArithmeticError, LookupError, AttributeError, TypeError, struct.error, zlib.error),
+)
 MIN_AREA_LEFT = 0.4  # a cropped box stays a target if this share of it is left, or its centre
 MIN_SIDE_LEFT = 2.0  # pixels; a cropped box thinner than this is a sliver nobody could recognise
 
@@ -78,7 +85,14 @@ class CocoDetection(Dataset[Sample]):
         self.skipped: list[str] = coco.skipped
         self.digest: str = coco.digest
         self._images, self._files = coco.images, coco.files
-        self._targets = _targets(coco.annotations, self.image_ids, self.category_ids)
+        self._targets, self._ignored = (
+            _boxes(
+                [record for record in coco.annotations if record["iscrowd"] == crowd],
+                self.image_ids,
+                self.category_ids,
+            )
+            for crowd in (0, 1)
+        )
 
     def __len__(self) -> int:
         """Number of images, those without objects included."""
@@ -93,23 +107,37 @@ class CocoDetection(Dataset[Sample]):
         target = {"boxes": boxes.clone(), "labels": labels.clone(), "image_id": record["id"]}
         return image, target
 
+    def annotated(self, index: int) -> dict[str, Tensor]:
+        """What image `index` shows, without decoding it.
+
+        "boxes" float32 [n, 4] and "labels" int64 [n] as in `dataset[index]`; "ignored" float32
+        [k, 4] and "ignored_labels" int64 [k], where a detection is neither right nor wrong.
+        """
+        boxes, labels = self._targets[index]
+        ignored, ignored_labels = self._ignored[index]
+        return {
+            "boxes": boxes.clone(),
+            "labels": labels.clone(),
+            "ignored": ignored.clone(),
+            "ignored_labels": ignored_labels.clone(),
+        }
+
     def assemble(self, detections: list[Detection]) -> list[Detection]:
         """Detections on the images of this data set as detections for `ground_truth`: the same."""
         return detections
 
 
-def _targets(
+def _boxes(
     annotations: list[dict[str, Any]], image_ids: list[int], category_ids: list[int]
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each image, boxes float32 [n, 4] (x1 y1 x2 y2) and labels int64 [n]; no crowds."""
+    """For each image, boxes float32 [n, 4] (x1 y1 x2 y2) and labels int64 [n]."""
     label = {category: index for index, category in enumerate(category_ids)}
     boxes: dict[int, list[list[float]]] = {image_id: [] for image_id in image_ids}
     labels: dict[int, list[int]] = {image_id: [] for image_id in image_ids}
     for record in annotations:
-        if not record["iscrowd"]:
-            x, y, w, h = record["bbox"]
-            boxes[record["image_id"]].append([x, y, x + w, y + h])
-            labels[record["image_id"]].append(label[record["category_id"]])
+        x, y, w, h = record["bbox"]
+        boxes[record["image_id"]].append([x, y, x + w, y + h])
+        labels[record["image_id"]].append(label[record["category_id"]])
     return [
         (
             torch.tensor(boxes[image_id], dtype=torch.float32).reshape(-1, 4),
@@ -138,7 +166,7 @@ def decode(file: Path, size: tuple[int, int], where: str) -> Tensor:
                     picture = ImageOps.exif_transpose(picture)
             if picture.size == size:
                 return torch.from_numpy(np.ascontiguousarray(_rgb(picture).transpose(2, 0, 1)))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{where}: {file} cannot be decoded: {error}") from error
     found, wanted = f"{stored[0]}x{stored[1]}", f"{size[0]}x{size[1]}"
     raise DataError(f"{where}: {file} is {found} pixels, the annotation file says {wanted}")

@@ -62,7 +62,8 @@ def check(args: argparse.Namespace) -> None:
     def report(problem: str) -> None:
         nonlocal problems
         problems += 1
-        print(problem, flush=True)
+        # names of files need not be text
+        print(problem.encode(errors="backslashreplace").decode(), flush=True)
 
     if is_named(args, "--images", "--annotations"):
         dataset = DATASETS[args.dataset]
@@ -93,10 +94,10 @@ def _check_one(source: str, coco: CocoFile, left_out: Mapping[str, int], report:
                 report(problem)
             progress.step(done)
     counts = {**left_out, ZERO_SIZE: left_out.get(ZERO_SIZE, 0) + coco.zero_size}
-    crowd = sum(record["iscrowd"] for record in coco.annotations)
+    objects = sum(not record["iscrowd"] for record in coco.annotations)
     print(
-        f"{source}: {len(coco.images):,} images, {len(coco.annotations) - crowd:,} objects, "
-        f"{crowd:,} crowd or ignored annotations; {coco.clipped:,} clipped; left out: "
+        f"{source}: {len(coco.images):,} images, {objects:,} objects, "
+        f"{coco.ignored:,} crowd or ignored; {coco.clipped:,} clipped; left out: "
         + ", ".join(f"{number:,} {what}" for what, number in counts.items())
     )
 

@@ -21,7 +21,8 @@ from torchvision.ops import box_iou
 
 from detectors.evaluation import Evaluation
 
-Row = tuple[Tensor, Tensor, Mapping[str, tuple[Tensor, Tensor]]]
+Boxes = Mapping[str, Tensor]
+Row = tuple[Tensor, Boxes, Mapping[str, Boxes]]
 
 RUN_STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
 STYLE_OF = {"base": 0, "jol": 1}  # the same in every figure, also alone
@@ -147,12 +148,13 @@ def detections_figure(rows: Sequence[Row], path: Path) -> None:
     """Draw objects and detections as a PNG at `path`: a row an image, a column a run.
 
     The first column shows the objects alone; in a run's column each detection is found or
-    wrong and each object without a detection missed, at IoU 0.5 and whatever the class.
+    wrong and each object without a detection missed, as `match` says; those of what is to be
+    ignored are not drawn.
 
     Args:
-        rows: (image uint8 [3, H, W], object boxes [n, 4], runs), runs mapping a name to (boxes
-            [m, 4], scores [m]); boxes x1 y1 x2 y2 in pixels, all on the CPU. All rows have the
-            same runs. Every detection given is drawn: leave out those with low scores.
+        rows: (image uint8 [3, H, W], objects, runs), objects as `CocoDetection.annotated` gives
+            them, runs mapping a name to detections as a detector gives them; all on the CPU. All
+            rows have the same runs. Leave out detections with low scores.
         path: where to write.
 
     Raises:
@@ -168,17 +170,18 @@ def detections_figure(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(4.2 * columns, 4.5 * len(rows) + 0.5), layout="constrained")
     panels = figure.subplots(len(rows), columns, squeeze=False)
     for line, (image, objects, runs) in zip(panels, rows, strict=True):
-        window = _window(image, objects)
-        shown = _inside(objects, window)
+        window = _window(image, objects["boxes"])
+        shown = _inside(objects["boxes"], window)
         _panel(line[0], image, window, f"ground truth: {int(shown.sum())} objects")
-        _draw(line[0], objects[shown], OBJECT)
-        for axes, (name, (boxes, scores)) in zip(line[1:], runs.items(), strict=True):
-            found, missed = match(objects, boxes, scores)
+        _draw(line[0], objects["boxes"][shown], OBJECT)
+        for axes, (name, detections) in zip(line[1:], runs.items(), strict=True):
+            found, wrong, missed = match(objects, detections)
+            boxes = detections["boxes"]
             here = _inside(boxes, window)
             kinds = [
                 (boxes[here & found], FOUND, "found"),
-                (boxes[here & ~found], WRONG, "wrong"),
-                (objects[shown & missed], MISSED, "missed"),
+                (boxes[here & wrong], WRONG, "wrong"),
+                (objects["boxes"][shown & missed], MISSED, "missed"),
             ]
             counts = ", ".join(f"{len(group)} {word}" for group, _, word in kinds)
             _panel(axes, image, window, f"{name}: {counts}")
@@ -188,32 +191,46 @@ def detections_figure(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def match(
-    objects: Tensor, boxes: Tensor, scores: Tensor, iou: float = 0.5
-) -> tuple[Tensor, Tensor]:
-    """Match detections to objects: by falling score, each takes the free object it fits best.
+def match(objects: Boxes, detections: Boxes, iou: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+    """Match detections to objects of their class, as AP does.
+
+    By falling score, each takes the free object that it fits best. Without one, it does not count
+    if it lies in what is to be ignored with a share `iou` of its area.
 
     Args:
-        objects: [n, 4] x1 y1 x2 y2.
-        boxes: [m, 4] detected boxes, likewise.
-        scores: [m] their scores.
+        objects: "boxes" [n, 4] x1 y1 x2 y2 with "labels" [n], "ignored" [k, 4] with
+            "ignored_labels" [k].
+        detections: "boxes" [m, 4], "labels" [m], "scores" [m].
         iou: what a match needs at least.
 
     Returns:
-        found: bool [m], whether the detection has an object (a true positive, else a false one).
+        found: bool [m], whether the detection has an object (a true positive).
+        wrong: bool [m], whether it has neither an object nor what is to be ignored (a false one).
         missed: bool [n], whether the object is left without a detection (a false negative).
     """
-    overlaps = box_iou(boxes.double(), objects.double())
+    boxes, labels = detections["boxes"].double(), detections["labels"]
+    overlaps = box_iou(boxes, objects["boxes"].double())
+    overlaps[labels[:, None] != objects["labels"]] = -1
+    inside = _share_inside(boxes, objects["ignored"].double())
+    inside[labels[:, None] != objects["ignored_labels"]] = -1
+    ignored = (inside >= iou).any(dim=1)
     found = torch.zeros(len(boxes), dtype=torch.bool)
-    missed = torch.ones(len(objects), dtype=torch.bool)
-    if not len(objects):
-        return found, missed
-    for index in scores.argsort(descending=True, stable=True).tolist():
+    missed = torch.ones(len(objects["boxes"]), dtype=torch.bool)
+    order = detections["scores"].argsort(descending=True, stable=True)
+    for index in order.tolist() if len(missed) else ():
         free = overlaps[index].masked_fill(~missed, -1)
         best = int(free.argmax())
         if free[best] >= iou:
             found[index], missed[best] = True, False
-    return found, missed
+    return found, ~found & ~ignored, missed
+
+
+def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
+    """The share [m, k] of each box's area that lies in each region."""
+    start = torch.maximum(boxes[:, None, :2], regions[:, :2])
+    end = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    return (end - start).clamp(min=0).prod(dim=2) / areas[:, None]
 
 
 def _window(image: Tensor, objects: Tensor) -> tuple[int, int, int, int]:
@@ -258,8 +275,8 @@ def _draw(axes: Axes, boxes: Tensor, style: dict[str, Any]) -> None:
 def _legend(figure: Figure) -> None:
     entries = [
         (OBJECT, "object (ground truth)"),
-        (FOUND, "found: detection that fits an object (IoU ≥ 0.5, any class)"),
-        (WRONG, "wrong: detection without an object"),
+        (FOUND, "found: detection that fits an object (IoU ≥ 0.5, its class)"),
+        (WRONG, "wrong: detection that fits none"),
         (MISSED, "missed: object without a detection"),
     ]
     handles = [

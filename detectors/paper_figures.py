@@ -4,7 +4,6 @@
 (detections of base and JOL side by side), 6 (precision and recall).
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +37,8 @@ def shares(values: Tensor, sizes: Tensor) -> list[float]:
 def loss_by_size(samples: Mapping[str, Samples], path: Path) -> None:
     """Fig. 1: a, shares of objects and of their loss by size; b to d, class score over IoU.
 
+    b to d leave out the samples whose proposal is the object itself, which only training has.
+
     Args:
         samples: "base" and "jol" → what samples.collect found on the same images.
         path: PNG to write.
@@ -62,10 +63,10 @@ def loss_by_size(samples: Mapping[str, Samples], path: Path) -> None:
     for letter, limits, axes in zip("bcd", PANELS, panels, strict=True):
         words = []
         for name, s in samples.items():
-            here = (s.size >= limits[0]) & (s.size < limits[1])
+            here = (s.size >= limits[0]) & (s.size < limits[1]) & ~s.own
             colour, mark = RUN_STYLES[STYLE_OF[name]][0], "o" if name == "base" else "x"
-            axes.scatter(s.s_loc[here], s.s_cls[here], 14, colour, mark, alpha=0.5, linewidths=1,
-                         label=NAMES[name])  # fmt: skip
+            axes.scatter(s.s_loc[here], s.s_cls[here], 14, colour, marker=mark, alpha=0.5,
+                         linewidths=1, label=NAMES[name])  # fmt: skip
             words.append(f"{NAMES[name]} r = {correlation(s.s_loc[here], s.s_cls[here]):.2f}")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="IoU")
         axes.set_title(f"{letter}  {size_name(*limits)}\n{', '.join(words)}", fontsize=10)
@@ -109,8 +110,7 @@ def loss_surfaces(path: Path, lam: float = 2.0) -> None:
 
 def crowded(data: CocoDetection, images: int) -> list[int]:
     """The indices of the images with the most objects, crowds not counted."""
-    counts = Counter(a["image_id"] for a in data.ground_truth["annotations"] if not a["iscrowd"])
-    order = sorted(range(len(data)), key=lambda i: -counts[data.image_ids[i]])
+    order = sorted(range(len(data)), key=lambda i: -len(data.annotated(i)["boxes"]))
     return order[:images]
 
 
@@ -124,13 +124,12 @@ def detections(
     """Fig. 4 and 5: images with the ground truth and each model's detections."""
     rows = []
     for index in indices:
-        image, target = data[index]
+        image, _ = data[index]
         found = {}
         for name, model in models.items():
             with torch.no_grad():
                 result = model.eval()([image.to(device).float() / 255])[0]
             shown = result["scores"] >= SHOWN
-            boxes, scores = (result[k][shown].cpu() for k in ("boxes", "scores"))
-            found[NAMES[name]] = (boxes, scores)
-        rows.append((image, target["boxes"], found))
+            found[NAMES[name]] = {k: v[shown].cpu() for k, v in result.items()}
+        rows.append((image, data.annotated(index), found))
     detections_figure(rows, path)

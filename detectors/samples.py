@@ -18,13 +18,16 @@ class Samples(NamedTuple):
         s_loc: IoU (or other S_loc) of predicted and target box.
         s_cls: predicted probability of the true class.
         loss: weight times the sum of classification and box loss.
-        objects: size of every object, likewise.
+        own: bool, whether the sample's prior is its object's own box: torchvision adds the objects
+            to the proposals in training, where they fit better than any that are ever found.
+        objects: size of every object, as `size`.
     """
 
     size: Tensor
     s_loc: Tensor
     s_cls: Tensor
     loss: Tensor
+    own: Tensor
     objects: Tensor
 
 
@@ -44,14 +47,15 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
         criterion: JointOptimizationLoss, given: tuple[Any, ...], named: dict[str, Any], _: object
     ) -> None:
         rows = criterion.per_sample(*given, **named)
-        logits, _boxes, labels, targets = given[:4]
+        logits, _boxes, labels, targets, priors = given[:5]
         settings = criterion.settings
         background = settings.background_label(logits.shape[1])
         at = ((labels != background) & (labels != settings.ignore_index)).nonzero()[:, 0]
         sizes = (targets[at, 2:] - targets[at, :2]).prod(1).sqrt()
         loss = rows.weight[at] * (rows.classification[at] + rows.regression[at])
         scores = (rows.location_score[at], rows.class_score[at])
-        found.append([sizes, *scores, loss])
+        own = (priors[at] == targets[at]).all(1)
+        found.append([sizes, *scores, loss, own])
 
     def note_objects(_: nn.Module, __: tuple[Any, ...], result: tuple[Any, Any]) -> None:
         boxes = torch.cat([target["boxes"] for target in result[1]])
@@ -77,5 +81,5 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
     columns = [torch.cat(column).float().cpu() for column in zip(*found, strict=True)]
     if not columns or len(columns[0]) == 0:
         raise ValueError(f"no positive sample in {count} images")
-    size, s_loc, s_cls, loss = columns
-    return Samples(size, s_loc, s_cls, loss, torch.cat(objects).float().cpu())
+    size, s_loc, s_cls, loss, own = columns
+    return Samples(size, s_loc, s_cls, loss, own.bool(), torch.cat(objects).float().cpu())

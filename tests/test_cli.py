@@ -261,3 +261,14 @@ def test_python_m_detectors() -> None:
     )
     assert done.returncode == 2
     assert "the following arguments are required" in done.stderr
+
+
+def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
+    """As in `jol table 2 | head -1`: no traceback, and no success either."""
+    code = (
+        "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
+        "from detectors.cli import main; "
+        f"sys.exit(main(['table', '2', '--runs', {str(tmp_path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr == ""

@@ -106,6 +106,8 @@ BAD_ANNOTATIONS = {
     "outside by far": ({"bbox": [1e300, 1e300, 1e308, 4]}, "lies outside image 7 (40x30)"),
     "image id is a text": ({"image_id": "7"}, "image_id is '7', wanted an integer"),
     "category is null": ({"category_id": None}, "category_id is None, wanted an integer"),
+    "a mark is a text": ({"iscrowd": "no"}, "iscrowd is 'no', wanted 0 or 1"),
+    "another mark": ({"ignore": 2}, "ignore is 2, wanted 0 or 1"),
     "area is a text": ({"area": "large"}, "area is 'large', wanted a finite number"),
 }
 
@@ -147,7 +149,13 @@ BAD_FILES = {
     "absolute": (changed("images", 0, file_name="/a.png"), "image 7: file_name '/a.png' leaves"),
     "same file": (changed("images", 1, file_name="a.png"), "is the file of image 7 too"),
     "no width": (changed("images", 0, width=None), "image 7: width is None"),
+    "half a character": (
+        changed("images", 0, file_name="\ud800.png"),
+        r"file_name is '\ud800.png'",
+    ),
+    "half a name": (changed("categories", 0, name="\ud800"), r"category 5: name is '\ud800'"),
     "no extent": (changed("images", 0, width=0), "image 7: size 0x30"),
+    "no end": (changed("images", 0, width=10**400), "wanted sides of 1 to 2147483647 pixels"),
     "no images": ({**GOOD, "images": [], "annotations": []}, "no images"),
     "no categories": ({**GOOD, "categories": [], "annotations": []}, "no categories"),
     "images missing": ({k: GOOD[k] for k in ("annotations", "categories")}, "no key 'images'"),
@@ -209,6 +217,14 @@ def test_crowds_are_no_targets_but_stay_in_the_ground_truth(tmp_path, mark):
     assert data.skipped == ["annotation 11: crowd or ignored, not a target"]
     assert [a["iscrowd"] for a in data.ground_truth["annotations"]] == [1, 0]
     assert data[0][1]["labels"].tolist() == [0]
+
+
+def test_annotated_tells_objects_from_what_is_ignored(tmp_path):
+    data = CocoDetection(*write(tmp_path, annotation(iscrowd=1)))
+    shown = data.annotated(0)
+    assert shown["boxes"].tolist() == [[20.5, 3, 24.5, 9]] and shown["labels"].tolist() == [0]
+    assert shown["ignored"].tolist() == [[1, 2, 11, 10]] and shown["ignored_labels"].tolist() == [1]
+    assert [len(value) for value in data.annotated(1).values()] == [0] * 4
 
 
 def test_file_names_count_shared_folders_once(tmp_path):
@@ -326,7 +342,7 @@ def test_image_of_another_size_or_broken(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "gif", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "gif", "bmp", "webp", "avif"])
 def test_truncated_and_damaged_images_are_named_or_read(tmp_path, suffix):
     """Whatever the bytes are, the only thing that is ever raised is a DataError with the file."""
     folder, annotations = write(tmp_path, changed("images", 0, file_name=f"a.{suffix}"))

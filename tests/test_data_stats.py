@@ -327,6 +327,7 @@ def test_the_row_of_table_1_by_hand(small: Path, capsys: pytest.CaptureFixture[s
     ]
     assert len(set(area.values())) == 2 and len(relative) == 5
     lines = stats(capsys, "--annotations", small)
+    assert ["latter", "by", "our", "definition:", "the", "paper's", "was", "not", "found"] in lines
     at = lines.index(["images", "instances", "absolute", "relative"])
     assert lines[at + 1] == ["2", "5", "18.2", f"{sum(relative) / 5:.4f}"]
 

@@ -25,9 +25,47 @@ def boxes(*values: list[float]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32).reshape(-1, 4)
 
 
+def truth(objects, labels=None, ignored=(), ignored_labels=()):
+    return {
+        "boxes": objects,
+        "labels": torch.tensor(labels or [0] * len(objects)),
+        "ignored": boxes(*ignored),
+        "ignored_labels": torch.tensor(ignored_labels, dtype=torch.int64),
+    }
+
+
+def detected(found, scores, labels=None):
+    return {
+        "boxes": found,
+        "labels": torch.tensor(labels or [0] * len(found), dtype=torch.int64),
+        "scores": torch.tensor(scores, dtype=torch.float32),
+    }
+
+
 def matched(objects, detections, scores, **options):
-    found, missed = match(objects, detections, torch.tensor(scores), **options)
+    found, wrong, missed = match(truth(objects), detected(detections, scores), **options)
+    assert (wrong == ~found).all()
     return found.tolist(), missed.tolist()
+
+
+def test_match_keeps_to_the_class():
+    objects = truth(boxes([0, 0, 10, 10], [50, 50, 60, 60]), [0, 1])
+    surer_but_wrong = detected(boxes([0, 0, 10, 10], [0, 0, 10, 9]), [0.9, 0.8], [1, 0])
+    found, wrong, missed = match(objects, surer_but_wrong)
+    assert found.tolist() == [False, True] and wrong.tolist() == [True, False]
+    assert missed.tolist() == [False, True]
+
+
+def test_a_detection_of_what_is_to_be_ignored_is_neither_found_nor_wrong():
+    objects = truth(boxes([0, 0, 10, 10]), [0], ignored=[[20, 20, 90, 90]], ignored_labels=[0])
+    places = boxes([30, 30, 40, 40], [30, 30, 40, 40], [15, 20, 25, 30], [14, 20, 24, 30])
+    found, wrong, missed = match(objects, detected(places, [0.9, 0.8, 0.7, 0.6], [0, 1, 0, 0]))
+    assert not found.any() and missed.all()
+    assert wrong.tolist() == [False, True, False, True]  # of its class, and half inside
+    # an object in the region is found there all the same
+    objects = truth(boxes([30, 30, 40, 40]), [0], ignored=[[20, 20, 90, 90]], ignored_labels=[0])
+    found, wrong, missed = match(objects, detected(places[:1], [0.9]))
+    assert found.all() and not wrong.any() and not missed.any()
 
 
 def test_match_finds_true_false_and_missed():
@@ -157,14 +195,14 @@ def test_runs_of_the_figure_of_classes_must_agree(tmp_path):
 
 def row(runs: dict, size: tuple[int, int] = (64, 96)) -> tuple:
     image = torch.full((3, *size), 40, dtype=torch.uint8)
-    return image, boxes([10, 10, 18, 18], [40, 20, 52, 30]), runs
+    return image, truth(boxes([10, 10, 18, 18], [40, 20, 52, 30])), runs
 
 
 @pytest.mark.filterwarnings("error")
 def test_detections_are_drawn_by_their_kind(tmp_path):
-    fitting = (boxes([10, 10, 18, 18], [40, 20, 52, 30]), torch.tensor([0.9, 0.8]))
-    astray = (boxes([70, 40, 80, 50]), torch.tensor([0.9]))
-    nothing = (boxes(), torch.tensor([]))
+    fitting = detected(boxes([10, 10, 18, 18], [40, 20, 52, 30]), [0.9, 0.8])
+    astray = detected(boxes([70, 40, 80, 50]), [0.9])
+    nothing = detected(boxes(), [])
     green, blue, red, white = (0x2B, 0xE0, 0xA0), (0x56, 0xB4, 0xE9), (0xFF, 0x5A, 0x46), (255,) * 3
     expected = {
         "fitting": (fitting, {green}),
@@ -196,7 +234,7 @@ def test_a_large_image_is_shown_where_most_objects_are():
 
 
 def test_rows_must_agree(tmp_path):
-    run = (boxes(), torch.tensor([]))
+    run = detected(boxes(), [])
     with pytest.raises(ValueError, match="no rows"):
         detections_figure([], tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"row 1 has the runs \['jol'\], row 0 has \['base'\]"):

@@ -221,11 +221,27 @@ def test_check_of_a_clean_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert check(tmp_path, content, capsys) == (
         0,
         [
-            "D/boxes.json: 5 images, 3 objects, 1 crowd or ignored annotations; 1 clipped; "
+            "D/boxes.json: 5 images, 3 objects, 1 crowd or ignored; 1 clipped; "
             "left out: 1 of zero size"
         ],
         "",
     )
+
+
+def test_check_goes_on_after_a_name_that_cannot_be_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {**GOOD, "categories": [{"id": 1, "name": "\ud800"}, {"id": 2, "name": ""}]}
+    write_pictures(tmp_path, [f"{i}.png" for i in range(1, 6)])
+    status, lines, _ = check(tmp_path, content, capsys)
+    assert status == 2 and "category 1: name is" in lines[0] and "category 2" in lines[1]
+    # a folder whose name is no UTF-8, which every message about it has in it
+    folder = tmp_path / "\udcff"
+    folder.mkdir()
+    arguments = ["--images", str(folder), "--annotations", str(tmp_path / "boxes.json")]
+    (tmp_path / "boxes.json").write_text(json.dumps(GOOD))
+    assert main(["data", "check", *arguments]) == 2
+    assert r"image 1: no file" in (printed := capsys.readouterr().out) and r"\udcff" in printed
 
 
 def test_check_names_every_problem_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

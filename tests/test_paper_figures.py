@@ -86,6 +86,8 @@ def test_samples_are_the_losses_terms(runs: Path) -> None:
         else:
             assert float(found.loss.sum()) > 0
         assert ((found.s_loc >= 0) & (found.s_loc <= 1) & (found.s_cls > 0)).all()
+        # torchvision puts the objects among the proposals; not one is lost or found twice
+        assert int(found.own.sum()) == len(found.objects) < len(found.own)
         assert found.objects.min() <= found.size.min() and found.size.max() <= found.objects.max()
         assert not criterion._forward_hooks
 
@@ -117,7 +119,9 @@ def test_figures_are_drawn(
 def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "f.png")]
     for words, wanted in (
-        (["7", *out], "invalid choice: 7"),
+        (["7"], "no figure '7': what the paper's shows was not found, nor is it guessed here"),
+        (["2", *out], "no figure '2'; wanted 1, 3, 4, 5 or 6"),
+        (["six", *out], "no figure 'six'; wanted"),
         (["1", *out], "wanted --base DIR, --jol DIR or both"),
         (["1", *out, "--base", str(runs / "base")], "missing --val-images"),
         (["1", *out, "--base", str(runs / "jol"), *given(runs)], "trained with another loss"),

@@ -17,6 +17,7 @@ from detectors.datasets.named import evaluation_data, read_split, training_data
 from detectors.datasets.sodad import cut_image, paint
 from detectors.datasets.tiles import NMS, OVERLAP, SIZE, clip, merge, starts
 from detectors.evaluation import evaluate
+from detectors.paper_figures import crowded
 
 sides = st.integers(1, 3000)
 small = st.integers(1, OVERLAP)
@@ -255,6 +256,13 @@ def test_evaluation_is_on_the_whole_images(sodad: Path) -> None:
     merged = data.assemble(found)
     assert len(merged) == 2
     assert evaluate(data.ground_truth, merged).metrics["AP"] == pytest.approx(1)
+
+
+def test_the_most_crowded_tiles_are_found_by_their_own_objects(sodad: Path) -> None:
+    """Not by those of the whole image 4, whose id is that of the tile at index 3 too."""
+    data = evaluation_data("sodad", sodad)
+    counts = [len(data[index][1]["boxes"]) for index in range(len(data))]
+    assert counts == [1, 1, 1, 1, 0] and crowded(data, 5) == [0, 1, 2, 3, 4]
 
 
 def test_whole_images_as_coco_json(sodad: Path, capsys: pytest.CaptureFixture[str]) -> None:

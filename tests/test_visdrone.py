@@ -123,7 +123,7 @@ def test_check_names_every_problem_in_one_pass(
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == (
-        f"{root}/VisDrone2019-DET-val: 2 images, 2 objects, 11 crowd or ignored annotations; "
+        f"{root}/VisDrone2019-DET-val: 2 images, 2 objects, 2 crowd or ignored; "
         "0 clipped; left out: 1 of zero size, 1 of category others"
     )
     folder = root / "VisDrone2019-DET-val"

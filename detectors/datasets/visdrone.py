@@ -16,6 +16,7 @@ from PIL import Image
 
 from detectors.coco import DataError, fail
 from detectors.coco_rules import Report
+from detectors.data import UNREADABLE
 from detectors.datasets.published import Published
 
 CLASSES = (
@@ -79,7 +80,7 @@ def _size(picture: Path, report: Report) -> tuple[int, int] | None:
     try:
         with Image.open(picture) as opened:
             return opened.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         report(f"{picture}: cannot be opened: {error}")
         return None
 
