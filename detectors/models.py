@@ -24,7 +24,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from detectors.assigned import AssignedFCOS, AssignedRetinaNet, AssignedRPN
 from detectors.assigners import ASSIGNERS, Assigner, make_assigner
@@ -32,6 +32,7 @@ from detectors.backbones import BACKBONES, BOTTLENECKS, NORMS, pyramid, resnet, 
 from detectors.cascade import CascadeRoIHeads
 from detectors.layouts import DETECTORS, TWO_STAGE, AnchorPlan, longer_side, plan_anchors
 from detectors.pooling import AlignedRoIAlign, with_strides
+from detectors.precision import PreciseP6P7, PreciseRPNHead
 from detectors.recursive import RecursivePyramid
 from jolkernels.integrations.torchvision import (
     JointFCOSHead,
@@ -312,8 +313,9 @@ def _two_stage(name: str, bodies: list[ResNet], plan: _Plan) -> nn.Module:
             bodies[0], plan.anchors.stages[: len(strides)], 64 if slim else 256, LastLevelMaxPool()
         )
     size, width = (5, 256) if slim else (7, 1024)
+    anchors = plan.anchors.generator()
     settings: dict[str, Any] = {
-        "rpn_anchor_generator": plan.anchors.generator(),
+        "rpn_anchor_generator": anchors,
         "box_score_thresh": plan.score_threshold,
     }
     if slim:
@@ -336,6 +338,7 @@ def _two_stage(name: str, bodies: list[ResNet], plan: _Plan) -> nn.Module:
         box_roi_pool=pool,
         box_head=TwoMLPHead(fpn.out_channels * size**2, width),
         box_predictor=FastRCNNPredictor(width, classes),
+        rpn_head=PreciseRPNHead(fpn.out_channels, anchors.num_anchors_per_location()[0]),
         **settings,
     )
     with_strides(pool, strides)
@@ -364,7 +367,7 @@ def _one_stage_pyramid(body: ResNet, plan: _Plan, *, p6_of_c5: bool = False) -> 
     stages = plan.anchors.stages
     extra = None
     if len(plan.anchors.strides) > len(stages):
-        extra = LastLevelP6P7(stage_width(body, 4) if p6_of_c5 else channels, channels)
+        extra = PreciseP6P7(stage_width(body, 4) if p6_of_c5 else channels, channels)
     return pyramid(body, stages, channels, extra)
 
 

@@ -7,6 +7,8 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
+from jolkernels.integrations.torchvision import at_least_float32
+
 
 def with_strides(pool: MultiScaleRoIAlign, strides: tuple[int, ...]) -> MultiScaleRoIAlign:
     """The pooler, told the strides of its maps.
@@ -46,6 +48,8 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
         pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
         for i, (features, scale) in enumerate(zip(maps, scales, strict=True)):
             (at,) = torch.where(level == i)
+            # In float32 at least, as autocast has it too: half precision would round the boxes.
+            features = at_least_float32(features)
             here = torch.cat([image[at], rois[at]], 1).to(features.dtype)
             found = roi_align(features, here, self.output_size, scale, 0, aligned=True)
             pooled = pooled.index_put((at,), found.to(pooled.dtype))

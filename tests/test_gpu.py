@@ -7,6 +7,8 @@ put their batches on the GPU.
 import pytest
 import torch
 from cases import HEADS, random_batch
+from heads import HEADS as DETECTOR_HEADS
+from heads import LOSSES, head_loss
 
 from jolkernels import JointOptimizationLoss
 
@@ -26,6 +28,18 @@ def test_a_step_does_not_wait_for_the_gpu(head):
     torch.cuda.set_sync_debug_mode("error")
     try:
         criterion(**batch, classification_normalizer="positives").total.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", DETECTOR_HEADS)
+def test_a_detector_heads_loss_does_not_wait_for_the_gpu(name, loss):
+    run, leaves, rest = head_loss(name, loss, "cuda")
+    sum(run(*leaves, *rest)).backward()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(run(*leaves, *rest)).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -163,11 +163,11 @@ class JointRoIHeads(RoIHeads):
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
-        """Class logits [N, C] and box deltas [N, 4 or 4C] of the proposals of all images."""
-        predictions: tuple[Tensor, Tensor] = self.box_predictor(
+        """Class logits [N, C] and box deltas [N, 4 or 4C] of the proposals, at_least_float32."""
+        logits, deltas = self.box_predictor(
             self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         )
-        return predictions
+        return at_least_float32(logits), at_least_float32(deltas)
 
     def joint_loss(
         self,
@@ -231,6 +231,10 @@ class JointRetinaNetHead(RetinaNetHead):
         self.criterion = criterion
         self.normalizer = normalizer
         self.negative_weight: Tensor | None = None
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        """RetinaNetHead.forward; for inference in float32 at least."""
+        return _outputs(self, super().forward(x))
 
     def compute_loss(
         self,
@@ -302,6 +306,10 @@ class JointFCOSHead(FCOSHead):
         self.weigh_boxes = weigh_boxes
         self.negative_weight: Tensor | None = None
 
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        """FCOSHead.forward; for inference in float32 at least."""
+        return _outputs(self, super().forward(x))
+
     def compute_loss(
         self,
         targets: list[dict[str, Tensor]],
@@ -349,13 +357,28 @@ class JointFCOSHead(FCOSHead):
     def _centreness(self, priors: Tensor, target_boxes: Tensor, positive: Tensor) -> Tensor:
         """The centreness that points [N] should have, 0 for those without an object."""
         ltrb = self.box_coder.encode(priors, target_boxes)
-        left_right, top_bottom = ltrb[:, [0, 2]], ltrb[:, [1, 3]]
+        # Slices: a list of columns would be copied to a GPU, which waits for it.
+        left_right, top_bottom = ltrb[:, 0::2], ltrb[:, 1::2]
         wanted = torch.sqrt(
             (left_right.amin(-1) / left_right.amax(-1))
             * (top_bottom.amin(-1) / top_bottom.amax(-1))
         )
         # A point outside every box has a square root of a negative number as its target.
         return wanted.where(positive, 0.0)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x`, in float32 if autocast made it float16 or bfloat16.
+
+    Boxes are decoded, and scores ranked, in the predictions' dtype: of half precision, bfloat16
+    would leave multiples of 4 pixels beyond 512, and many scores equal.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _outputs(head: torch.nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A dense head's outputs; in training as they are: the criterion computes in float32."""
+    return found if head.training else {k: at_least_float32(v) for k, v in found.items()}
 
 
 def matched_boxes(targets: list[dict[str, Tensor]], matches: list[Tensor]) -> list[Tensor]:
