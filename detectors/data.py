@@ -117,11 +117,12 @@ def _targets(
     ]
 
 
-def decode(file: Path, size: tuple[int, int], where: str) -> Tensor:
+def decode(file: Path, size: tuple[int, int] | None, where: str) -> Tensor:
     """The image as uint8 [3, H, W] RGB, of the (width, height) the annotation file promises.
 
     An EXIF orientation is followed only where that is what makes the size right: boxes are
     drawn on the pixels as stored by some tools and as shown by others, and only the size tells.
+    None: nothing is promised, and the picture is as viewers show it.
 
     Raises:
         DataError: beginning with `where`: an image that cannot be decoded, or has another size.
@@ -133,10 +134,11 @@ def decode(file: Path, size: tuple[int, int], where: str) -> Tensor:
             stored = picture.size
             if stored != size and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 picture = ImageOps.exif_transpose(picture)
-            if picture.size == size:
+            if size in (None, picture.size):
                 return torch.from_numpy(np.ascontiguousarray(_rgb(picture).transpose(2, 0, 1)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: {file} cannot be decoded: {error}") from error
+    assert size is not None
     found, wanted = f"{stored[0]}x{stored[1]}", f"{size[0]}x{size[1]}"
     raise DataError(f"{where}: {file} is {found} pixels, the annotation file says {wanted}")
 

@@ -241,6 +241,7 @@ def _weights(
         "model": model.state_dict(),
         "settings": dataclasses.asdict(settings),
         "class_names": data.class_names,
+        "category_ids": data.category_ids,
         "step": step,
     }
 
