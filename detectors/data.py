@@ -136,7 +136,7 @@ def decode(file: Path, size: tuple[int, int] | None, where: str) -> Tensor:
                 picture = ImageOps.exif_transpose(picture)
             if size in (None, picture.size):
                 return torch.from_numpy(np.ascontiguousarray(_rgb(picture).transpose(2, 0, 1)))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises many kinds, for damaged EXIF most of all
         raise DataError(f"{where}: {file} cannot be decoded: {error}") from error
     assert size is not None
     found, wanted = f"{stored[0]}x{stored[1]}", f"{size[0]}x{size[1]}"

@@ -1,8 +1,8 @@
 """A picture with its detections drawn into it: boxes with class and score, a legend below.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; where there are more classes
-than colours, the lines are dashed. Everything is drawn on an enlarged picture and around the boxes,
-so that objects of a few pixels stay in sight.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart, without the blue that is
+hard to read on black; where there are more classes than colours, the lines are dashed. Everything
+is drawn on an enlarged picture and around the boxes, so that objects of a few pixels stay in sight.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
+COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
 DASHES = ((1, 0), (7, 5), (3, 3))
 """Pixels drawn and left out along a line: of the first classes, of those after them, ..."""
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")

@@ -19,6 +19,8 @@ from detectors.drawing import COLOURS, DARK, LARGEST, READABLE, draw_detections,
 from detectors.predict import AHEAD, Found, batches, find_images
 from detectors.values import Unusable
 
+README = Path(__file__).parents[1] / "README.md"
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,14 +52,17 @@ def of(image_id: int, found: list[dict[str, Any]]) -> torch.Tensor:
 
 
 def test_results_are_what_eval_sees_and_pycocotools_loads(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In batches, with ids of its own, in a folder of two sizes that stays as it was."""
     names = [f"{i}.png" for i in range(7)]
     for i, name in enumerate(names):
         picture(tmp_path / "images" / name, 96 if i % 3 else 64, 64, seed=i)
     before = sorted(tmp_path.rglob("*"))
-    out = tmp_path / "new" / "out"
+    out = tmp_path / "new" / "found"
     arguments = ["predict", "--checkpoint", str(checkpoint), str(tmp_path / "images"), "--out"]
     assert main([*arguments, str(out), "--device", "cpu", "--batch-size", "3"]) == 0
     printed = capsys.readouterr()
@@ -91,6 +96,16 @@ def test_results_are_what_eval_sees_and_pycocotools_loads(
 
     after = [p for p in sorted(tmp_path.rglob("*")) if out.parent not in (p, *p.parents)]
     assert after == before
+    # as the README says
+    (out.parent / "annotations.json").write_text(json.dumps(truth))
+    monkeypatch.chdir(out.parent)
+    code = README.read_text().split("```python\ntruth = ")[1].split("```")[0]
+    names: dict[str, Any] = {"COCO": COCO, "json": json}
+    exec("truth = " + code, names)
+    for image in listed["images"]:
+        mine = names["detections"].imgToAnns[90 - image["id"]]
+        torch.testing.assert_close(of(90 - image["id"], mine), of(image["id"], found))
+
     assert {p.name for p in out.iterdir()} == {"detections.json", "images.json", "pictures"}
     drawn = {i["picture"] for i in listed["images"]}
     assert {p.name for p in (out / "pictures").iterdir()} == drawn and len(drawn) == 7
