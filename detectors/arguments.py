@@ -10,6 +10,7 @@ from detectors.data_arguments import add_data_commands, dataset_options, prior_o
 from detectors.evaluation import PROTOCOLS
 from detectors.grids import FORMATS
 from detectors.models import BACKBONES, DETECTORS, LOSSES, PRESETS
+from detectors.paper_figures import SHOWN
 from detectors.settings import DEFAULTS, PRECISIONS, WITHOUT_PRESET
 from detectors.sweep import TABLES as SWEPT
 from detectors.tables import TABLES
@@ -44,6 +45,8 @@ def parser(
     table: Command,
     figure: Command,
     sweep: Command,
+    predict: Command,
+    export: Command,
 ) -> argparse.ArgumentParser:
     """The parser of `jol`; its result's `run` is the function given here for the command."""
     jol = _Parser(
@@ -63,6 +66,16 @@ def parser(
     command = commands.add_parser("eval", help="evaluate a checkpoint", allow_abbrev=False)
     _eval_options(command)
     command.set_defaults(run=evaluate)
+    command = commands.add_parser(
+        "predict", help="detect on images that nobody has annotated", allow_abbrev=False
+    )
+    _predict_options(command)
+    command.set_defaults(run=predict)
+    command = commands.add_parser(
+        "export", help="write a detector as a program of torch.export", allow_abbrev=False
+    )
+    _export_options(command)
+    command.set_defaults(run=export)
     command = commands.add_parser(
         "demo",
         help="train base and JOL side by side on generated tiny objects, on the CPU, in minutes",
@@ -351,6 +364,69 @@ def _eval_options(command: argparse.ArgumentParser) -> None:
     _val_options(command)
 
 
+def _predict_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        type=Path,
+        help="image file, or folder: the image files in it (not in folders below), by name",
+    )
+    add(
+        "--checkpoint", metavar="FILE", required=True, type=Path, help="last.pt or best.pt of a run"
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        required=True,
+        type=Path,
+        help="new or empty folder for detections.json, images.json and pictures",
+    )
+    add(
+        "--score-threshold",
+        metavar="X",
+        type=share,
+        default=SHOWN,
+        help=f"least score of a drawn box; detections.json has them all (default: {SHOWN:g})",
+    )
+    add(
+        "--batch-size",
+        metavar="N",
+        type=positive,
+        default=4,
+        help="images of one size at a time (default: 4)",
+    )
+    _device_option(command)
+
+
+def _export_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "--checkpoint", metavar="FILE", required=True, type=Path, help="last.pt or best.pt of a run"
+    )
+    add("--out", metavar="FILE", required=True, type=Path, help="file to write, *.pt2")
+    add(
+        "--image-size",
+        metavar=("H", "W"),
+        nargs=2,
+        type=positive,
+        default=[800, 800],
+        help="height and width of the image that it takes (default: 800 800)",
+    )
+
+
+def _device_option(command: argparse.ArgumentParser) -> None:
+    # A default given to train would hide an earlier run's.
+    suppressed = command.argument_default == argparse.SUPPRESS
+    command.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default=argparse.SUPPRESS if suppressed else default_device(),
+        help="where to compute (default: cuda where there is a GPU)",
+    )
+
+
 def _val_options(command: argparse.ArgumentParser) -> None:
     """What train and eval share."""
     dataset_options(command)
@@ -368,14 +444,8 @@ def _val_options(command: argparse.ArgumentParser) -> None:
         help="size ranges and detection limits of the evaluation "
         "(default: the data set's; eval: else the run's; else aitod)",
     )
-    # A default given here would hold for train as well, where an earlier run's may.
+    _device_option(command)
     suppressed = command.argument_default == argparse.SUPPRESS
-    add(
-        "--device",
-        choices=("cpu", "cuda"),
-        default=argparse.SUPPRESS if suppressed else default_device(),
-        help="where to compute (default: cuda where there is a GPU)",
-    )
     add(
         "--evaluator",
         choices=("faster", "pycocotools"),

@@ -129,8 +129,8 @@ class SAC(ConvAWS):
 
         Raises:
             FloatingPointError: on the CPU, where an offset is NaN or infinite. Elsewhere the check
-                would wait for the device, and compiled it would break the graph; the output is
-                NaN instead, see deform.
+                would wait for the device, and no value can be looked at by torch.compile and
+                torch.export; there the output is NaN instead, see deform.
         """
         x = x + self.pre_context(F.adaptive_avg_pool2d(x, 1))
         smooth = F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), 5, stride=1)

@@ -1,4 +1,4 @@
-"""The command `jol`: train, eval, demo, data, table, figure, sweep, bench.
+"""The command `jol`: train, eval, predict, export, demo, data, table, figure, sweep, bench.
 
 Exit status: 0 done, 1 failed while running, 2 unusable arguments or data. Everything that can be
 checked is checked before a folder is made.
@@ -17,7 +17,9 @@ from detectors import (
     demo,
     distributed,
     engine,
+    export,
     paper_figures,
+    predict,
     samples,
     sources,
     sweep,
@@ -60,7 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except SystemExit as stop:  # so it did with the arguments that a sweep hands on
         return int(stop.code or 0)
-    except (engine.TrainingError, sweep.SweepError) as error:
+    except (
+        engine.TrainingError,
+        sweep.SweepError,
+        predict.PredictError,
+        export.ExportError,
+    ) as error:
         print(f"jol {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -76,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    return parser(train_command.train, _eval, _demo, _table, _figure, _sweep).parse_args(arguments)
+    return parser(
+        train_command.train, _eval, _demo, _table, _figure, _sweep, _predict, _export
+    ).parse_args(arguments)
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -99,6 +108,42 @@ def _eval(args: argparse.Namespace) -> None:
         write_results(args.out, evaluation, checkpoint["settings"]["loss"])
         print(class_table(evaluation))
         print(f"results in {args.out}")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    check_device(args.device)
+    predict.refuse_used(args.out)
+    images = predict.find_images(args.images)
+    checkpoint = checkpoints.load(args.checkpoint)
+    names = checkpoint["class_names"]
+    summary, bad = predict.predict(
+        engine.load_detector(checkpoint).to(args.device),
+        names,
+        checkpoint.get("category_ids") or list(range(1, len(names) + 1)),
+        images,
+        args.out,
+        batch_size=args.batch_size,
+        device=args.device,
+        threshold=args.score_threshold,
+    )
+    print(summary)
+    if bad:
+        raise predict.PredictError(f"{bad} of {len(images)} images could not be decoded")
+
+
+def _export(args: argparse.Namespace) -> None:
+    if args.out.suffix != ".pt2" or not args.out.parent.is_dir():
+        raise Unusable(f"--out {args.out}: wanted a name in a folder that exists, ending in .pt2")
+    checkpoint = checkpoints.load(args.checkpoint)
+    model, detector = engine.load_detector(checkpoint), checkpoint["settings"]["detector"]
+    size = (args.image_size[0], args.image_size[1])
+    program = export.export(model, size)
+    count, apart = export.check(program, model, size)
+    export.save(program, checkpoint["class_names"], args.out)
+    print(
+        f"{detector} for images of 3 x {size[0]} x {size[1]} in {args.out}; on a generated picture "
+        f"its {count} detections are the detector's to {apart:.1g} pixels"
+    )
 
 
 def _demo(args: argparse.Namespace) -> None:

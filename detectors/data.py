@@ -30,7 +30,7 @@ Batch = tuple[list[Tensor], list[Target]]
 # ImageNet's mean colour, which the detectors' normalisation turns into (nearly) the 0 that
 # torchvision pads with when it forms a batch.
 PAD_COLOUR = np.array([124, 116, 104], dtype=np.uint8)
-# What Pillow's readers raise on broken files: AVIF's RuntimeError, others what odd numbers led to.
+# What Pillow raises on broken files: AVIF's RuntimeError, EXIF's most kinds.
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError),
     *(EOFError, ArithmeticError, LookupError, AttributeError, TypeError, struct.error, zlib.error),
@@ -147,11 +147,12 @@ def _boxes(
     ]
 
 
-def decode(file: Path, size: tuple[int, int], where: str) -> Tensor:
+def decode(file: Path, size: tuple[int, int] | None, where: str) -> Tensor:
     """The image as uint8 [3, H, W] RGB, of the (width, height) the annotation file promises.
 
     An EXIF orientation is followed only where that is what makes the size right: boxes are
     drawn on the pixels as stored by some tools and as shown by others, and only the size tells.
+    None: nothing is promised, and the picture is as viewers show it.
 
     Raises:
         DataError: beginning with `where`: an image that cannot be decoded, or has another size.
@@ -160,14 +161,15 @@ def decode(file: Path, size: tuple[int, int], where: str) -> Tensor:
         with Image.open(file) as opened:
             picture: Image.Image = opened
             stored = picture.size
-            if size in (stored, stored[::-1]):  # else refused before its pixels fill the memory
+            if size in (None, stored, stored[::-1]):  # else refused before its pixels fill memory
                 picture.load()
                 if stored != size and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                     picture = ImageOps.exif_transpose(picture)
-            if picture.size == size:
+            if size in (None, picture.size):
                 return torch.from_numpy(np.ascontiguousarray(_rgb(picture).transpose(2, 0, 1)))
     except UNREADABLE as error:
         raise DataError(f"{where}: {file} cannot be decoded: {error}") from error
+    assert size is not None
     found, wanted = f"{stored[0]}x{stored[1]}", f"{size[0]}x{size[1]}"
     raise DataError(f"{where}: {file} is {found} pixels, the annotation file says {wanted}")
 

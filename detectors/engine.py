@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from detectors import checkpoints
+from detectors.compiling import compile_model
 from detectors.data import Batch, CocoDetection, train_batches
 from detectors.distributed import ALONE, World
 from detectors.evaluation import Evaluation
@@ -121,7 +122,7 @@ def make_model(
     order = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = model.to(settings.device).to(memory_format=order)
     if settings.compile:
-        pass
+        compile_model(model)
     return model
 
 

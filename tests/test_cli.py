@@ -239,7 +239,7 @@ def test_eval_without_a_usable_checkpoint(
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "eval", "demo", "table", "sweep"):
+    for command in ("train", "eval", "predict", "export", "demo", "table", "sweep"):
         assert main([command, "--help"]) == 0
         listed = capsys.readouterr().out.split("options:")[1]
         options = [line for line in listed.splitlines() if line.startswith("  -")]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from detectors.coco import to_json
-from detectors.data import CocoDetection, DataError, train_batches
+from detectors.data import CocoDetection, DataError, decode, train_batches
 
 NUCLEI = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei"
 
@@ -393,3 +393,23 @@ def test_nuclei_end_to_end():
     batches = list(train_batches(data, batch_size=4, crop=192, seed=0, steps=3))
     assert all(image.shape == (3, 192, 192) for images, _ in batches for image in images)
     assert sum(len(target["boxes"]) for _, targets in batches for target in targets) > 50
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_orientations_are_named_or_read(tmp_path):
+    """Pillow raises struct.error, TypeError and others for them where they are followed."""
+    file, random, exif = tmp_path / "a.jpg", np.random.default_rng(0), Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", (72, 1)
+    Image.new("RGB", (40, 30)).save(file, exif=exif)
+    whole = file.read_bytes()
+    header = whole.index(b"MM\0*")
+    read = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        content[header + random.integers(60)] = random.integers(256)
+        file.write_bytes(content)
+        try:
+            read += decode(file, None, "here").shape in ((3, 40, 30), (3, 30, 40))
+        except DataError as error:
+            assert str(error).startswith(f"here: {file} cannot be decoded")
+    assert read > 150
