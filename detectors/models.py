@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
@@ -94,6 +95,7 @@ def build_detector(
     centreness_weights: bool | None = None,
     score_threshold: float | None = None,
     load_weights: bool = True,
+    sync_group: dist.ProcessGroup | None = None,
 ) -> nn.Module:
     """A detector ready to train.
 
@@ -127,6 +129,8 @@ def build_detector(
         score_threshold: least score of a detection; None: 0.05, torchvision's FCOS 0.2.
         load_weights: False: build the layers for `backbone_weights` but leave them random,
             because a checkpoint is loaded next.
+        sync_group: the processes that each train on a part of the batch. The mean over them of
+            each loss and of its gradients is then that of the whole batch.
 
     Raises:
         ValueError: an unknown name, a number out of range, an assigner or backbone that the
@@ -170,6 +174,7 @@ def build_detector(
             "class_score": class_score,
             "weighting": "joint" if loss == "jol" else "none",
             "detach_weights": detach_weights,
+            "sync_group": sync_group,
         },
     )
     if name == "detectors" and backbone not in BOTTLENECKS:
@@ -376,8 +381,7 @@ def _two_stage(name: str, bodies: list[ResNet], plan: _Plan) -> nn.Module:
             score_threshold=plan.score_threshold,
             **plan.choices,
         )
-    if plan.assign is not None:
-        model.rpn = AssignedRPN.from_rpn(model.rpn, plan.assign)
+    model.rpn = AssignedRPN.from_rpn(model.rpn, plan.assign, plan.choices["sync_group"])
     return model
 
 
