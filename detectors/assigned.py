@@ -1,5 +1,6 @@
 """torchvision's detectors with another label assigner: each at its narrowest seam.
 
+The region proposal network also takes the normaliser of its losses over all ranks of a group.
 Assigners and their convention are those of detectors.assigners. The anchor generator has to be a
 LevelledAnchors, which knows the levels of the pyramid.
 """
@@ -9,12 +10,15 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detectors.assigners import IGNORED, Assigner, Level, centres
 from detectors.layouts import ATSS_SCALE
+from jolkernels import sync
 
 
 def inside_only(matches: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
@@ -41,12 +45,24 @@ def centre_sampling(boxes: Tensor, priors: Tensor, levels: Sequence[Level]) -> T
 
 
 class AssignedRPN(RegionProposalNetwork):
-    """A region proposal network trained on what `assigner` assigns; its losses stay plain."""
+    """A region proposal network whose losses stay plain.
 
-    assigner: Assigner
+    Attributes:
+        assigner: what its anchors are trained on; None: torchvision's rule.
+        sync_group: name of the process group over whose ranks its losses are means; None: this
+            process alone.
+    """
+
+    assigner: Assigner | None
+    sync_group: str | None
 
     @classmethod
-    def from_rpn(cls, rpn: RegionProposalNetwork, assigner: Assigner) -> Self:
+    def from_rpn(
+        cls,
+        rpn: RegionProposalNetwork,
+        assigner: Assigner | None,
+        sync_group: dist.ProcessGroup | None = None,
+    ) -> Self:
         """The same network, its layers shared."""
         sampler = rpn.fg_bg_sampler
         made = cls(
@@ -62,12 +78,18 @@ class AssignedRPN(RegionProposalNetwork):
             rpn.score_thresh,
         )
         made.assigner = assigner
+        made.sync_group = None if sync_group is None else sync_group.group_name
         return made
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """For each image 1, 0 or -1 (ignored) for its anchors [A], and boxes [A, 4]."""
+        if self.assigner is None:
+            assigned: tuple[list[Tensor], list[Tensor]] = super().assign_targets_to_anchors(
+                anchors, targets
+            )
+            return assigned
         labels, boxes = [], []
         for priors, target in zip(anchors, targets, strict=True):
             objects = target["boxes"]
@@ -76,6 +98,38 @@ class AssignedRPN(RegionProposalNetwork):
             labels.append(label.masked_fill(matches == IGNORED, -1.0))
             boxes.append(objects[matches.clamp(min=0)] if len(objects) else priors)
         return labels, boxes
+
+    def compute_loss(
+        self,
+        objectness: Tensor,
+        pred_bbox_deltas: Tensor,
+        labels: list[Tensor],
+        regression_targets: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """torchvision's two losses, over the number of samples of all ranks.
+
+        Args:
+            objectness: [N, 1] logits of the anchors of all images.
+            pred_bbox_deltas: [N, 4].
+            labels: as assign_targets_to_anchors returns them.
+            regression_targets: deltas [A, 4] of each image.
+        """
+        positive, negative = (torch.cat(masks).bool() for masks in self.fg_bg_sampler(labels))
+        sampled = positive | negative
+        box = F.smooth_l1_loss(
+            pred_bbox_deltas[positive],
+            torch.cat(regression_targets)[positive],
+            beta=1 / 9,
+            reduction="sum",
+        )
+        # Beside float32 labels the loss of float64 logits would be float32.
+        wanted = torch.cat(labels)[sampled].to(objectness.dtype)
+        own = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[sampled], wanted, reduction="sum"
+        )
+        ranks = sync.size(self.sync_group)
+        samples = sync.total(sampled.sum(), self.sync_group).clamp(min=1)
+        return ranks * own / samples, ranks * box / samples
 
 
 class AssignedRetinaNet(RetinaNet):

@@ -10,17 +10,20 @@ of 4 to 64 pixels.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign
@@ -34,6 +37,7 @@ from detectors.layouts import DETECTORS, TWO_STAGE, AnchorPlan, longer_side, pla
 from detectors.pooling import AlignedRoIAlign, with_strides
 from detectors.precision import PreciseP6P7, PreciseRPNHead
 from detectors.recursive import RecursivePyramid
+from detectors.sampling import ImageDraws, sample_by_image
 from jolkernels.integrations.torchvision import (
     JointFCOSHead,
     JointRetinaNetHead,
@@ -92,6 +96,7 @@ def build_detector(
     centreness_weights: bool | None = None,
     score_threshold: float | None = None,
     load_weights: bool = True,
+    sync_group: dist.ProcessGroup | None = None,
 ) -> nn.Module:
     """A detector ready to train.
 
@@ -125,6 +130,8 @@ def build_detector(
         score_threshold: least score of a detection; None: 0.05, torchvision's FCOS 0.2.
         load_weights: False: build the layers for `backbone_weights` but leave them random,
             because a checkpoint is loaded next.
+        sync_group: the processes that each train on a part of the batch. The mean over them of
+            each loss and of its gradients is then that of the whole batch.
 
     Raises:
         ValueError: an unknown name, a number out of range, an assigner or backbone that the
@@ -168,6 +175,7 @@ def build_detector(
             "class_score": class_score,
             "weighting": "joint" if loss == "jol" else "none",
             "detach_weights": detach_weights,
+            "sync_group": sync_group,
         },
     )
     if name == "detectors" and backbone not in BOTTLENECKS:
@@ -187,6 +195,7 @@ def build_detector(
     model.transform = _transform(
         sorted(filter(None, sizes)), least=96 if name == "detectors" else 0
     )
+    sample_by_image(model)
     model.register_forward_pre_hook(partial(_check_labels, num_classes), with_kwargs=True)
     return model
 
@@ -258,9 +267,30 @@ def choose_assigner(
 
 
 class _Transform(GeneralizedRCNNTransform):
-    """torchvision's transform, with batches of at least `least` pixels a side."""
+    """torchvision's transform, with batches of at least `least` pixels a side.
 
-    least = 0
+    In training the size of each image is drawn as detectors.sampling says.
+    """
+
+    def __init__(self, *args: Any, least: int) -> None:
+        super().__init__(*args)
+        self.least = least
+        self.draws = ImageDraws()
+        self._generators: Iterator[torch.Generator | None] = iter(())
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
+        if self.training:
+            self._generators = iter(self.draws.take(len(images), "cpu"))
+        result: tuple[ImageList, list[dict[str, Tensor]] | None] = super().forward(images, targets)
+        return result
+
+    def torch_choice(self, k: Sequence[int]) -> int:
+        generator = next(self._generators, None)
+        if generator is None:
+            return int(super().torch_choice(k))
+        return k[int(torch.randint(len(k), (), generator=generator))]
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         batch: Tensor = super().batch_images(images, size_divisible)
@@ -281,11 +311,9 @@ def _transform(sizes: Sequence[int], least: int) -> GeneralizedRCNNTransform:
     """Normalisation, and resizing in torchvision's 800 to 1333 proportion; no sizes: none."""
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     if not sizes:
-        transform: _Transform = _Native(0, 0, mean, std)
-    else:  # evaluation takes the last
-        transform = _Transform(tuple(sizes), longer_side(max(sizes)), mean, std)
-    transform.least = least
-    return transform
+        return _Native(0, 0, mean, std, least=least)
+    # Evaluation takes the last.
+    return _Transform(tuple(sizes), longer_side(max(sizes)), mean, std, least=least)
 
 
 class _TwoStage(FasterRCNN):
@@ -356,8 +384,7 @@ def _two_stage(name: str, bodies: list[ResNet], plan: _Plan) -> nn.Module:
             score_threshold=plan.score_threshold,
             **plan.choices,
         )
-    if plan.assign is not None:
-        model.rpn = AssignedRPN.from_rpn(model.rpn, plan.assign)
+    model.rpn = AssignedRPN.from_rpn(model.rpn, plan.assign, plan.choices["sync_group"])
     return model
 
 

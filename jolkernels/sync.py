@@ -15,6 +15,15 @@ def size(group: str | None) -> int:
     return 1 if group is None else resolve(group).size()
 
 
+def total(value: Tensor, group: str | None) -> Tensor:
+    """The sum of `value` over the ranks, without gradient; every rank has to call it."""
+    value = value.detach()
+    if group is not None:
+        value = value.clone()
+        all_reduce(value, group)
+    return value
+
+
 def all_reduce(sums: Tensor, group: str) -> None:
     """Add `sums` over the ranks, in place. Every rank of the group has to call it."""
     dist.all_reduce(sums, group=resolve(group))

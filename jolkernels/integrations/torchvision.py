@@ -10,6 +10,9 @@ the names of the losses, and inference. With ``weighting="none"`` and the settin
     head = JointFCOSHead(256, 1, num_classes=8, criterion=fcos_criterion())
     model = FCOS(backbone, num_classes=8, head=head)
 
+With a criterion that has a sync_group, every normaliser of a head's losses is that of all ranks:
+the mean over the ranks of a loss and of its gradients is that of the joined batch.
+
 Letters: B images, A anchors (points) of an image, K classes, N samples of the batch.
 """
 
@@ -22,7 +25,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from jolkernels import JointLoss, JointOptimizationLoss
+from jolkernels import JointLoss, JointOptimizationLoss, sync
 from jolkernels.spec import LTRB, Delta, Focal, GIoU, Regression, SmoothL1
 
 IGNORE_INDEX = -100
@@ -261,12 +264,14 @@ class JointRetinaNetHead(RetinaNetHead):
         }
         if self.normalizer == "image":
             positives = (matched >= 0).sum(1, keepdim=True).clamp(min=1).to(priors.dtype)
-            weights = (1 / (len(targets) * positives)).expand_as(matched).flatten()
+            weights = (1 / positives).expand_as(matched).flatten()
+            images = torch.full((), len(targets), device=priors.device)
+            images = sync.total(images, self.criterion.settings.sync_group)
             choices = {
                 "classification_weights": weights,
                 "regression_weights": weights,
-                "classification_normalizer": "sum",
-                "regression_normalizer": "sum",
+                "classification_normalizer": images,
+                "regression_normalizer": images,
             }
         loss: JointLoss = self.criterion(
             logits.flatten(0, 1),
@@ -331,6 +336,10 @@ class JointFCOSHead(FCOSHead):
         matched = torch.stack(matched_idxs)
         positive = matched.flatten() >= 0
         centreness = self._centreness(priors, target_boxes, positive)
+        group = self.criterion.settings.sync_group
+        normalizer: Tensor | str = "positives"
+        if self.weigh_boxes:
+            normalizer = sync.total(centreness.sum(), group).clamp(min=1e-6)
         loss: JointLoss = self.criterion(
             logits,
             head_outputs["bbox_regression"].flatten(0, 1),
@@ -339,9 +348,7 @@ class JointFCOSHead(FCOSHead):
             priors,
             regression_weights=centreness if self.weigh_boxes else None,
             classification_normalizer="positives",
-            regression_normalizer=(
-                centreness.sum().clamp(min=1e-6) if self.weigh_boxes else "positives"
-            ),
+            regression_normalizer=normalizer,
         )
         self.negative_weight = loss.negative_weight
         # FCOSHead's centreness loss without its host sync.
@@ -351,7 +358,9 @@ class JointFCOSHead(FCOSHead):
         return {
             "classification": loss.classification,
             "bbox_regression": loss.regression,
-            "bbox_ctrness": (own * positive).sum() / positive.sum().clamp(min=1),
+            "bbox_ctrness": (
+                sync.size(group) * (own * positive).sum() / loss.num_positives.clamp(min=1)
+            ),
         }
 
     def _centreness(self, priors: Tensor, target_boxes: Tensor, positive: Tensor) -> Tensor:
