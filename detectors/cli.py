@@ -62,8 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except SystemExit as stop:  # so it did with the arguments that a sweep hands on
         return int(stop.code or 0)
+    except engine.TrainingError as error:
+        if distributed.rank() == 0 or not error.everywhere:
+            print(f"jol {args.command}: {error}", file=sys.stderr)
+        return 1
     except (
-        engine.TrainingError,
         sweep.SweepError,
         predict.PredictError,
         export.ExportError,

@@ -30,7 +30,7 @@ from detectors.progress import Progress, losses_line, peak_memory
 from detectors.results import metrics_line, write_results
 from detectors.runs import MetricsLog
 from detectors.settings import TrainSettings
-from detectors.steps import Outcome, Stepper, TrainingError
+from detectors.steps import BadSteps, Outcome, Stepper, TrainingError
 from detectors.stopping import Stopping
 
 __all__ = ["TrainResult", "TrainingError", "evaluate_model", "load_detector", "make_model",
@@ -44,6 +44,8 @@ WARMUP = 500
 
 class Stopped(TrainingError):
     """A signal came; the run can be resumed."""
+
+    everywhere = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,7 @@ def make_model(
         settings.loss,
         **settings.model_arguments(),
         load_weights=not resumed,
+        sync_group=world.group,
     )
     order = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = model.to(settings.device).to(memory_format=order)
@@ -283,7 +286,7 @@ class _Run:
         self.state.bad += 1
         what = f"step {self.state.step}: {outcome.problem}"
         if self.state.bad > self.settings.max_bad_steps:
-            raise TrainingError(f"{what}; {self.kept}")
+            raise BadSteps(f"{what}; {self.kept}")
         allowed = f"{self.state.bad} of {self.settings.max_bad_steps} in a row"
         self.progress.note(f"{what}; step left out, {allowed}")
 

@@ -26,7 +26,19 @@ LEAST_SCALE = 1.0
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step and the images."""
+    """Training cannot go on; the message names the step and the images.
+
+    Attributes:
+        everywhere: whether every rank raises it, so that one need tell it.
+    """
+
+    everywhere = False
+
+
+class BadSteps(TrainingError):
+    """More bad steps in a row than allowed."""
+
+    everywhere = True
 
 
 @dataclass(frozen=True)

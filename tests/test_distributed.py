@@ -1,0 +1,227 @@
+"""Two processes do what one does: batches, evaluation, files, messages."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_sync_group import in_processes
+from torch import Tensor, nn
+
+from detectors import checkpoints, demo, engine, runs
+from detectors.data import CocoDetection, train_batches
+from detectors.demo import DemoSize
+from detectors.distributed import World
+from detectors.inference import evaluate_model
+from detectors.scenes import write_scenes
+from detectors.settings import TrainSettings
+from detectors.steps import Stepper
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_scenes(tmp_path_factory.mktemp("scenes"), images=5, seed=0, size=64)
+
+
+@pytest.fixture(scope="module")
+def data(scenes: tuple[Path, Path]) -> CocoDetection:
+    return CocoDetection(*scenes)
+
+
+SETTINGS = demo.demo_settings("jol", 0, DemoSize(crop=48, steps=6, batch_size=2))
+
+
+def world(rank: int) -> World:
+    return World(rank, 2, dist.group.WORLD)
+
+
+def test_ranks_share_each_batch(data: CocoDetection) -> None:
+    given: dict[str, Any] = {"batch_size": 4, "crop": 32, "seed": 3, "steps": 3}
+    whole = list(train_batches(data, **given))
+    parts = [list(train_batches(data, **given, rank=rank, ranks=2)) for rank in (0, 1)]
+    for (images, targets), (first, his), (second, hers) in zip(whole, *parts, strict=True):
+        assert all(map(torch.equal, images, [*first, *second]))
+        assert [t["image_id"] for t in targets] == [t["image_id"] for t in [*his, *hers]]
+    with pytest.raises(ValueError, match="batch_size is 4, wanted a multiple of 3"):
+        train_batches(data, **given, ranks=3)
+
+
+class Guess(nn.Module):
+    """Finds the objects of an image, some of them shifted or with low scores, as its pixels say."""
+
+    def __init__(self, data: CocoDetection) -> None:
+        super().__init__()
+        self.known = {float(data[i][0].double().sum()): data[i][1] for i in range(len(data))}
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        target = self.known[float((images[0] * 255).round().double().sum())]
+        count = len(target["boxes"])
+        g = torch.Generator().manual_seed(count)
+        noise = 2 * torch.randn(count, 4, generator=g)
+        scores = torch.rand(count, generator=g).round(decimals=1)  # with ties
+        boxes = torch.cat([target["boxes"] + noise, target["boxes"]])
+        labels = torch.cat([target["labels"], target["labels"]])
+        return [{"boxes": boxes, "labels": labels, "scores": torch.cat([scores, scores])}]
+
+
+def test_evaluation_of_two_processes_equals_one(data: CocoDetection) -> None:
+    alone = evaluate_model(Guess(data), data, "cpu")
+    assert alone is not None and 0.1 < alone.metrics["AP"] < 0.9
+    first, second = in_processes(metrics_of_shares, data)
+    assert second == {}
+    for name, value in alone.metrics.items():
+        assert first[name] == value or (math.isnan(first[name]) and math.isnan(value)), name
+
+
+def metrics_of_shares(rank: int, data: CocoDetection) -> dict[str, float]:
+    evaluation = evaluate_model(Guess(data), data, "cpu", world=world(rank))
+    return {} if evaluation is None else evaluation.metrics
+
+
+def trained(
+    rank: int, settings: TrainSettings, data: CocoDetection, out: Path, poisoned: tuple[int, int]
+) -> dict[str, Any]:
+    """Train as rank `rank` of two; (rank, step) gets images of NaN."""
+    forward, count = Stepper._forward, [0]
+
+    def poison(self: Stepper, images: list[Tensor], targets: list[Any]) -> Any:
+        count[0] += 1
+        if (rank, count[0]) == poisoned:
+            images = [image * math.nan for image in images]
+        return forward(self, images, targets)
+
+    Stepper._forward = poison  # type: ignore[method-assign]
+    model = engine.make_model(settings, len(data.class_names), world=world(rank))
+    if rank == 0:
+        runs.start(out, settings, {})
+    dist.barrier()
+    try:
+        result = engine.train(settings, model, data, data, out, world=world(rank))
+    except engine.TrainingError as error:
+        return {"error": str(error)}
+    return {"weights": dict(model.state_dict()), "leads": result is not None}
+
+
+def test_two_processes_train_as_one(data: CocoDetection, tmp_path: Path) -> None:
+    """In float32 and GroupNorm: up to rounding, which few steps do not blow up."""
+    (tmp_path / "one").mkdir()
+    model = engine.make_model(SETTINGS, len(data.class_names))
+    runs.start(tmp_path / "one", SETTINGS, {})
+    engine.train(SETTINGS, model, data, data, tmp_path / "one")
+    first, second = in_processes(trained, SETTINGS, data, tmp_path / "two", (-1, -1))
+    assert (first["leads"], second["leads"]) == (True, False)
+    for name, value in model.state_dict().items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        torch.testing.assert_close(first["weights"][name], value, rtol=1e-3, atol=1e-4)
+    one, two = (
+        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    )
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for name in ("loss_classifier", "loss_box_reg", "loss_objectness", "total", "negative_weight"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-3), name
+    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert config["settings"] == dataclasses.asdict(SETTINGS)  # nothing of the number of processes
+    assert {p.name for p in (tmp_path / "one").iterdir()} == {
+        p.name for p in (tmp_path / "two").iterdir()
+    }
+
+
+def test_one_ranks_bad_step_is_everybodys(data: CocoDetection, tmp_path: Path) -> None:
+    ends = in_processes(trained, SETTINGS, data, tmp_path / "stops", (1, 2))
+    assert ends[0] == ends[1]
+    healthy, bad = ends[0]["error"].split("; rank 1: ")
+    # The ranks share the weight of the negatives; what the proposals cost is a rank's own.
+    assert healthy.startswith("step 2: rank 0: ") and "negative_weight = nan" in healthy
+    assert "loss_objectness" not in healthy and "loss_objectness = nan" in bad
+    assert "image ids" in bad
+    forgiving = replace(SETTINGS, max_bad_steps=1)
+    first, second = in_processes(trained, forgiving, data, tmp_path / "goes", (1, 2))
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name]) and value.isfinite().all()
+
+
+def with_a_broken_image(
+    rank: int, settings: TrainSettings, scenes: tuple[Path, Path], folder: Path
+) -> dict[str, Any]:
+    """Rank 1 alone cannot read the second image."""
+    images = folder / str(rank)
+    images.mkdir(parents=True)
+    for image in scenes[0].iterdir():
+        (images / image.name).write_bytes(image.read_bytes())
+    broken = CocoDetection(images, scenes[1])
+    if rank == 1:
+        bad = images / broken.ground_truth["images"][1]["file_name"]
+        bad.write_bytes(bad.read_bytes()[:500])
+    whole = CocoDetection(*scenes)
+    model = engine.make_model(settings, len(whole.class_names), world=world(rank))
+    out = folder / "run"
+    if rank == 0:
+        runs.start(out, settings, {})
+    dist.barrier()
+    engine.train(settings, model, broken, whole, out, world=world(rank))
+    return dict(model.state_dict())
+
+
+def test_an_image_that_one_rank_cannot_read(
+    scenes: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SETTINGS, max_bad_steps=3)
+    first, second = in_processes(with_a_broken_image, settings, scenes, tmp_path / "f")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    said = capfd.readouterr().err
+    assert "rank 1: " in said and "cannot be decoded" in said and "step left out" in said
+
+
+def torchrun(words: list[str], folder: Path) -> subprocess.Popen[str]:
+    """The command of the README, with two processes on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.Popen(
+        [*command, "--nproc-per-node", "2", "-m", "detectors", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_torchrun_stopped_and_resumed(scenes: tuple[Path, Path], tmp_path: Path) -> None:
+    """Rank 0 alone talks; SIGTERM to torchrun ends the step and saves; --resume goes on."""
+    images, annotations = map(str, scenes)
+    words = [
+        *("train", "--detector", "faster_rcnn", "--loss", "jol", "--preset", "slim"),
+        *("--max-steps", "40", "--batch-size", "2", "--crop", "48", "--device", "cpu"),
+        *("--eval-every", "0", "--train-images", images, "--train-annotations", annotations),
+        *("--val-images", images, "--val-annotations", annotations, "--out", "run", "--resume"),
+    ]
+    run = tmp_path / "run"
+    child = torchrun(words, tmp_path)
+    until = time.monotonic() + 120
+    while not (run / "last.pt").exists():
+        assert child.poll() is None and time.monotonic() < until, child.communicate()
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode != 0
+    step = checkpoints.load(run / "last.pt")["step"]
+    (line,) = [line for line in said.splitlines() if line.startswith("jol train: step")]
+    assert 3 <= step < 40 and f"step {step} of 40: stopped by SIGTERM" in line
+    child = torchrun(words, tmp_path)
+    printed, said = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+    assert f"going on after step {step}" in said
+    assert printed.count("results in run") == 1 and said.count("step 40: AP") == 1
+    assert checkpoints.load(run / "last.pt")["step"] == 40
+    assert "AP" in json.loads((run / "results.json").read_text())
