@@ -18,6 +18,7 @@ from detectors import (
     distributed,
     engine,
     export,
+    inference,
     paper_figures,
     predict,
     samples,
@@ -99,11 +100,11 @@ def _eval(args: argparse.Namespace) -> None:
     if args.out.exists() and not args.out.is_dir():
         raise RunError(f"{args.out}: is a file, wanted a folder")
     with distributed.connected(args.device) as world:
-        model = engine.load_detector(checkpoint).to(args.device)
+        model = inference.load_detector(checkpoint).to(args.device)
         if world.leads:
             sources.report_skipped(dataset)
         protocol = _protocol(args, checkpoint["settings"].get("protocol"))
-        evaluation = engine.evaluate_model(
+        evaluation = inference.evaluate_model(
             model, dataset, args.device, args.evaluator, protocol, world=world
         )
     if evaluation is not None:
@@ -120,7 +121,7 @@ def _predict(args: argparse.Namespace) -> None:
     checkpoint = checkpoints.load(args.checkpoint)
     names = checkpoint["class_names"]
     summary, bad = predict.predict(
-        engine.load_detector(checkpoint).to(args.device),
+        inference.load_detector(checkpoint).to(args.device),
         names,
         checkpoint.get("category_ids") or list(range(1, len(names) + 1)),
         images,
@@ -138,7 +139,7 @@ def _export(args: argparse.Namespace) -> None:
     if args.out.suffix != ".pt2" or not args.out.parent.is_dir():
         raise Unusable(f"--out {args.out}: wanted a name in a folder that exists, ending in .pt2")
     checkpoint = checkpoints.load(args.checkpoint)
-    model, detector = engine.load_detector(checkpoint), checkpoint["settings"]["detector"]
+    model, detector = inference.load_detector(checkpoint), checkpoint["settings"]["detector"]
     size = (args.image_size[0], args.image_size[1])
     program = export.export(model, size)
     count, apart = export.check(program, model, size)
@@ -190,7 +191,7 @@ def _figure_of_models(args: argparse.Namespace, folders: dict[str, Path]) -> Non
         sources.refuse_other_classes(dataset, folders[name], checkpoint["class_names"])
         if checkpoint["settings"]["loss"] != name:
             raise Unusable(f"--{name} {folders[name]}: trained with another loss")
-        models[name] = engine.load_detector(checkpoint).to(args.device)
+        models[name] = inference.load_detector(checkpoint).to(args.device)
     if args.figure == 1:
         collected = {
             name: samples.collect(model, dataset, args.device, args.images or 100)

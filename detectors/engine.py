@@ -24,7 +24,7 @@ from detectors.data import Batch, CocoDetection, train_batches
 from detectors.distributed import ALONE, World
 from detectors.evaluation import Evaluation
 from detectors.feed import feed
-from detectors.inference import evaluate_model, load_detector, predict
+from detectors.inference import evaluate_model
 from detectors.models import build_detector
 from detectors.progress import Progress, losses_line, peak_memory
 from detectors.results import metrics_line, write_results
@@ -32,9 +32,6 @@ from detectors.runs import MetricsLog
 from detectors.settings import TrainSettings
 from detectors.steps import BadSteps, Outcome, Stepper, TrainingError
 from detectors.stopping import Stopping
-
-__all__ = ["TrainResult", "TrainingError", "evaluate_model", "load_detector", "make_model",
-           "predict", "train"]  # fmt: skip
 
 LOG_EVERY = 20
 SAVE_SECONDS = 600.0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from detectors import checkpoints, engine, paper_figures, samples
+from detectors import checkpoints, engine, inference, paper_figures, samples
 from detectors.cli import main
 from detectors.data import CocoDetection
 from detectors.demo import DemoSize, demo_settings
@@ -65,7 +65,7 @@ def test_samples_are_the_losses_terms(runs: Path) -> None:
     """The positives' loss is what the head's regression and positive classification add up to."""
     data = CocoDetection(*map(Path, json.loads((runs / "paths.json").read_text())))
     for loss in ("base", "jol"):
-        model = engine.load_detector(checkpoints.load(runs / loss / "best.pt"))
+        model = inference.load_detector(checkpoints.load(runs / loss / "best.pt"))
         criterion = model.roi_heads.criterion
         seen = []
         hook = criterion.register_forward_hook(

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from untrained import CATEGORY_IDS, CLASSES, write_checkpoint
 
-from detectors import checkpoints, engine
+from detectors import checkpoints, inference
 from detectors.cli import main
 from detectors.data import CocoDetection
 from detectors.drawing import COLOURS, DARK, LARGEST, READABLE, draw_detections, enlargement
@@ -87,8 +87,8 @@ def test_results_are_what_eval_sees_and_pycocotools_loads(
     ]
     truth = {"images": own, "annotations": [], "categories": listed["categories"]}
     dataset = CocoDetection(tmp_path / "images", truth)
-    model = engine.load_detector(checkpoints.load(checkpoint))
-    wanted = engine.predict(model, dataset, "cpu")
+    model = inference.load_detector(checkpoints.load(checkpoint))
+    wanted = inference.predict(model, dataset, "cpu")
     for image in listed["images"]:
         here, there = of(image["id"], found), of(90 - image["id"], wanted)
         assert len(here) == len(there) > 5
