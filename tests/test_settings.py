@@ -1,0 +1,192 @@
+"""One source of defaults, options and config.json; a run repeated from its config."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detectors import checkpoints, cli
+from detectors.cli import main
+from detectors.scenes import write_scenes
+from detectors.settings import DEFAULTS, LENGTH, TrainSettings, resolve
+
+FIELDS = {field.name for field in dataclasses.fields(TrainSettings)}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_scenes(tmp_path_factory.mktemp("scenes"), images=4, seed=0, size=64)
+
+
+def data(scenes: tuple[Path, Path]) -> list[str]:
+    images, annotations = map(str, scenes)
+    return [
+        *("--train-images", images, "--train-annotations", annotations),
+        *("--val-images", images, "--val-annotations", annotations),
+    ]
+
+
+def options_of_train() -> dict[str, argparse.Action]:
+    parser = cli.parser(*[lambda args: None] * 8)
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return {action.dest: action for action in commands.choices["train"]._actions}
+
+
+def test_every_setting_is_an_option_and_no_option_has_a_default_of_its_own() -> None:
+    options = options_of_train()
+    assert FIELDS - options.keys() == {"steps", "decay_steps"}  # which LENGTH becomes
+    assert set(LENGTH) < options.keys()
+    for name in FIELDS & options.keys():
+        assert options[name].default == argparse.SUPPRESS, name
+
+
+def test_the_help_names_the_defaults_there_are() -> None:
+    for name, action in options_of_train().items():
+        default = DEFAULTS.get(name)
+        if isinstance(default, int | float | str) and not isinstance(default, bool):
+            if name in ("device", "protocol", "evaluator"):  # said in other words
+                continue
+            text = f"{default:g}" if isinstance(default, float) else str(default)
+            assert f"(default: {text}" in str(action.help), name
+
+
+def test_given_before_config_before_defaults() -> None:
+    given = {"detector": "fcos", "loss": "jol", "preset": "slim"}
+    fresh = resolve(given, 100, None, {})
+    assert (fresh.lr, fresh.batch_size, fresh.crop, fresh.steps) == (0.02, 4, 192, 300)
+    config = dataclasses.asdict(dataclasses.replace(fresh, lr=0.5, clip=3.0, decay_steps=[7]))
+    assert resolve({}, 100, None, config) == TrainSettings(**config)
+    again = resolve({"clip": 2.0, "epochs": 2, "max_steps": 30}, 100, None, config)
+    assert (again.lr, again.clip, again.steps, again.decay_steps) == (0.5, 2.0, 30, [7])
+    assert resolve({**given, "max_steps": 7}, 100, None, {}).steps == 7
+    assert resolve({**given, "epochs": 1, "max_steps": 70}, 100, None, {}).steps == 25
+    assert resolve({**given, "decay_epochs": [1, 2]}, 100, None, {}).decay_steps == [25, 50]
+    assert resolve({**given, "image_size": [640]}, 100, None, {}).image_size == 640
+
+
+def test_config_repeats_a_run_bit_for_bit(
+    scenes: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From another folder too; what is given holds; other data are refused."""
+    monkeypatch.chdir(scenes[0].parent)
+    words = [
+        *("train", "--detector", "retinanet", "--loss", "jol", "--preset", "slim", "--lam", "3"),
+        *("--max-steps", "2", "--batch-size", "2", "--crop", "48", "--device", "cpu"),
+        *("--location-score", "none", "--image-size", "64", "80", "--detach-weights"),
+        *("--assigner", "simd", "--assigner-settings", "m=5", "--no-channels-last"),
+        *("--anchor-ratios", "0.5", "1", "--eval-every", "0", "--clip", "4"),
+    ]
+    relative = [str(Path(w).relative_to(Path.cwd())) if "/" in w else w for w in data(scenes)]
+    assert main([*words, *relative, "--out", str(tmp_path / "first")]) == 0
+    monkeypatch.chdir(tmp_path)
+    again = ["train", "--config", "first/config.json"]
+    assert main([*again, "--out", "second"]) == 0
+    first, second = (checkpoints.load(tmp_path / n / "last.pt") for n in ("first", "second"))
+    assert checkpoints.digest(first["model"]) == checkpoints.digest(second["model"])
+    configs = [json.loads((tmp_path / n / "config.json").read_text()) for n in ("first", "second")]
+    assert configs[0] == configs[1]
+    assert configs[0]["settings"]["location_score"] is None
+    results = [(tmp_path / n / "results.json").read_text() for n in ("first", "second")]
+    assert results[0] == results[1]
+
+    assert main([*again, "--out", "third", "--seed", "1", "--location-score", "giou"]) == 0
+    changed = json.loads((tmp_path / "third" / "config.json").read_text())["settings"]
+    wanted = configs[0]["settings"] | {"seed": 1, "location_score": "giou"}
+    assert changed == wanted
+    third = checkpoints.load(tmp_path / "third" / "last.pt")
+    assert checkpoints.digest(first["model"]) != checkpoints.digest(third["model"])
+
+    capsys.readouterr()
+    annotations = scenes[1].read_text()
+    scenes[1].write_text(annotations.replace(" ", "  ", 1))
+    try:
+        assert main([*again, "--out", "fourth"]) == 2
+        assert "train_sha256 was" in capsys.readouterr().err
+        assert main([*again, "--out", "fifth", *data(scenes)]) == 0  # other data, as given
+    finally:
+        scenes[1].write_text(annotations)
+    assert not (tmp_path / "fourth").exists()
+
+
+def test_resume_takes_the_runs_own_settings(
+    scenes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        *("train", "--detector", "fcos", "--loss", "base", "--preset", "slim"),
+        *("--max-steps", "2", "--batch-size", "2", "--crop", "48", "--device", "cpu"),
+    ]
+    out = ["--out", str(tmp_path / "run")]
+    assert main([*words, *data(scenes), *out]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", *out]) == 0
+    assert "going on after step 2" in capsys.readouterr().err
+    assert main(["train", "--resume", *out, "--lam", "3"]) == 2
+    assert "cannot resume: lam was 2.0, is now 3.0" in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(tmp_path / "none")]) == 2
+    assert "wanted --dataset NAME" in capsys.readouterr().err
+
+
+def test_deterministic_is_on_while_training_only(
+    scenes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    step = cli.engine.Stepper.__call__
+
+    def noted(self: Any, *given: Any) -> Any:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return step(self, *given)
+
+    monkeypatch.setattr(cli.engine.Stepper, "__call__", noted)
+    words = [
+        *("train", "--detector", "faster_rcnn", "--loss", "jol", "--preset", "slim"),
+        *("--max-steps", "1", "--batch-size", "2", "--crop", "48", "--device", "cpu"),
+    ]
+    for name, flags in (("on", ["--deterministic"]), ("off", [])):
+        assert main([*words, *data(scenes), *flags, "--out", str(tmp_path / name)]) == 0
+    assert seen == [True, False] and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_tensorboard_holds_what_metrics_jsonl_holds(
+    scenes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr("detectors.engine.LOG_EVERY", 1)
+    words = [
+        *("train", "--detector", "faster_rcnn", "--loss", "jol", "--preset", "slim"),
+        *("--max-steps", "3", "--batch-size", "2", "--crop", "48", "--device", "cpu"),
+    ]
+    out = tmp_path / "run"
+    assert main([*words, *data(scenes), "--tensorboard", "--out", str(out)]) == 0
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    total = [(e.step, e.value) for e in events.Scalars("train/total")]
+    wanted = [(r["step"], pytest.approx(r["total"], rel=1e-6)) for r in lines if "total" in r]
+    assert total == wanted and len(total) == 3
+    found = [(e.step, e.value) for e in events.Scalars("evaluation/AP")]
+    assert found == [
+        (r["step"], pytest.approx(r["evaluation"]["AP"], abs=1e-6))
+        for r in lines
+        if "evaluation" in r
+    ]
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_anything_is_made(
+    scenes: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    words = ["train", "--detector", "fcos", "--loss", "jol", "--preset", "slim", "--tensorboard"]
+    assert main([*words, *data(scenes), "--out", str(tmp_path / "run")]) == 2
+    assert "the package tensorboard is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
