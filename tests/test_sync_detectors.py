@@ -27,7 +27,8 @@ class Case:
     local: losses that without a group are right as well: the ranks have as many images or samples
         as each other. first: images of rank 0, of four. greedy: the samplers take all negatives,
         which are not as many on both ranks; by default they all fill their batch. moving: the
-        images go around, so that each rank sees all of them; otherwise each keeps its own.
+        images go around, so that each rank sees all of them; otherwise each keeps its own. sums:
+        all-reduces a step beside those of the gradients.
     """
 
     detector: str
@@ -40,6 +41,7 @@ class Case:
     first: int = 2
     greedy: bool = False
     moving: bool = True
+    sums: int = 2
 
 
 SLIM = {"preset": "slim", "strides": (8, 16, 32, 64, 128)}
@@ -54,8 +56,8 @@ CASES = {
     "retinanet": Case("retinanet", "jol", MAIN, SLIM, BOX),
     "retinanet-unequal": Case("retinanet", "base", FEW, SLIM, first=1),
     "retinanet-empty": Case("retinanet", "jol", FEW, SLIM, BOX, **EMPTY),
-    "retinanet-batch": Case("retinanet", "base", FEW, SLIM, normalizer="batch"),
-    "fcos": Case("fcos", "jol", MAIN, SLIM),
+    "retinanet-batch": Case("retinanet", "base", FEW, SLIM, normalizer="batch", sums=1),
+    "fcos": Case("fcos", "jol", MAIN, SLIM, sums=1),
     "fcos-weighed": Case("fcos", "base", FEW, WEIGHED, first=3),
     "fcos-empty": Case("fcos", "jol", FEW, WEIGHED, **EMPTY),
     "fcos-paper": Case("fcos", "jol", 2, PAPER),  # frozen batch norm, frozen layers
@@ -63,9 +65,9 @@ CASES = {
     "faster_rcnn-greedy": Case("faster_rcnn", "base", greedy=True),
     "faster_rcnn-simd": Case("faster_rcnn", "jol", FEW, SIMD, greedy=True),
     "faster_rcnn-empty": Case("faster_rcnn", "jol", greedy=True, **EMPTY),
-    "cascade_rcnn": Case("cascade_rcnn", "jol", 2, local=SAMPLED),
+    "cascade_rcnn": Case("cascade_rcnn", "jol", 2, local=SAMPLED, sums=4),
 }
-SLOW = {"detectors": Case("detectors", "jol", 1, local=SAMPLED)}
+SLOW = {"detectors": Case("detectors", "jol", 2, local=SAMPLED, sums=4)}
 
 
 def build(case: Case, group: dist.ProcessGroup | None, weights: str) -> nn.Module:
@@ -109,11 +111,15 @@ def train(case: Case, model: nn.Module, rows: slice) -> dict[str, Any]:
 def one_rank(rank: int, cases: dict[str, Case], weights: str) -> dict[str, Any]:
     """Each case, and without the group what its first step has as losses."""
     results = {}
+    inner, sums = dist.all_reduce, []
+    dist.all_reduce = lambda *given, **named: sums.append(given) or inner(*given, **named)
     for name, case in cases.items():
         rows = slice(0, case.first) if rank == 0 else slice(case.first, None)
         results[name] = train(
             case, DistributedDataParallel(build(case, dist.group.WORLD, weights)), rows
         )
+        results[name]["sums"] = len(sums)
+        sums.clear()
         toy = Case(**{**vars(case), "steps": 1})
         results[name]["toy"] = train(toy, build(case, None, weights), rows)["steps"][0][0]
     return results
@@ -157,6 +163,7 @@ def test_two_processes_follow_one_slowly(name: str, weights: str) -> None:
 def compare(case: Case, ranks: list[dict[str, Any]], weights: str) -> None:
     one = train(case, build(case, None, weights), slice(None))
     assert len(one["steps"]) == case.steps
+    assert [rank["sums"] for rank in ranks] == [case.steps * case.sums] * RANKS
     for step, (values, common) in enumerate(one["steps"]):
         each = [rank["steps"][step] for rank in ranks]
         for key, value in values.items():
