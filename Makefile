@@ -13,8 +13,8 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/jol demo
 
-# Two tests at a time, each with one thread, are faster than one with two.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+# Two files at a time, each with one thread, are faster than one with two.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test: lint
 	$(PYTEST) -m "not slow"

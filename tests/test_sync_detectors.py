@@ -67,7 +67,12 @@ CASES = {
     "faster_rcnn-empty": Case("faster_rcnn", "jol", greedy=True, **EMPTY),
     "cascade_rcnn": Case("cascade_rcnn", "jol", 2, local=SAMPLED, sums=4),
 }
-SLOW = {"detectors": Case("detectors", "jol", 2, local=SAMPLED, sums=4)}
+SLOW = {
+    "detectors": Case("detectors", "jol", 2, local=SAMPLED, sums=4),
+    "retinanet-paper": Case("retinanet", "jol", MAIN, PAPER, sums=1),
+    "fcos-paper": Case("fcos", "jol", MAIN, PAPER),
+    "faster_rcnn-paper": Case("faster_rcnn", "jol", MAIN, PAPER, local=RPN),
+}
 
 
 def build(case: Case, group: dist.ProcessGroup | None, weights: str) -> nn.Module:
@@ -156,7 +161,7 @@ def test_two_processes_follow_one(name: str, ranks: list[dict[str, Any]], weight
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_two_processes_follow_one_slowly(name: str, weights: str) -> None:
-    ranks = in_processes(one_rank, SLOW, weights)
+    ranks = in_processes(one_rank, {name: SLOW[name]}, weights)
     compare(SLOW[name], [rank[name] for rank in ranks], weights)
 
 
