@@ -1,14 +1,13 @@
-"""The arguments of `jol data`, and those that train, eval and data share."""
+"""The arguments of `jol data`."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from detectors import data_commands
-from detectors.assigners import ASSIGNERS
-from detectors.datasets.named import DATASETS
 from detectors.models import DETECTORS
-from detectors.values import positive, rate, setting
+from detectors.shared_arguments import dataset_options, prior_options
+from detectors.values import positive
 
 
 def add_data_commands(commands: Any) -> None:
@@ -40,18 +39,6 @@ def add_data_commands(commands: Any) -> None:
         command.set_defaults(run=run, command=f"data {name}")
 
 
-def dataset_options(command: argparse.ArgumentParser) -> None:
-    """What says which data set of the paper."""
-    add = command.add_argument
-    add("--dataset", choices=tuple(DATASETS), help="a data set as its publisher made it")
-    add(
-        "--data-root",
-        metavar="DIR",
-        type=Path,
-        help="with --dataset: folder that its archives were unpacked in",
-    )
-
-
 def _splits_options(command: argparse.ArgumentParser) -> None:
     dataset_options(command)
     command.add_argument(
@@ -59,45 +46,6 @@ def _splits_options(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         nargs="+",
         help="of --dataset (default: those that the paper's Table 1 counts objects of)",
-    )
-
-
-def prior_options(command: argparse.ArgumentParser) -> None:
-    """What train and data stats share."""
-    add = command.add_argument
-    add(
-        "--assigner",
-        choices=ASSIGNERS,
-        help="of the RPN or RetinaNet (default: by IoU), or of FCOS: atss, rfla (default: its own)",
-    )
-    add(
-        "--assigner-settings",
-        metavar="NAME=X",
-        nargs="+",
-        type=setting,
-        help="of the assigner, such as m=6.13 n=4.59 for simd",
-    )
-    add(
-        "--anchor-scale",
-        metavar="X",
-        type=rate,
-        help="side of the anchors in strides (default: 8, retinanet 4, slim 6 to 180 pixels by "
-        "level; tiny objects want 2 to 4)",
-    )
-    add(
-        "--anchor-ratios",
-        metavar="X",
-        nargs="+",
-        type=rate,
-        help="height over width of the anchors of a location (default: 0.5 1 2)",
-    )
-    add(
-        "--strides",
-        metavar="N",
-        nargs="+",
-        type=positive,
-        help="of the pyramid's levels (default: 4 8 16 32 64, retinanet and fcos 8 16 32 64 128; "
-        "slim 4 8 16 32, retinanet and fcos 4 8 16)",
     )
 
 

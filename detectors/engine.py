@@ -171,6 +171,8 @@ def train(
                 run.log = stack.enter_context(log)
             return run.to_the_end(train_data)
         except OSError as error:
+            if error.filename and out not in Path(error.filename).parents:
+                raise  # nothing that a run writes
             what = f"{error.filename or out}: cannot be written: {error.strerror}"
             raise TrainingError(f"step {run.state.step}: {what}; {run.kept}") from error
 

@@ -10,21 +10,17 @@ of 4 to 64 pixels.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -33,11 +29,12 @@ from detectors.assigned import AssignedFCOS, AssignedRetinaNet, AssignedRPN
 from detectors.assigners import ASSIGNERS, Assigner, make_assigner
 from detectors.backbones import BACKBONES, BOTTLENECKS, NORMS, pyramid, resnet, stage_width
 from detectors.cascade import CascadeRoIHeads
-from detectors.layouts import DETECTORS, TWO_STAGE, AnchorPlan, longer_side, plan_anchors
+from detectors.layouts import DETECTORS, TWO_STAGE, AnchorPlan, plan_anchors
 from detectors.pooling import AlignedRoIAlign, with_strides
 from detectors.precision import PreciseP6P7, PreciseRPNHead
 from detectors.recursive import RecursivePyramid
-from detectors.sampling import ImageDraws, sample_by_image
+from detectors.resizing import make_transform
+from detectors.sampling import sample_by_image
 from jolkernels.integrations.torchvision import (
     JointFCOSHead,
     JointRetinaNetHead,
@@ -192,7 +189,7 @@ def build_detector(
     model = _two_stage(name, bodies, plan) if build is None else build(bodies[0], plan)
     if image_size is None:
         sizes = () if preset == "slim" else (800,)
-    model.transform = _transform(
+    model.transform = make_transform(
         sorted(filter(None, sizes)), least=96 if name == "detectors" else 0
     )
     sample_by_image(model)
@@ -264,56 +261,6 @@ def choose_assigner(
     if detector == "retinanet":
         settings = FOR_RETINANET.get(name, {}) | settings
     return make_assigner(name, **settings)
-
-
-class _Transform(GeneralizedRCNNTransform):
-    """torchvision's transform, with batches of at least `least` pixels a side.
-
-    In training the size of each image is drawn as detectors.sampling says.
-    """
-
-    def __init__(self, *args: Any, least: int) -> None:
-        super().__init__(*args)
-        self.least = least
-        self.draws = ImageDraws()
-        self._generators: Iterator[torch.Generator | None] = iter(())
-
-    def forward(
-        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
-    ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
-        if self.training:
-            self._generators = iter(self.draws.take(len(images), "cpu"))
-        result: tuple[ImageList, list[dict[str, Tensor]] | None] = super().forward(images, targets)
-        return result
-
-    def torch_choice(self, k: Sequence[int]) -> int:
-        generator = next(self._generators, None)
-        if generator is None:
-            return int(super().torch_choice(k))
-        return k[int(torch.randint(len(k), (), generator=generator))]
-
-    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
-        batch: Tensor = super().batch_images(images, size_divisible)
-        height, width = batch.shape[-2:]
-        return F.pad(batch, (0, max(0, self.least - width), 0, max(0, self.least - height)))
-
-
-class _Native(_Transform):
-    """The same without resizing; torchvision's own `_skip_resize` acts in training only."""
-
-    def resize(
-        self, image: Tensor, target: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        return image, target
-
-
-def _transform(sizes: Sequence[int], least: int) -> GeneralizedRCNNTransform:
-    """Normalisation, and resizing in torchvision's 800 to 1333 proportion; no sizes: none."""
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    if not sizes:
-        return _Native(0, 0, mean, std, least=least)
-    # Evaluation takes the last.
-    return _Transform(tuple(sizes), longer_side(max(sizes)), mean, std, least=least)
 
 
 class _TwoStage(FasterRCNN):

@@ -125,8 +125,11 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a line: "step", and numbers by name or, at "evaluation", metrics by name."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(finite(record)) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(finite(record)) + "\n")
+        except OSError as error:  # a full disk's names no file
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         if self._board is not None:
             evaluation = record.get("evaluation", {})
             numbers = {f"evaluation/{name}": value for name, value in evaluation.items()}

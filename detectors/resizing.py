@@ -1,0 +1,63 @@
+"""How a detector normalises, resizes and pads its images."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from detectors.layouts import longer_side
+from detectors.sampling import ImageDraws
+
+
+class _Transform(GeneralizedRCNNTransform):
+    """torchvision's transform, with batches of at least `least` pixels a side.
+
+    In training the size of each image is drawn as detectors.sampling says.
+    """
+
+    def __init__(self, *args: Any, least: int) -> None:
+        super().__init__(*args)
+        self.least = least
+        self.draws = ImageDraws()
+        self._generators: Iterator[torch.Generator | None] = iter(())
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
+        if self.training:
+            self._generators = iter(self.draws.take(len(images), "cpu"))
+        result: tuple[ImageList, list[dict[str, Tensor]] | None] = super().forward(images, targets)
+        return result
+
+    def torch_choice(self, k: Sequence[int]) -> int:
+        generator = next(self._generators, None)
+        if generator is None:
+            return int(super().torch_choice(k))
+        return k[int(torch.randint(len(k), (), generator=generator))]
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        batch: Tensor = super().batch_images(images, size_divisible)
+        height, width = batch.shape[-2:]
+        return F.pad(batch, (0, max(0, self.least - width), 0, max(0, self.least - height)))
+
+
+class _Native(_Transform):
+    """The same without resizing; torchvision's own `_skip_resize` acts in training only."""
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        return image, target
+
+
+def make_transform(sizes: Sequence[int], least: int) -> GeneralizedRCNNTransform:
+    """Normalisation, and resizing in torchvision's 800 to 1333 proportion; no sizes: none."""
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    if not sizes:
+        return _Native(0, 0, mean, std, least=least)
+    # Evaluation takes the last.
+    return _Transform(tuple(sizes), longer_side(max(sizes)), mean, std, least=least)
