@@ -114,8 +114,10 @@ class AssignedRPN(RegionProposalNetwork):
             labels: as assign_targets_to_anchors returns them.
             regression_targets: deltas [A, 4] of each image.
         """
-        positive, negative = (torch.cat(masks).bool() for masks in self.fg_bg_sampler(labels))
-        sampled = positive | negative
+        positives, negatives = (torch.cat(masks).bool() for masks in self.fg_bg_sampler(labels))
+        chosen = positives | negatives
+        # Row numbers, not masks, which the backward pass would look for once more.
+        positive, sampled = torch.where(positives)[0], torch.where(chosen)[0]
         box = F.smooth_l1_loss(
             pred_bbox_deltas[positive],
             torch.cat(regression_targets)[positive],
@@ -128,7 +130,7 @@ class AssignedRPN(RegionProposalNetwork):
             objectness.flatten()[sampled], wanted, reduction="sum"
         )
         ranks = sync.size(self.sync_group)
-        samples = sync.total(sampled.sum(), self.sync_group).clamp(min=1)
+        samples = sync.total(chosen.sum(), self.sync_group).clamp(min=1)
         return ranks * own / samples, ranks * box / samples
 
 
