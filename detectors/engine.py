@@ -10,7 +10,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -201,9 +201,9 @@ class _Run:
         self.stepper.load(checkpoint)
         self._note_kept()
 
-    def to_the_end(self, train_data: CocoDetection) -> TrainResult | None:
-        """The loop."""
-        settings, state = self.settings, self.state
+    def batches(self, train_data: CocoDetection) -> Generator[Batch | str]:
+        """This rank's batches of the steps that are left."""
+        settings = self.settings
 
         def load(step: int) -> Iterator[Batch]:
             return train_batches(
@@ -218,16 +218,21 @@ class _Run:
                 ranks=self.world.size,
             )
 
-        evaluation = None
-        batches = feed(
+        return feed(
             load,
-            state.step,
+            self.state.step,
             settings.steps,
             settings.max_bad_steps,
             self.progress.note,
             lambda: self.stopping.asked,
         )
-        with closing(batches):  # ends the loading processes, also where an error is kept
+
+    def to_the_end(self, train_data: CocoDetection) -> TrainResult | None:
+        """The loop."""
+        settings, state = self.settings, self.state
+        evaluation = None
+        # closing ends the loading processes, also where an error is kept
+        with closing(self.batches(train_data)) as batches:
             while True:
                 if self._is_due():
                     evaluation = self._evaluate()

@@ -1,0 +1,346 @@
+"""The training harness against the loop of torchvision's detection references, side by side.
+
+    python -m bench.harness --images DIR --annotations FILE.json [--workers 0 2] [--out FILE.md]
+
+Both train Faster R-CNN with the base loss from the same weights on the same images, mirrored alike,
+in the same order, at the same learning rates. The harness is engine.train's own step: its loader,
+clipping, a check of every loss and of the gradient's norm, progress and metrics.jsonl. The other
+loop does what train_one_epoch of torchvision's references/detection/engine.py does, with
+torchvision's own classes, losses and samplers around the same layers.
+
+They take turns in one process, --steps steps each, the first of a pair by turns; the first pair is
+not counted. Memory is that of processes that run one loop each, without their loading processes.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.transforms import functional as F
+
+from bench.measure import Sample, summary, synchronize
+from detectors import engine
+from detectors.data import CocoDetection, train_batches
+from detectors.progress import Progress
+from detectors.runs import MetricsLog
+from detectors.settings import TrainSettings, resolve
+from detectors.steps import Stepper
+from detectors.stopping import Stopping
+
+LOOPS = ("harness", "reference")
+PRINT_EVERY = 20
+MEMORY_STEPS = 10
+"""Steps of each process whose memory is measured."""
+RATE = 0.001
+"""Of learning. At preset slim's 0.02 the reference, which does not clip gradients, came to NaN in
+21 steps of one image."""
+Loop = Generator[float, None, None]
+"""Takes a step at each `next` and gives its loss."""
+
+
+def harness(settings: TrainSettings, data: CocoDetection, folder: Path) -> Loop:
+    """The steps of engine.train, with its files in `folder`, but for checkpoints and evaluation."""
+    model = engine.make_model(settings, len(data.class_names))
+    run = engine._Run(settings, Stepper(model, settings), data, folder)
+    run.epoch, run.saved_at = settings.steps + 1, math.inf  # no checkpoint is ever due
+    with (
+        Stopping() as run.stopping,
+        Progress("harness", 0, settings.steps) as run.progress,
+        MetricsLog(folder, 0) as run.log,
+        closing(run.batches(data)) as batches,
+    ):
+        while True:
+            run._train_step(batches)
+            yield run.state.recent[-1]["total"]
+
+
+def reference(settings: TrainSettings, data: CocoDetection, images: Path, folder: Path) -> Loop:
+    """The steps of torchvision's train_one_epoch, its lines written to a file in `folder`."""
+    device = torch.device(settings.device)
+    model = torchvision_model(settings, len(data.class_names)).to(device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: engine.learning_rate(step, settings) / settings.lr
+    )
+    loader = DataLoader(
+        Pictures(data, images),
+        batch_sampler=choices(len(data), settings),
+        num_workers=settings.workers,
+        collate_fn=lambda samples: tuple(zip(*samples, strict=True)),
+    )
+    meters: dict[str, deque[float]] = {}
+    model.train()
+    with (folder / "reference.txt").open("w", buffering=1) as log:
+        for step, (pictures, targets) in enumerate(loader):
+            began = time.perf_counter()
+            inputs = [picture.to(device) for picture in pictures]
+            wanted = [{k: v.to(device) for k, v in target.items()} for target in targets]
+            losses: dict[str, Tensor] = model(inputs, wanted)
+            total = torch.stack(list(losses.values())).sum()
+            value = total.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(f"step {step + 1}: loss is {value}")
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            schedule.step()
+            numbers = {"loss": value, **{k: v.item() for k, v in losses.items()}}
+            numbers |= {"lr": optimizer.param_groups[0]["lr"], "time": time.perf_counter() - began}
+            for name, number in numbers.items():
+                meters.setdefault(name, deque(maxlen=PRINT_EVERY)).append(number)
+            if step % PRINT_EVERY == 0:
+                means = (f"{name}: {sum(m) / len(m):.4f}" for name, m in meters.items())
+                log.write(f"[{step}]  {'  '.join(means)}\n")
+            yield value
+
+
+def torchvision_model(settings: TrainSettings, classes: int) -> GeneralizedRCNN:
+    """torchvision's classes, losses and samplers around the harness's layers and first weights.
+
+    Labels count from 1.
+    """
+    own: Any = engine.make_model(settings, classes)
+    rpn, heads = own.rpn, own.roi_heads
+    proposals = RegionProposalNetwork(
+        rpn.anchor_generator,
+        rpn.head,
+        rpn.proposal_matcher.high_threshold,
+        rpn.proposal_matcher.low_threshold,
+        rpn.fg_bg_sampler.batch_size_per_image,
+        rpn.fg_bg_sampler.positive_fraction,
+        rpn._pre_nms_top_n,
+        rpn._post_nms_top_n,
+        rpn.nms_thresh,
+        rpn.score_thresh,
+    )
+    boxes = RoIHeads(
+        heads.box_roi_pool,
+        heads.box_head,
+        heads.box_predictor,
+        heads.proposal_matcher.high_threshold,
+        heads.proposal_matcher.low_threshold,
+        heads.fg_bg_sampler.batch_size_per_image,
+        heads.fg_bg_sampler.positive_fraction,
+        heads.box_coder.weights,
+        heads.score_thresh,
+        heads.nms_thresh,
+        heads.detections_per_img,
+    )
+    return GeneralizedRCNN(own.backbone, proposals, boxes, own.transform)
+
+
+class Pictures(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Images as the references' transforms make them, by index and whether mirrored."""
+
+    def __init__(self, data: CocoDetection, images: Path) -> None:
+        self.data = data
+        self.files = [images / record["file_name"] for record in data.ground_truth["images"]]
+
+    def __getitem__(self, key: tuple[int, bool]) -> tuple[Tensor, dict[str, Tensor]]:
+        index, mirrored = key
+        with Image.open(self.files[index]) as opened:
+            picture = F.pil_to_tensor(opened.convert("RGB"))
+        shown = self.data.annotated(index)
+        boxes = shown["boxes"]
+        if mirrored:
+            picture = F.hflip(picture)
+            boxes[:, [0, 2]] = picture.shape[-1] - boxes[:, [2, 0]]
+        target = {"boxes": boxes, "labels": shown["labels"] + 1, "image_id": torch.tensor(index)}
+        return F.convert_image_dtype(picture, torch.float32), target
+
+
+def choices(size: int, settings: TrainSettings) -> Iterator[list[tuple[int, bool]]]:
+    """For each step the indices of the harness's images, of `size`, and which it mirrors."""
+    probes = train_batches(
+        _Probes(size),
+        batch_size=settings.batch_size,
+        crop=None,
+        seed=settings.seed,
+        steps=settings.steps,
+    )
+    for images, targets in probes:
+        mirrored = [bool(image[0, 0, 0] > 0) for image in images]
+        yield list(zip([target["image_id"] for target in targets], mirrored, strict=True))
+
+
+class _Probes:
+    """Images of a black and a white pixel: that which is left tells whether they were mirrored."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        pixels = torch.tensor([0, 255], dtype=torch.uint8).expand(3, 1, 2).clone()
+        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+        return pixels, {**nothing, "image_id": index}
+
+
+def make(name: str, settings: TrainSettings, given: argparse.Namespace, folder: Path) -> Loop:
+    """One of LOOPS, which begins when it is asked for its first step."""
+    data = CocoDetection(given.images, given.annotations)
+    if name == "harness":
+        return harness(settings, data, folder)
+    return reference(settings, data, given.images, folder)
+
+
+def settings_of(given: argparse.Namespace, workers: int, steps: int) -> TrainSettings:
+    """What both loops train with: the harness's defaults, whole images, random weights."""
+    chosen = {
+        "detector": "faster_rcnn",
+        "loss": "base",
+        "preset": given.preset,
+        "backbone_weights": "none",
+        "crop": None,
+        "lr": RATE,
+        "batch_size": given.batch_size,
+        "device": given.device,
+        "workers": workers,
+        "max_steps": steps + 1,  # the last, which writes a checkpoint, is not taken
+    }
+    return resolve(chosen, 1, None, {})
+
+
+def step_samples(given: argparse.Namespace, workers: int) -> dict[str, Sample]:
+    """Seconds a step of each loop, and the harness's over its neighbour's, "ratio"."""
+    device = torch.device(given.device)
+    settings = settings_of(given, workers, (given.pairs + 1) * given.steps)
+    seconds: dict[str, list[float]] = {name: [] for name in LOOPS}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        loops = {
+            name: stack.enter_context(closing(make(name, settings, given, folder)))
+            for name in LOOPS
+        }
+        for pair in range(given.pairs + 1):
+            for name in LOOPS if pair % 2 else reversed(LOOPS):
+                synchronize(device)
+                began = time.perf_counter()
+                for _ in range(given.steps):
+                    next(loops[name])
+                synchronize(device)
+                seconds[name].append((time.perf_counter() - began) / given.steps)
+    ours, theirs = (seconds[name][1:] for name in LOOPS)
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {"harness": summary(ours), "reference": summary(theirs), "ratio": summary(ratios)}
+
+
+def peak(given: argparse.Namespace, name: str, workers: int) -> float:
+    """MiB that a process of its own has resident at most, or on a GPU allocates there at most.
+
+    A new process inherits its parent's peak, so call this before anything large is done here.
+    """
+    words = [f"--{k.replace('_', '-')}={getattr(given, k)}" for k in SHARED]
+    words += [f"--steps={MEMORY_STEPS}", f"--workers={workers}", f"--alone={name}"]
+    command = [sys.executable, "-m", "bench.harness", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(json.loads(done.stdout)["bytes"]) / 2**20
+
+
+SHARED = ("images", "annotations", "device", "preset", "batch_size")
+"""Options that a process of one loop is given as they are."""
+
+
+def run_alone(given: argparse.Namespace) -> None:
+    """Take the steps of one loop and print the peak of this process's memory."""
+    settings = settings_of(given, given.workers[0], given.steps)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(make(given.alone, settings, given, Path(folder))) as loop,
+    ):
+        for _ in range(given.steps):
+            next(loop)
+    if given.device == "cuda":
+        used = torch.cuda.max_memory_allocated()
+    else:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"bytes": used}))
+
+
+def table(given: argparse.Namespace) -> Iterator[str]:
+    """Lines of a Markdown table, a row for each number of workers."""
+    head = ["workers", "harness, images/s", "reference, images/s", "harness / reference, time"]
+    head += ["20 to 80 %", "pairs", "harness, MiB", "reference, MiB", "ratio"]
+    # Memory first: see `peak`.
+    memory = {w: [peak(given, name, w) for name in LOOPS] for w in given.workers}
+    yield f"| {' | '.join(head)} |"
+    yield "|" + "---:|" * len(head)
+    for workers, (ours, theirs) in memory.items():
+        found = step_samples(given, workers)
+        speeds = [f"{given.batch_size / found[name].median:.2f}" for name in LOOPS]
+        ratio = found["ratio"]
+        cells = [
+            str(workers),
+            *speeds,
+            f"{ratio.median:.3f}",
+            f"{ratio.low:.3f} to {ratio.high:.3f}",
+        ]
+        cells += [str(ratio.count), f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.3f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def about(given: argparse.Namespace) -> str:
+    """What was run, and where."""
+    words = f"--steps {given.steps} --pairs {given.pairs} --batch-size {given.batch_size}"
+    words += f" --preset {given.preset} --device {given.device}"
+    words += f" --workers {' '.join(map(str, given.workers))}"
+    machine = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    if given.device == "cuda":
+        machine = torch.cuda.get_device_name()
+    return (
+        f"`python -m bench.harness --images DIR --annotations FILE.json {words}` ("
+        f"{platform.machine()}, {machine}), torch {torch.__version__}. Times: medians over pairs "
+        f"of {given.steps} steps each, memory the peak of a process of {MEMORY_STEPS} steps."
+    )
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure and print, or write, a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=Path, required=True, help="folder of the images")
+    parser.add_argument("--annotations", type=Path, required=True, help="their COCO JSON file")
+    parser.add_argument("--steps", type=int, default=5, help="of a loop before the other's turn")
+    parser.add_argument("--pairs", type=int, default=20, help="of turns that count")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--preset", choices=("slim", "torchvision"), default="slim")
+    parser.add_argument("--batch-size", type=int, default=4, help="images a step")
+    parser.add_argument("--out", type=Path, help="a Markdown file to write")
+    parser.add_argument("--alone", choices=LOOPS, help="run this loop only, print its peak memory")
+    given = parser.parse_args(words)
+    if given.alone:
+        run_alone(given)
+        return
+    lines = []
+    for line in table(given):
+        print(line, flush=True)
+        lines.append(line)
+    if given.out:
+        text = "\n".join(["# The harness and torchvision's loop", "", about(given), "", *lines])
+        given.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
