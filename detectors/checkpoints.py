@@ -8,7 +8,7 @@ code that a file may hold (torch.load with weights_only).
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -34,14 +34,12 @@ def save(path: Path, checkpoint: Mapping[str, Any], *, previous: Path | None = N
     """
     whole = {**checkpoint, "sha256": digest(checkpoint)}
     beside = path if previous is None else path.with_name(path.name + ".new")
-    try:
+    with files.naming(path):
         files.replace(beside, lambda file: _write(whole, file))
         if previous is not None:
             if path.exists():
                 path.replace(previous)
             beside.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -115,27 +113,4 @@ def _feed(found: Any, value: Any) -> None:
 
 
 def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    """torch.save, whose own message hides why the file could not be written."""
-    remembering = _Remembering(file)
-    try:
-        torch.save(checkpoint, cast(BinaryIO, remembering))
-    except RuntimeError as error:
-        raise remembering.error or error from error
-
-
-class _Remembering:
-    """A file that remembers its first error."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
+    torch.save(checkpoint, file)

@@ -80,6 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who read our output has seen enough, as in `jol data stats | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if not error.filename:
+            traceback.print_exc()
+        else:
+            print(f"jol {args.command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except Exception:
         traceback.print_exc()
         return 1
@@ -99,8 +105,10 @@ def _eval(args: argparse.Namespace) -> None:
     sources.refuse_other_classes(dataset, args.checkpoint, checkpoint["class_names"])
     if args.out.exists() and not args.out.is_dir():
         raise RunError(f"{args.out}: is a file, wanted a folder")
+    model = inference.load_detector(checkpoint)
+    args.out.mkdir(parents=True, exist_ok=True)  # what cannot be made is an error before the work
     with distributed.connected(args.device) as world:
-        model = inference.load_detector(checkpoint).to(args.device)
+        model = model.to(args.device)
         if world.leads:
             sources.report_skipped(dataset)
         protocol = _protocol(args, checkpoint["settings"].get("protocol"))
@@ -108,7 +116,6 @@ def _eval(args: argparse.Namespace) -> None:
             model, dataset, args.device, args.evaluator, protocol, world=world
         )
     if evaluation is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
         write_results(args.out, evaluation, checkpoint["settings"]["loss"])
         print(class_table(evaluation))
         print(f"results in {args.out}")

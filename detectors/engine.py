@@ -85,7 +85,8 @@ class State:
         columns: dict[str, list[float]] = {}
         for step in self.recent:
             for name, value in step.items():
-                columns.setdefault(name, []).append(value)
+                if math.isfinite(value):  # fp16's gradients may not be, until their scale fits
+                    columns.setdefault(name, []).append(value)
         return {name: statistics.fmean(column) for name, column in columns.items()}
 
 
@@ -171,9 +172,9 @@ def train(
                 run.log = stack.enter_context(log)
             return run.to_the_end(train_data)
         except OSError as error:
-            if error.filename and out not in Path(error.filename).parents:
+            if not error.filename or out not in Path(error.filename).parents:
                 raise  # nothing that a run writes
-            what = f"{error.filename or out}: cannot be written: {error.strerror}"
+            what = f"{error.filename}: cannot be written: {error.strerror}"
             raise TrainingError(f"step {run.state.step}: {what}; {run.kept}") from error
 
 

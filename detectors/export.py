@@ -14,7 +14,6 @@ needs no choice, and the proposals are filled up to the most there can be.
 
 import io
 import json
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torchvision.models.detection import FasterRCNN
 
+from detectors import files
 from detectors.scenes import draw_scene
 
 Detections = tuple[Tensor, Tensor, Tensor]
@@ -165,10 +165,7 @@ def difference(one: Detections, other: Detections) -> float:
 
 def save(program: ExportedProgram, class_names: Sequence[str], path: Path) -> None:
     """Write the program, and in it the class names as classes.json."""
-    beside = path.with_name(f".{path.stem}.part.pt2")
+    names = {"classes.json": json.dumps(list(class_names))}
     with warnings.catch_warnings():  # of weights that are not on the CPU; these are
         warnings.simplefilter("ignore")
-        torch.export.save(
-            program, beside, extra_files={"classes.json": json.dumps(list(class_names))}
-        )
-    os.replace(beside, path)
+        files.replace(path, lambda file: torch.export.save(program, file, extra_files=names))

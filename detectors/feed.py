@@ -44,7 +44,7 @@ def feed(
         except DataError as error:
             reason = str(error)
         except RuntimeError as error:
-            if DEAD not in str(error):
+            if not str(error).startswith(DEAD):
                 raise
             reason, dead = " ".join(str(error).split()), error
         if dead is None:

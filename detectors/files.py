@@ -1,10 +1,11 @@
 """Replacing files such that whoever is killed in the middle leaves the old one whole."""
 
 import contextlib
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 PART = ".part"
 """What the name of a file ends with while it is written."""
@@ -17,17 +18,43 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: it cannot be written; `path` is as it was.
     """
     part = path.with_name(path.name + PART)
+    with naming(path):
+        try:
+            with _Remembering(io.FileIO(part, "wb")) as file:
+                try:
+                    write(file)
+                except RuntimeError as error:
+                    raise file.error or error from error
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync_folder(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+
+
+class _Remembering(io.BufferedWriter):
+    """Remembers its first error: torch's own message hides why a file could not be written."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of what is done within name `path`; a full disk's names no file."""
     try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:

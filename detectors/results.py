@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detectors import runs
+from detectors import files, runs
 from detectors.evaluation import Evaluation
 from detectors.figures import pr_classes, pr_curves
 
@@ -23,15 +23,19 @@ ARRAYS = ("precision", "recall_points", "iou_thresholds")
 
 def write_results(out: Path, evaluation: Evaluation, name: str) -> None:
     """The files above, in the folder `out`; `name` stands for the run in the figures."""
-    with (out / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
+    path = out / "per_class.csv"
+    with files.naming(path), path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["class", *evaluation.metrics])
         for label, metrics in evaluation.per_class.items():
             rows.writerow([label, *("" if math.isnan(v) else v for v in metrics.values())])
     arrays = {array: getattr(evaluation, array) for array in ARRAYS}
-    np.savez(out / "pr_curves.npz", **arrays)
-    pr_curves({name: evaluation}, out / "pr_curves.png")
-    pr_classes({name: evaluation}, out / "pr_classes.png")
+    path = out / "pr_curves.npz"
+    with files.naming(path):
+        np.savez(path, **arrays)
+    for path, draw in ((out / "pr_curves.png", pr_curves), (out / "pr_classes.png", pr_classes)):
+        with files.naming(path):
+            draw({name: evaluation}, path)
     runs.write_json(out / "results.json", evaluation.metrics)  # last: it says that all is there
 
 

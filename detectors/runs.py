@@ -30,7 +30,7 @@ PLACES = frozenset(
     {"data_root", "train_images", "train_annotations", "val_images", "val_annotations"}
 )
 """What config.json says of where data lie, which may move."""
-CONFIG, METRICS = "config.json", "metrics.jsonl"
+CONFIG, METRICS, BOARD = "config.json", "metrics.jsonl", "tensorboard"
 
 
 class RunError(ValueError):
@@ -107,7 +107,7 @@ class MetricsLog:
         self._path = out / METRICS
         self._board: Any = None
         if tensorboard:
-            self._board = summary_writer()(str(out / "tensorboard"), purge_step=step + 1)
+            self._board = summary_writer()(str(out / BOARD), purge_step=step + 1)
         if self._path.exists():
             _drop_lines_after(self._path, step)
 
@@ -125,21 +125,20 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a line: "step", and numbers by name or, at "evaluation", metrics by name."""
-        try:
-            with self._path.open("a") as file:
-                file.write(json.dumps(finite(record)) + "\n")
-        except OSError as error:  # a full disk's names no file
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        with files.naming(self._path), self._path.open("a") as file:
+            file.write(json.dumps(finite(record)) + "\n")
         if self._board is not None:
-            evaluation = record.get("evaluation", {})
-            numbers = {f"evaluation/{name}": value for name, value in evaluation.items()}
-            numbers |= {
-                f"train/{k}": v for k, v in record.items() if k not in ("step", "evaluation")
-            }
-            for name, value in numbers.items():
-                if math.isfinite(value):
-                    self._board.add_scalar(name, value, record["step"])
-            self._board.flush()
+            with files.naming(self._path.with_name(BOARD)):
+                self._write_to_board(record)
+
+    def _write_to_board(self, record: Mapping[str, Any]) -> None:
+        evaluation = record.get("evaluation", {})
+        numbers = {f"evaluation/{name}": value for name, value in evaluation.items()}
+        numbers |= {f"train/{k}": v for k, v in record.items() if k not in ("step", "evaluation")}
+        for name, value in numbers.items():
+            if math.isfinite(value):
+                self._board.add_scalar(name, value, record["step"])
+        self._board.flush()
 
 
 def summary_writer() -> Any:

@@ -1,5 +1,6 @@
 """What is wrong with a step is named, and the run stops or leaves the step out, as it was told."""
 
+import errno
 import math
 import os
 import signal
@@ -182,6 +183,32 @@ def test_loading_processes_that_die_too_often_end_the_run(
         run(replace(settings, workers=1), deadly(scenes, tmp_path / "l", 1), tmp_path / "r", data)
 
 
+class Faulty(CocoDetection):
+    """Fails as a bug does, not as an image."""
+
+    def __getitem__(self, index: int) -> Any:
+        raise RuntimeError("a bug")
+
+
+def test_an_error_of_ours_in_a_loading_process_is_not_taken_for_its_death(
+    settings: TrainSettings, scenes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError, match="a bug") as caught:
+        run(replace(settings, workers=1, max_bad_steps=9), Faulty(*scenes), tmp_path / "run")
+    assert not isinstance(caught.value, engine.TrainingError)
+
+
+def test_only_what_cannot_be_written_is_called_so(
+    settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: Any) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(Stepper, "__call__", out_of_memory)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        run(settings, data, tmp_path / "run")
+
+
 def test_fp16_scales_down_instead_of_stopping(
     settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,3 +230,4 @@ def test_fp16_scales_down_instead_of_stopping(
     assert scales[0] == 2.0**39 and scales == sorted(scales, reverse=True)
     state = checkpoints.load(tmp_path / "run" / "last.pt")["scaler"]
     assert state["scale"] == scales[-1]
+    assert "null" not in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0]

@@ -1,6 +1,8 @@
 """`jol export`: every detector's program is loaded back and gives the detector's numbers."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,28 @@ def test_difference() -> None:
     assert export.difference(one, (*one[:2], torch.tensor([0, 0]))) == float("inf")
     assert export.difference(one, tuple(t[:1] for t in one)) == float("inf")
     assert export.difference(tuple(t[:0] for t in one), tuple(t[:0] for t in one)) == 0
+
+
+def test_a_disk_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_checkpoint(tmp_path / "best.pt", "fcos")
+    monkeypatch.setattr(export, "check", lambda *_: (0, 0.0))
+    monkeypatch.setattr(export, "export", lambda *_: torch.export.export(Sum(), (torch.ones(2),)))
+    monkeypatch.setattr(os, "fsync", full)
+    out = tmp_path / "it.pt2"
+    arguments = ["export", "--checkpoint", str(tmp_path / "best.pt"), "--out", str(out)]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == f"jol export: {out}: No space left on device\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum()
 
 
 def test_unusable_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,10 @@
 """Evaluations on disk and in print."""
 
 import csv
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,20 @@ def test_what_is_missing_or_broken_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).unlink()
     with pytest.raises(RunError, match=f"{name}: missing or broken"):
         results.read_results(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pr_curves.npz", "pr_curves.png", "results.json"])
+def test_a_full_disk_names_the_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    where = {"pr_curves.npz": "numpy.savez", "pr_curves.png": "detectors.results.pr_curves"}
+    monkeypatch.setattr(where.get(name, "os.fsync"), full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        results.write_results(tmp_path, evaluate(*random_case(1)), "jol")
+    assert caught.value.filename == str(tmp_path / name)
 
 
 def test_the_table_of_classes(tmp_path: Path) -> None:
