@@ -27,7 +27,7 @@ def resident() -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["base", "jol"])
 def test_memory_is_flat(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = CocoDetection(*write_scenes(tmp_path / "scenes", images=4, seed=0, size=32))
+    data = CocoDetection(*write_scenes(tmp_path / "scenes", images=4, seed=0, size=48))
     settings = demo.demo_settings(loss, 0, DemoSize(crop=32, steps=500, batch_size=1))
     settings = replace(settings, lr=1e-4)
     sizes: dict[int, float] = {}
