@@ -20,7 +20,7 @@ from torch import nn
 
 from detectors import checkpoints
 from detectors.compiling import compile_model
-from detectors.data import Batch, CocoDetection, train_batches
+from detectors.data import Batch, CocoDetection, DataError, train_batches
 from detectors.distributed import ALONE, World
 from detectors.evaluation import Evaluation
 from detectors.feed import feed
@@ -41,6 +41,12 @@ WARMUP = 500
 
 class Stopped(TrainingError):
     """A signal came; the run can be resumed."""
+
+    everywhere = True
+
+
+class BadEvaluation(TrainingError):
+    """An image to evaluate on cannot be read; what was learnt is kept."""
 
     everywhere = True
 
@@ -155,6 +161,7 @@ def train(
 
     Raises:
         Stopped: SIGTERM or Ctrl-C came; a checkpoint of the last step is written.
+        BadEvaluation: an image to evaluate on cannot be read.
         TrainingError: more steps in a row than settings.max_bad_steps allows with a loss that is
             not finite, an image that cannot be read or loading processes that died; or a file that
             cannot be written.
@@ -316,6 +323,10 @@ class _Run:
                 world=self.world,
                 leaving=lambda: self.stopping.asked,
             )
+        except DataError as error:
+            raise BadEvaluation(
+                f"step {state.step}: its evaluation: {error}; {self.kept}"
+            ) from error
         except Interrupted:
             self._leave(f"step {state.step}: its evaluation was")
         if evaluation is not None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detectors.data import CocoDetection, Detection
+from detectors.data import CocoDetection, DataError, Detection
 from detectors.distributed import ALONE, World
 from detectors.evaluation import Evaluation, evaluate
 from detectors.models import build_detector
@@ -83,6 +83,7 @@ def evaluate_model(
     evaluates; the result is None elsewhere.
 
     Raises:
+        DataError: on all of them, an image that cannot be read.
         Interrupted: on all of them, as soon as `leaving`, asked after each image, says so on one.
     """
     indices = range(world.rank, len(dataset), world.size)
@@ -92,7 +93,14 @@ def evaluate_model(
             progress.step(images)
             return leaving()
 
-        mine = find(model, dataset, device, indices, on_image=done)
+        problem = ""
+        try:
+            mine = find(model, dataset, device, indices, on_image=done)
+        except DataError as error:
+            problem = str(error)
+    problems = list(filter(None, world.tell(problem)))
+    if problems:
+        raise DataError("; ".join(problems))
     if world.sum(torch.tensor([float(bool(leaving()))])):
         raise Interrupted
     every = world.gather(mine)

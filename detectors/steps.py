@@ -138,7 +138,8 @@ class Stepper:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if not (problem and stopped):  # else the run goes on with this very step
+            self.scaler.update()
         return Outcome(outcome, problem, bool(stopped))
 
     def _forward(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> Any:

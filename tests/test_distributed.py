@@ -21,7 +21,7 @@ from test_sync_group import in_processes
 from torch import Tensor, nn
 
 from detectors import checkpoints, cli, demo, engine, runs, train_command
-from detectors.data import CocoDetection, train_batches
+from detectors.data import CocoDetection, DataError, train_batches
 from detectors.demo import DemoSize
 from detectors.distributed import World
 from detectors.inference import Interrupted, evaluate_model
@@ -93,6 +93,28 @@ def metrics_of_shares(rank: int, data: CocoDetection) -> dict[str, float]:
 def test_an_evaluation_that_one_process_is_asked_to_leave(data: CocoDetection) -> None:
     """Both do, so that none waits for the other's detections."""
     assert in_processes(left_by_the_second, data) == [True, True]
+
+
+def test_an_image_to_evaluate_on_that_one_process_cannot_read(data: CocoDetection) -> None:
+    """Both say so: a message of rank 1 alone would be lost."""
+    said = in_processes(broken_for_the_second, data)
+    assert said[0] == said[1] == "image 2 of rank 1 cannot be decoded"
+
+
+def broken_for_the_second(rank: int, data: CocoDetection) -> str:
+    class Broken(CocoDetection):
+        def __getitem__(self, index: int) -> Any:
+            if rank == 1:
+                raise DataError(f"image {data.image_ids[index]} of rank {rank} cannot be decoded")
+            return super().__getitem__(index)
+
+    known = Guess(data)
+    data.__class__ = Broken
+    try:
+        evaluate_model(known, data, "cpu", world=world(rank))
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def left_by_the_second(rank: int, data: CocoDetection) -> bool:
