@@ -13,12 +13,14 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from detectors import files
+from detectors import files, runs
 from detectors.runs import RunError
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 NEEDED = ("model", "settings", "class_names", "step", "sha256")
 """What every checkpoint of a detector holds."""
+TO_GO_ON = ("optimizer", "scaler", "state")
+"""What one to resume from holds as well."""
 
 
 def save(path: Path, checkpoint: Mapping[str, Any], *, previous: Path | None = None) -> None:
@@ -63,10 +65,10 @@ def load(path: Path) -> dict[str, Any]:
     return dict(checkpoint)
 
 
-def load_last(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+def load_last(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint of a run that can be resumed from, and what is wrong with newer ones.
 
-    None where the run has not come to its first checkpoint.
+    None where the run has not come to its first checkpoint. `settings` are the run's, by name.
 
     Raises:
         RunError: there are checkpoints, and none can be used.
@@ -77,8 +79,10 @@ def load_last(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
             continue
         try:
             checkpoint = load(path)
-            if "optimizer" not in checkpoint:
-                raise RunError(f"{path}: holds no optimizer state, nothing to resume from")
+            missing = [name for name in TO_GO_ON if name not in checkpoint]
+            if missing:
+                raise RunError(f"{path}: cannot be resumed from, it lacks {', '.join(missing)}")
+            runs.refuse_other_settings(f"{path}: of another run", checkpoint["settings"], settings)
             return checkpoint, problems
         except RunError as error:
             problems.append(str(error))

@@ -58,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], None] = args.run
         command(args)
     except (DataError, RunError, Unusable) as error:
-        if distributed.rank() == 0:  # all ranks read the same
+        if distributed.first_here():  # on a machine all ranks read the same
             print(f"jol {args.command}: {error}", file=sys.stderr)
         return 2
     except SystemExit as stop:  # so it did with the arguments that a sweep hands on
         return int(stop.code or 0)
     except engine.TrainingError as error:
-        if distributed.rank() == 0 or not error.everywhere:
+        if not error.everywhere:  # else it is told already
             print(f"jol {args.command}: {error}", file=sys.stderr)
         return 1
     except (

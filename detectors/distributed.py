@@ -78,9 +78,9 @@ class World:
 ALONE = World()
 
 
-def rank() -> int:
-    """The rank that torchrun gave this process; 0 without torchrun."""
-    return int(os.environ.get("RANK", 0)) if dist.is_torchelastic_launched() else 0
+def first_here() -> bool:
+    """Whether this is the first of torchrun's processes on this machine, or without torchrun."""
+    return not dist.is_torchelastic_launched() or os.environ["LOCAL_RANK"] == "0"
 
 
 @contextmanager

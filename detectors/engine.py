@@ -20,11 +20,11 @@ from torch import nn
 
 from detectors import checkpoints
 from detectors.compiling import compile_model
-from detectors.data import Batch, CocoDetection, train_batches
+from detectors.data import Batch, CocoDetection, DataError, train_batches
 from detectors.distributed import ALONE, World
 from detectors.evaluation import Evaluation
 from detectors.feed import feed
-from detectors.inference import evaluate_model
+from detectors.inference import Interrupted, evaluate_model
 from detectors.models import build_detector
 from detectors.progress import Progress, losses_line, peak_memory
 from detectors.results import metrics_line, write_results
@@ -41,6 +41,12 @@ WARMUP = 500
 
 class Stopped(TrainingError):
     """A signal came; the run can be resumed."""
+
+    everywhere = True
+
+
+class BadEvaluation(TrainingError):
+    """An image to evaluate on cannot be read; what was learnt is kept."""
 
     everywhere = True
 
@@ -155,6 +161,7 @@ def train(
 
     Raises:
         Stopped: SIGTERM or Ctrl-C came; a checkpoint of the last step is written.
+        BadEvaluation: an image to evaluate on cannot be read.
         TrainingError: more steps in a row than settings.max_bad_steps allows with a loss that is
             not finite, an image that cannot be read or loading processes that died; or a file that
             cannot be written.
@@ -277,10 +284,12 @@ class _Run:
 
     def _stop(self) -> NoReturn:
         self._save()
+        self._leave(f"step {self.state.step} of {self.settings.steps}:")
+
+    def _leave(self, where: str) -> NoReturn:
         asked = self.stopping.asked or "a signal to another rank"
         raise Stopped(
-            f"step {self.state.step} of {self.settings.steps}: stopped by {asked}; {self.kept}; "
-            "go on with the same command and --resume"
+            f"{where} stopped by {asked}; {self.kept}; go on with the same command and --resume"
         )
 
     def _judge(self, outcome: Outcome) -> None:
@@ -309,23 +318,22 @@ class _Run:
 
     def _evaluate(self) -> Evaluation | None:
         settings, state = self.settings, self.state
-
-        def stop_if_asked() -> None:
-            if self.stopping.asked:
-                raise Stopped(
-                    f"step {state.step}: its evaluation was stopped by {self.stopping.asked}; "
-                    f"{self.kept}; go on with the same command and --resume"
-                )
-
-        evaluation = evaluate_model(
-            self.stepper.model,
-            self.val_data,
-            settings.device,
-            settings.evaluator,
-            settings.protocol,
-            world=self.world,
-            on_image=stop_if_asked,
-        )
+        try:
+            evaluation = evaluate_model(
+                self.stepper.model,
+                self.val_data,
+                settings.device,
+                settings.evaluator,
+                settings.protocol,
+                world=self.world,
+                leaving=lambda: self.stopping.asked,
+            )
+        except DataError as error:
+            raise BadEvaluation(
+                f"step {state.step}: its evaluation: {error}; {self.kept}"
+            ) from error
+        except Interrupted:
+            self._leave(f"step {state.step}: its evaluation was")
         if evaluation is not None:
             self._write({"evaluation": evaluation.metrics})
             self.progress.note(f"step {state.step}: {metrics_line(evaluation)}")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detectors.data import CocoDetection, Detection
+from detectors.data import CocoDetection, DataError, Detection
 from detectors.distributed import ALONE, World
 from detectors.evaluation import Evaluation, evaluate
 from detectors.models import build_detector
@@ -18,6 +18,10 @@ COLUMNS = 7
 """Of a row of detections: index of the image, label, x, y, w, h, score."""
 
 
+class Interrupted(RuntimeError):
+    """An evaluation was given up."""
+
+
 @torch.no_grad()
 def find(
     model: nn.Module,
@@ -25,11 +29,11 @@ def find(
     device: str,
     indices: Sequence[int],
     *,
-    on_image: Callable[[int], None] | None = None,
+    on_image: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Detections on the images at `indices`, float64 [D, COLUMNS], pixels of the image as stored.
 
-    `on_image` is told how many images are done.
+    `on_image` is told how many images are done; where it returns something true, they are enough.
     """
     model.eval()
     found = [torch.zeros(0, COLUMNS, dtype=torch.float64)]
@@ -40,8 +44,8 @@ def find(
         boxes[:, 2:] -= boxes[:, :2]
         columns = [torch.full_like(result["scores"], index), result["labels"], *boxes.unbind(1)]
         found.append(torch.stack([c.double() for c in [*columns, result["scores"]]], dim=1))
-        if on_image is not None:
-            on_image(done)
+        if on_image is not None and on_image(done):
+            break
     return torch.cat(found)
 
 
@@ -71,22 +75,34 @@ def evaluate_model(
     protocol: str = "aitod",
     *,
     world: World = ALONE,
-    on_image: Callable[[], None] | None = None,
+    leaving: Callable[[], object] = lambda: False,
 ) -> Evaluation | None:
     """Detect on every image of `dataset` and compare with its ground truth.
 
     Of several processes each takes every size-th image, so that no image counts twice, and rank 0
-    evaluates; the result is None elsewhere. `on_image` is called after each image.
+    evaluates; the result is None elsewhere.
+
+    Raises:
+        DataError: on all of them, an image that cannot be read.
+        Interrupted: on all of them, as soon as `leaving`, asked after each image, says so on one.
     """
     indices = range(world.rank, len(dataset), world.size)
     with Progress("evaluate", 0, len(indices), quiet=True, leads=world.leads) as progress:
 
-        def done(images: int) -> None:
+        def done(images: int) -> object:
             progress.step(images)
-            if on_image is not None:
-                on_image()
+            return leaving()
 
-        mine = find(model, dataset, device, indices, on_image=done)
+        problem = ""
+        try:
+            mine = find(model, dataset, device, indices, on_image=done)
+        except DataError as error:
+            problem = str(error)
+    problems = list(filter(None, world.tell(problem)))
+    if problems:
+        raise DataError("; ".join(problems))
+    if world.sum(torch.tensor([float(bool(leaving()))])):
+        raise Interrupted
     every = world.gather(mine)
     if not world.leads:
         return None

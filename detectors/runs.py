@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from detectors import files
-from detectors.settings import MAY_CHANGE, TrainSettings
+from detectors.settings import DEFAULTS, MAY_CHANGE, TrainSettings
 from detectors.values import Unusable
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pycocotools", "faster-coco-eval")
@@ -52,11 +52,16 @@ def start(out: Path, settings: TrainSettings, data: Mapping[str, Any]) -> None:
         raise RunError(f"{out}: cannot be written: {error.strerror}") from error
 
 
+def holds_run(out: Path) -> bool:
+    """Whether there is a run in `out`, whole or not."""
+    return any((out / name).exists() for name in (CONFIG, METRICS))
+
+
 def refuse_run(out: Path) -> None:
     """Raise RunError if `out` holds a run or is no folder."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file, wanted a folder")
-    if any((out / name).exists() for name in (CONFIG, METRICS)):
+    if holds_run(out):
         raise RunError(f"{out}: holds a run already; give --resume to go on with it")
 
 
@@ -71,16 +76,25 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         settings = dataclasses.asdict(TrainSettings(**config["settings"]))
         return settings, dict(config["data"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: missing or broken, no settings of a run") from error
+        raise RunError(f"{path}: missing or broken, no settings of a run: {error}") from error
 
 
 def refuse_other(out: Path, settings: TrainSettings, data: Mapping[str, Any]) -> None:
     """Raise RunError unless the run in `out` has these settings and data."""
     was, data_was = read_config(out / CONFIG)
-    for name, value in dataclasses.asdict(settings).items():
-        if name not in MAY_CHANGE and was[name] != value:
-            raise RunError(f"{out}: cannot resume: {name} was {was[name]!r}, is now {value!r}")
+    refuse_other_settings(f"{out}: cannot resume", was, dataclasses.asdict(settings))
     refuse_other_data(f"{out}: cannot resume", data_was, data)
+
+
+def refuse_other_settings(where: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise RunError unless settings are the same, those aside that may change.
+
+    Those that are missing, as in files of an older version, were the defaults.
+    """
+    for name, value in now.items():
+        before = was.get(name, DEFAULTS.get(name))
+        if name not in MAY_CHANGE and before != value:
+            raise RunError(f"{where}: {name} was {before!r}, is now {value!r}")
 
 
 def refuse_other_data(where: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:

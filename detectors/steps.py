@@ -5,6 +5,7 @@ resumed run, and one with another number of processes, draws the same.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,9 +70,11 @@ class Stepper:
         self.model, self.settings, self.world = model, settings, world
         self.network = model
         if world.group is not None:
-            self.network = DistributedDataParallel(
-                model, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            with warnings.catch_warnings():  # 2.15's new name for broadcast_buffers is not in 2.11
+                warnings.simplefilter("ignore", FutureWarning)
+                self.network = DistributedDataParallel(
+                    model, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
             self.parameters, lr=settings.lr, momentum=0.9, weight_decay=1e-4
@@ -135,7 +138,8 @@ class Stepper:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if not (problem and stopped):  # else the run goes on with this very step
+            self.scaler.update()
         return Outcome(outcome, problem, bool(stopped))
 
     def _forward(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> Any:

@@ -1,6 +1,7 @@
 """`jol train`: a new run, an earlier one again (--config), or one that goes on (--resume)."""
 
 import argparse
+import dataclasses
 import math
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from detectors import checkpoints, engine, runs, sources
-from detectors.distributed import connected
+from detectors.distributed import World, connected
 from detectors.results import metrics_line
 from detectors.settings import LENGTH, TrainSettings, resolve
 from detectors.values import Unusable, check_device, default_device
@@ -29,10 +30,10 @@ def train(args: argparse.Namespace) -> None:
     """
     given = {name: value for name, value in vars(args).items() if name in SETTINGS}
     out: Path = args.out
-    resumed = "resume" in args and (out / runs.CONFIG).exists()
+    resumed = "resume" in args and runs.holds_run(out)
     if not resumed:
         runs.refuse_run(out)
-    config = out / runs.CONFIG if resumed else getattr(args, "config", None)
+    config = getattr(args, "config", None) or (out / runs.CONFIG if resumed else None)
     was, data_was = runs.read_config(config) if config else ({}, {})
     same_data = bool(data_was) and not sources.names_data(args)
     if same_data:
@@ -58,7 +59,9 @@ def train(args: argparse.Namespace) -> None:
             raise Unusable(
                 f"--batch-size {settings.batch_size}: wanted a multiple of {world.size} processes"
             )
-        checkpoint, problems = checkpoints.load_last(out) if resumed else (None, [])
+        checkpoint, problems = (
+            checkpoints.load_last(out, dataclasses.asdict(settings)) if resumed else (None, [])
+        )
         try:
             model = engine.make_model(
                 settings,
@@ -75,18 +78,32 @@ def train(args: argparse.Namespace) -> None:
             for dataset in (train_data, val_data):
                 sources.report_skipped(dataset)
             _tell_start(args, checkpoint, problems)
-        result = engine.train(
-            settings,
-            model,
-            train_data,
-            val_data,
-            out,
-            checkpoint=checkpoint,
-            title=settings.loss,
-            world=world,
-        )
+        with _told_before_any_ends(world):
+            result = engine.train(
+                settings,
+                model,
+                train_data,
+                val_data,
+                out,
+                checkpoint=checkpoint,
+                title=settings.loss,
+                world=world,
+            )
     if result is not None:
         _tell_end(result, settings, len(train_data), out)
+
+
+@contextmanager
+def _told_before_any_ends(world: World) -> Iterator[None]:
+    """Rank 0 tells what all raise first: as soon as one has ended, torchrun ends the others."""
+    try:
+        yield
+    except engine.TrainingError as error:
+        if error.everywhere:
+            if world.leads:
+                print(f"jol train: {error}", file=sys.stderr)
+            world.wait()
+        raise
 
 
 @contextmanager

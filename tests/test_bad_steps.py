@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detectors import checkpoints, demo, engine, runs
-from detectors.data import CocoDetection
+from detectors.data import CocoDetection, train_batches
 from detectors.demo import DemoSize
 from detectors.scenes import write_scenes
 from detectors.settings import TrainSettings
@@ -137,6 +137,37 @@ def test_an_image_that_does_not_open(
     said = capsys.readouterr().err
     assert said.count("step left out") == 2  # 10 samples of 5 images
     assert checkpoints.load(tmp_path / "goes" / "last.pt")["step"] == STEPS
+
+
+def test_an_image_to_evaluate_on_that_does_not_open(
+    settings: TrainSettings, data: CocoDetection, scenes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for image in scenes[0].iterdir():
+        (tmp_path / image.name).write_bytes(image.read_bytes())
+    val = CocoDetection(tmp_path, scenes[1])
+    bad = tmp_path / val.ground_truth["images"][2]["file_name"]
+    bad.write_bytes(bad.read_bytes()[:500])
+    settings, out = replace(settings, eval_every=1), tmp_path / "run"
+    with pytest.raises(engine.TrainingError) as caught:
+        run(settings, data, out, val)
+    message = str(caught.value)
+    assert message.startswith("step 3: its evaluation: ") and f"{bad} cannot be decoded" in message
+    assert message.endswith(f"the last checkpoint, of step 3, is in {out}")
+
+
+def test_a_bad_step_that_is_taken_again_leaves_the_scale_alone(
+    settings: TrainSettings, data: CocoDetection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a run is stopped in."""
+    settings = replace(settings, amp="fp16")
+    stepper = Stepper(engine.make_model(settings, len(data.class_names)), settings)
+    batch = next(train_batches(data, batch_size=2, crop=48, seed=0, steps=1))
+    poison(monkeypatch, [1, 2])
+    stepper.scaler.scale(torch.zeros(()))  # makes the scale, which is lazy
+    before = stepper.state()["scaler"]
+    assert stepper(batch, 1, 0.1, True).problem and stepper.state()["scaler"] == before
+    stepper.scaler._per_optimizer_states.clear()
+    assert stepper(batch, 1, 0.1, False).problem and stepper.state()["scaler"] != before
 
 
 class Deadly(CocoDetection):

@@ -1,6 +1,7 @@
 """Two processes do what one does: batches, evaluation, files, messages."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,11 @@ import torch.distributed as dist
 from test_sync_group import in_processes
 from torch import Tensor, nn
 
-from detectors import checkpoints, demo, engine, runs
-from detectors.data import CocoDetection, train_batches
+from detectors import checkpoints, cli, demo, engine, runs, train_command
+from detectors.data import CocoDetection, DataError, train_batches
 from detectors.demo import DemoSize
 from detectors.distributed import World
-from detectors.inference import evaluate_model
+from detectors.inference import Interrupted, evaluate_model
 from detectors.scenes import write_scenes
 from detectors.settings import TrainSettings
 from detectors.steps import Stepper
@@ -86,6 +88,82 @@ def test_evaluation_of_two_processes_equals_one(data: CocoDetection) -> None:
 def metrics_of_shares(rank: int, data: CocoDetection) -> dict[str, float]:
     evaluation = evaluate_model(Guess(data), data, "cpu", world=world(rank))
     return {} if evaluation is None else evaluation.metrics
+
+
+def test_an_evaluation_that_one_process_is_asked_to_leave(data: CocoDetection) -> None:
+    """Both do, so that none waits for the other's detections."""
+    assert in_processes(left_by_the_second, data) == [True, True]
+
+
+def test_an_image_to_evaluate_on_that_one_process_cannot_read(data: CocoDetection) -> None:
+    """Both say so: a message of rank 1 alone would be lost."""
+    said = in_processes(broken_for_the_second, data)
+    assert said[0] == said[1] == "image 2 of rank 1 cannot be decoded"
+
+
+def broken_for_the_second(rank: int, data: CocoDetection) -> str:
+    class Broken(CocoDetection):
+        def __getitem__(self, index: int) -> Any:
+            if rank == 1:
+                raise DataError(f"image {data.image_ids[index]} of rank {rank} cannot be decoded")
+            return super().__getitem__(index)
+
+    known = Guess(data)
+    data.__class__ = Broken
+    try:
+        evaluate_model(known, data, "cpu", world=world(rank))
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def left_by_the_second(rank: int, data: CocoDetection) -> bool:
+    try:
+        evaluate_model(Guess(data), data, "cpu", world=world(rank), leaving=lambda: rank == 1)
+    except Interrupted:
+        return True
+    return False
+
+
+def test_what_all_raise_is_told_before_any_ends() -> None:
+    """As torchrun ends the others as soon as one has ended, with a message or without."""
+    (text, told, _), (nothing, _, ended) = in_processes(telling)
+    assert text == "jol train: step 3: so it is\n" and nothing == "" and told < ended
+
+
+def telling(rank: int) -> tuple[str, float, float]:
+    """What this rank writes, slowly, when it has written it, and when it ends."""
+    told = 0.0
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            nonlocal told
+            time.sleep(0.2)
+            told = time.monotonic()
+            return super().write(text)
+
+    with (
+        redirect_stderr(Slow()) as written,
+        suppress(engine.Stopped),
+        train_command._told_before_any_ends(world(rank)),
+    ):
+        raise engine.Stopped("step 3: so it is")
+    return written.getvalue(), told, time.monotonic()
+
+
+@pytest.mark.parametrize(("rank", "local", "says"), [("4", "0", True), ("5", "1", False)])
+def test_each_machine_says_what_is_wrong_with_its_data(
+    rank: str,
+    local: str,
+    says: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", rank), ("LOCAL_RANK", local)):
+        monkeypatch.setenv(name, value)
+    words = "train --detector fcos --loss jol --out none --train-images no --train-annotations no"
+    assert cli.main([*words.split(), "--val-images", "no", "--val-annotations", "no"]) == 2
+    assert bool(capsys.readouterr().err) == says
 
 
 def trained(
@@ -217,6 +295,7 @@ def test_torchrun_stopped_and_resumed(scenes: tuple[Path, Path], tmp_path: Path)
     assert child.returncode != 0
     step = checkpoints.load(run / "last.pt")["step"]
     (line,) = [line for line in said.splitlines() if line.startswith("jol train: step")]
+    assert "FutureWarning" not in said
     assert 3 <= step < 40 and f"step {step} of 40: stopped by SIGTERM" in line
     child = torchrun(words, tmp_path)
     printed, said = child.communicate(timeout=300)

@@ -73,7 +73,7 @@ def run_to_end(
     model = engine.make_model(settings, len(data.class_names))
     checkpoint = None
     if resume:
-        checkpoint, problems = checkpoints.load_last(out)
+        checkpoint, problems = checkpoints.load_last(out, vars(settings))
         assert not problems
     else:
         runs.start(out, settings, {"digest": data.digest})

@@ -16,7 +16,7 @@ import pytest
 import torch
 from children import Child, run_jol
 
-from detectors import checkpoints, engine, files
+from detectors import checkpoints, engine, files, runs
 from detectors.scenes import write_scenes
 
 STEPS = 7
@@ -144,7 +144,7 @@ def test_killed_in_the_middle_of_a_checkpoint(
     out = tmp_path / "run"
     child = run_jol([*words, "--out", str(out)], tmp_path, killing(where, save))
     assert child.end() == -signal.SIGKILL
-    found, problems = checkpoints.load_last(out)
+    found, problems = checkpoints.load_last(out, runs.read_config(out / "config.json")[0])
     assert (found["step"] if found else 0) == EPOCH * (save if where == "done" else save - 1)
     assert not problems
     finish(words, out, whole[0])
@@ -211,9 +211,27 @@ def other_file(path: Path) -> None:
     torch.save({"weights": torch.zeros(3)}, path)
 
 
+def older(path: Path) -> None:
+    """As of a version that kept less of a run."""
+    checkpoint = checkpoints.load(path)
+    checkpoints.save(path, {k: v for k, v in checkpoint.items() if k not in ("scaler", "sha256")})
+
+
+def of_another_run(path: Path) -> None:
+    checkpoint = {k: v for k, v in checkpoints.load(path).items() if k != "sha256"}
+    settings = checkpoint["settings"] | {"seed": 7}
+    checkpoints.save(path, checkpoint | {"settings": settings})
+
+
 @pytest.mark.parametrize(
     ("harm", "wanted"),
-    [(cut, "no checkpoint that can be read"), (flip, "damaged"), (other_file, "lacks model")],
+    [
+        (cut, "no checkpoint that can be read"),
+        (flip, "damaged"),
+        (other_file, "lacks model"),
+        (older, "cannot be resumed from, it lacks scaler"),
+        (of_another_run, "of another run: seed was 7, is now 0"),
+    ],
 )
 def test_a_bad_checkpoint_is_named_and_the_one_before_used(
     harm: Callable[[Path], None],

@@ -129,6 +129,19 @@ def test_resume_takes_the_runs_own_settings(
     assert "going on after step 2" in capsys.readouterr().err
     assert main(["train", "--resume", *out, "--lam", "3"]) == 2
     assert "cannot resume: lam was 2.0, is now 3.0" in capsys.readouterr().err
+    config = tmp_path / "run" / "config.json"
+    other = json.loads(config.read_text())
+    other["settings"]["lam"] = 5.0
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    assert main(["train", "--resume", *out, "--config", str(tmp_path / "other.json")]) == 2
+    assert "cannot resume: lam was 2.0, is now 5.0" in capsys.readouterr().err
+    other["settings"]["colour"] = "red"
+    config.write_text(json.dumps(other))
+    assert main(["train", "--resume", *out]) == 2
+    assert "no settings of a run: " in (error := capsys.readouterr().err) and "'colour'" in error
+    config.unlink()
+    assert main(["train", "--resume", *out]) == 2
+    assert f"{config}: missing" in capsys.readouterr().err
     assert main(["train", "--resume", "--out", str(tmp_path / "none")]) == 2
     assert "wanted --dataset NAME" in capsys.readouterr().err
 
