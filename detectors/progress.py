@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -86,7 +85,8 @@ class Progress:
     def _fitting(self, fields: Sequence[str]) -> str:
         """As many of the fields as the terminal has room for beside the bar."""
         digits = len(str(self._steps))
-        room = shutil.get_terminal_size().columns - len(self._title) - 2 * digits - 42
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns  # stdout may be elsewhere
+        room = columns - len(self._title) - 2 * digits - 42
         shown = list(fields)
         while len("  ".join(shown)) > room and len(shown) > 1:
             shown.pop()

@@ -1,0 +1,73 @@
+"""What a run shows while it goes on: a line on a terminal, plain lines elsewhere, from rank 0."""
+
+import fcntl
+import os
+import pty
+import struct
+import sys
+import termios
+
+import pytest
+
+from detectors.progress import Progress
+
+FIELDS = ["cls 0.500  box 0.250  w⁻ 1.500", "9.5 images/s", "epoch 1/2", "lr 0.01", "1.5 GiB"]
+
+
+def shown(columns: int, *, leads: bool = True) -> str:
+    """All that a terminal this wide gets of three steps, a note between them."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    before = sys.stderr
+    try:
+        with os.fdopen(slave, "w") as sys.stderr, Progress("jol", 0, 3, leads=leads) as progress:
+            for step in (1, 2, 3):
+                progress.step(step, FIELDS, [0.1] * step)
+                progress.note(f"after {step}")
+            progress._bar.refresh()
+            sys.stderr.flush()
+            os.set_blocking(master, False)
+            try:
+                return os.read(master, 100_000).decode()
+            except BlockingIOError:
+                return ""
+    finally:
+        sys.stderr = before
+        os.close(master)
+
+
+@pytest.mark.parametrize(("columns", "fields"), [(200, 5), (110, 3), (85, 1)])
+def test_a_terminal_gets_one_line_with_what_it_has_room_for(columns: int, fields: int) -> None:
+    *_, last = (line for line in shown(columns).replace("\n", "\r").split("\r") if "3/3" in line)
+    assert last.startswith("jol: 100%") and "  ".join(FIELDS[:fields]) in last
+    assert not any(field in last for field in FIELDS[fields:])
+    assert len(last) <= columns
+
+
+def test_a_note_stands_on_a_line_of_its_own() -> None:
+    lines = [line.split("\r")[-1] for line in shown(120).replace("\r\n", "\n").split("\n")]
+    *notes, last = lines
+    assert notes == [f"jol: after {n}" for n in (1, 2, 3)] and last.startswith("jol: 100%")
+
+
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(120, leads=False) == ""
+    with Progress("jol", 0, 1, leads=False) as progress:
+        progress.step(1, FIELDS, [0.1])
+        progress.note("something")
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_terminal_a_plain_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("detectors.progress.time.monotonic", lambda: now[0])
+    with Progress("jol", 0, 100) as progress:
+        for step in range(1, 101):
+            now[0] += 1.0
+            progress.step(step, FIELDS, [2.0] * step)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == [f"{n}/100" for n in (*range(15, 100, 15), 100)]
+    assert lines[0] == "jol: 15/100  02:50 left  " + "  ".join(FIELDS)
+    assert "\r" not in "".join(lines)
