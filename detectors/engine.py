@@ -262,9 +262,12 @@ class _Run:
     def _train_step(self, batches: Iterator[Batch | str]) -> None:
         settings, state = self.settings, self.state
         began = time.perf_counter()
-        batch = next(batches)
         rate = learning_rate(state.step, settings)
-        outcome = self.stepper(batch, state.step + 1, rate, bool(self.stopping.asked))
+        try:
+            batch = next(batches)
+            outcome = self.stepper(batch, state.step + 1, rate, bool(self.stopping.asked))
+        except TrainingError as error:
+            raise TrainingError(f"{error}; {self.kept}") from error
         if outcome.stop and outcome.problem:  # the step is taken when the run goes on
             self._stop()
         state.step += 1
