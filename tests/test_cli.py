@@ -38,7 +38,9 @@ def test_train_eval_resume(
 ) -> None:
     out = tmp_path / "run"
     assert main(train_arguments(scenes, out)) == 0
-    assert "seconds a step" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "seconds a step" in printed
+    assert "best AP 0.0 at step 2 (epoch 1.0)" in printed
     results = json.loads((out / "results.json").read_text())
 
     before = {p.name: p.read_bytes() for p in out.iterdir()}
