@@ -108,7 +108,8 @@ class Stepper:
             batch = self._blank()  # the other ranks wait for this one's gradients
         images, targets = batch
         self._seed(step, len(images))
-        self.network.train()
+        if not self.network.training:  # evaluation has been in between
+            self.network.train()
         try:
             losses = self._forward(images, targets)
         except FloatingPointError as error:  # a NaN that would take the process down
