@@ -34,7 +34,7 @@ def feed(
     """
     step, died = start, 0
     while step < steps:
-        dead: RuntimeError | None = None
+        dead: Exception | None = None
         try:
             for batch in load(step):
                 died = 0
@@ -43,10 +43,12 @@ def feed(
             return
         except DataError as error:
             reason = str(error)
-        except RuntimeError as error:
-            if not str(error).startswith(DEAD):
+        except (RuntimeError, EOFError, OSError) as error:
+            if not _means_dead(error):
                 raise
-            reason, dead = " ".join(str(error).split()), error
+            reason, dead = f"{DEAD} died", error
+            if isinstance(error, RuntimeError):
+                reason = " ".join(str(error).split())
         if dead is None:
             step += 1
             yield reason
@@ -58,3 +60,12 @@ def feed(
             note(f"step {step + 1}: {reason}; loading processes started again")
         else:
             raise TrainingError(f"step {step + 1}: {reason}") from dead
+
+
+def _means_dead(error: Exception) -> bool:
+    """Whether a loading process died: torch says so, or it left a batch half handed over."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(DEAD)
+    # A connection's errors name no file; those of a loading process's own begin with "Caught".
+    mine = getattr(error, "filename", None) is not None or str(error).startswith("Caught")
+    return not mine and isinstance(error, EOFError | ConnectionError | FileNotFoundError)

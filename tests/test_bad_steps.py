@@ -16,6 +16,7 @@ from torch import Tensor
 from detectors import checkpoints, demo, engine, runs
 from detectors.data import CocoDetection, train_batches
 from detectors.demo import DemoSize
+from detectors.feed import feed
 from detectors.scenes import write_scenes
 from detectors.settings import TrainSettings
 from detectors.steps import Stepper
@@ -262,3 +263,46 @@ def test_fp16_scales_down_instead_of_stopping(
     state = checkpoints.load(tmp_path / "run" / "last.pt")["scaler"]
     assert state["scale"] == scales[-1]
     assert "null" not in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0]
+
+
+HALF_HANDED_OVER = [EOFError(), ConnectionResetError(104, "reset"), FileNotFoundError(2, "gone")]
+
+
+@pytest.mark.parametrize("error", HALF_HANDED_OVER, ids=lambda error: type(error).__name__)
+def test_a_loading_process_that_dies_while_it_hands_over_is_dead(error: Exception) -> None:
+    """Then no message of torch's comes, but what its connection makes of that."""
+    asked, told = [], []
+
+    def load(step: int) -> Any:
+        asked.append(step)
+        yield [], [step]
+        if len(asked) == 1:
+            raise error
+        yield [], [step + 1]
+
+    def taken(restarts: int, leaving: bool) -> list[Any]:
+        asked.clear()
+        return list(feed(load, 0, 3, restarts, told.append, lambda: leaving))
+
+    assert taken(1, False) == [([], [0]), ([], [1]), ([], [2])]
+    assert told == ["step 2: DataLoader worker died; loading processes started again"]
+    assert taken(0, True) == [([], [0]), "DataLoader worker died"]
+    with pytest.raises(engine.TrainingError, match="step 2: DataLoader worker died"):
+        taken(0, False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "gone", "a.jpg"),
+        EOFError("Caught EOFError in DataLoader worker process 0."),
+        OSError(24, "too many open files"),
+    ],
+)
+def test_other_errors_of_loading_are_no_death(error: Exception) -> None:
+    def load(step: int) -> Any:
+        raise error
+        yield
+
+    with pytest.raises(type(error)):
+        list(feed(load, 0, 3, 5, print, lambda: False))
