@@ -12,6 +12,7 @@ import pytest
 from detectors.progress import Progress
 
 FIELDS = ["cls 0.500  box 0.250  w⁻ 1.500", "9.5 images/s", "epoch 1/2", "lr 0.01", "1.5 GiB"]
+END = "<end>"
 
 
 def shown(columns: int, *, leads: bool = True) -> str:
@@ -25,12 +26,11 @@ def shown(columns: int, *, leads: bool = True) -> str:
                 progress.step(step, FIELDS, [0.1] * step)
                 progress.note(f"after {step}")
             progress._bar.refresh()
-            sys.stderr.flush()
-            os.set_blocking(master, False)
-            try:
-                return os.read(master, 100_000).decode()
-            except BlockingIOError:
-                return ""
+            print(END, end="", file=sys.stderr, flush=True)
+            arrived = b""  # the kernel hands it over in pieces and in its own time
+            while not arrived.endswith(END.encode()):
+                arrived += os.read(master, 4096)
+            return arrived.decode().removesuffix(END)
     finally:
         sys.stderr = before
         os.close(master)
