@@ -102,7 +102,7 @@ def run(out: Path, *, seed: int = 0, size: DemoSize | None = None) -> None:
         )
         assert result is not None  # this process is alone, so it leads
         results[loss] = result
-    pr_curves({NAMES[k]: r.evaluation for k, r in results.items()}, out / "pr_curves.png")
+    pr_curves({k: r.evaluation for k, r in results.items()}, out / "pr_curves.png")
     shown = range(min(ROWS, len(val_data)))
     detections(models, val_data, "cpu", shown, out / "detections.png")
     text = table(results, seed, size)

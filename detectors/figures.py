@@ -26,6 +26,8 @@ Row = tuple[Tensor, Boxes, Mapping[str, Boxes]]
 
 RUN_STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
 STYLE_OF = {"base": 0, "jol": 1}  # the same in every figure, also alone
+NAMES = {"base": "base", "jol": "JOL"}
+"""Loss → how pictures call it."""
 AREA_OF = {0.50: "AP50", 0.75: "AP75", None: "AP"}
 """What the area under a mean curve is called, by IoU."""
 OBJECT: dict[str, Any] = {"edgecolor": "#FFFFFF", "linestyle": "-"}
@@ -49,7 +51,7 @@ def pr_curves(evaluations: Mapping[str, Evaluation], path: Path) -> None:
     for axes, (iou, title) in zip(panels, titles.items(), strict=True):
         for position, (name, evaluation) in enumerate(evaluations.items()):
             curve = mean_curve(evaluation, iou)
-            label = f"{name}: {AREA_OF[iou]} = {curve.mean():.3f}"
+            label = f"{NAMES.get(name, name)}: {AREA_OF[iou]} = {curve.mean():.3f}"
             axes.plot(
                 evaluation.recall_points, curve, label=label, linewidth=2, **_line(name, position)
             )
@@ -108,7 +110,7 @@ def _class_panel(axes: Axes, evaluations: Mapping[str, Evaluation], label: int, 
             axes.plot(
                 evaluation.recall_points,
                 curve,
-                label=f"{name}, IoU ≥ {iou:g}",
+                label=f"{NAMES.get(name, name)}, IoU ≥ {iou:g}",
                 linewidth=width,
                 **_line(name, position),
             )

@@ -14,12 +14,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from detectors.data import CocoDetection
-from detectors.figures import RUN_STYLES, STYLE_OF, detections_figure
+from detectors.figures import NAMES, RUN_STYLES, STYLE_OF, detections_figure
 from detectors.samples import Samples
 from detectors.statistics import BUCKETS, size_name
 
-NAMES = {"base": "base", "jol": "JOL"}
-"""Loss → how tables and pictures call it."""
 PANELS = ((0.0, 16.0), (16.0, 32.0), (32.0, float("inf")))
 """Sizes of Fig. 1b, c and d, in pixels."""
 SHOWN = 0.5
