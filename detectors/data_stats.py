@@ -103,14 +103,19 @@ def make_pool(
     return pool
 
 
+def sizes(pool: Pool) -> tuple[Tensor, Tensor]:
+    """Of each object [N] sqrt(w h) in pixels, and sqrt(w h / (W H)) of its W x H image."""
+    boxes = torch.cat([boxes for boxes, _ in pool.images])
+    area = torch.cat([boxes.new_full((len(boxes),), h * w) for boxes, (h, w) in pool.images])
+    size = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
+    return size, size / area.sqrt()
+
+
 def describe(pool: Pool) -> Iterator[str]:
     """The lines on images, objects, sizes and classes."""
-    boxes = torch.cat([boxes for boxes, _ in pool.images])
-    size = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
+    size, relative = sizes(pool)
     bucket = torch.bucketize(size, size.new_tensor(LIMITS[1:-1]), right=True)
     shares = torch.bincount(bucket, minlength=len(LIMITS) - 1) / len(size)
-    area = torch.cat([boxes.new_full((len(boxes),), h * w) for boxes, (h, w) in pool.images])
-    relative = size / area.sqrt()
     yield f"{len(pool.images):,} images, {len(size):,} objects; {_left_out(pool)}"
     yield ""
     yield "Row of the paper's Table 1; sizes: means of sqrt(w h) and of sqrt(w h / (W H)), the"

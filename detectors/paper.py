@@ -136,11 +136,12 @@ TABLES: dict[int, Table] = {
 
 @dataclass(frozen=True)
 class DataRow:
-    """A row of Table 1; size: mean of sqrt(w h) in pixels."""
+    """A row of Table 1; size: mean of sqrt(w h) in pixels, relative: of sqrt(w h / (W H))."""
 
     images: int | None = None
     objects: int | None = None
     size: float | None = None
+    relative: float | None = None
 
 
 DATA_SETS = {

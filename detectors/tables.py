@@ -5,10 +5,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from detectors import paper
-from detectors.data_stats import read_pool
+from detectors.data_stats import read_pool, sizes
 from detectors.finished import JOINT, Group, Run, find_runs, grouped
 from detectors.grids import Grid
 from detectors.paper import Entry, Table
@@ -29,7 +27,7 @@ SPREAD = "± is the standard deviation over seeds, or over pairs of base and JOL
 TOLD = tuple(f.name for f in dataclasses.fields(paper.Cell))
 """Settings that the labels of Tables 2 to 9 tell."""
 COSTS = {"GFLOPs": ".1f", "params M": ".1f", "s/step": ".3f", "MB": ".1f"}
-DATA = {"images": ",.0f", "objects": ",.0f", "size px": ".1f"}
+DATA = {"images": ",.0f", "objects": ",.0f", "size px": ".1f", "relative": ".4f"}
 """Columns of Tables 9 and 1 and their formats."""
 
 
@@ -171,20 +169,23 @@ def data_table(given: Mapping[str, Sequence[Path]]) -> Grid:
         lines = []
         if name in given:
             pool = read_pool(given[name])
-            boxes = torch.cat([boxes for boxes, _ in pool.images])
-            size = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt().mean().item()
-            counts = (float(len(pool.images)), float(len(boxes)), size)
-            lines = [Line(1, "", {c: [v] for c, v in zip(DATA, counts, strict=True)})]
+            size, relative = sizes(pool)
+            counts = (len(pool.images), len(size), size.mean().item(), relative.mean().item())
+            lines = [Line(1, "", {c: [float(v)] for c, v in zip(DATA, counts, strict=True)})]
         for row in rows_of((name,), published, lines, DATA):
             cells = [row[0], row[1], *row[3:]]
             rows.append([cell.replace(NO_RUN, "not given") for cell in cells])
     return Grid(
-        title="Table 1. Data sets: images, objects, mean size sqrt(w h)",
+        title="Table 1. Data sets: images, objects, mean sizes sqrt(w h) and sqrt(w h / (W H))",
         header=["data", "what", *DATA],
         rows=rows,
         labels=2,
         entry=1,
-        notes=[f"paper: {paper.DATA_SETS_SOURCE}", "ours: of the files given with --annotations"],
+        notes=[
+            f"paper: {paper.DATA_SETS_SOURCE}",
+            "ours: of the files given with --annotations",
+            "relative size: the paper's numbers were not found",
+        ],
     )
 
 

@@ -297,11 +297,12 @@ def test_table_1_counts_what_is_given(tmp_path: Path, capsys: pytest.CaptureFixt
     given = ["--annotations", "aitod", str(one), str(two), "--annotations", "mine", str(two)]
     assert main(["table", "1", *given, "--format", "csv"]) == 0
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
-    assert ["aitod", "ours", "3", "3", "8.7"] in rows  # (6 + 16 + 4) / 3
-    assert ["aitod", "ours - paper", "-", "-700618", "-4.1"] in rows
-    assert ["mine", "paper", "-", "-", "-"] in rows and ["mine", "ours", "1", "1", "4.0"] in rows
-    assert ["visdrone", "paper", "10209", "343205", "35.8"] in rows
-    assert ["visdrone", "ours", "not given", "", ""] in rows
+    assert ["aitod", "ours", "3", "3", "8.7", "0.0867"] in rows  # (6 + 16 + 4) / 3
+    assert ["aitod", "ours - paper", "-", "-700618", "-4.1", "-"] in rows
+    assert ["mine", "paper", "-", "-", "-", "-"] in rows
+    assert ["mine", "ours", "1", "1", "4.0", "0.0400"] in rows
+    assert ["visdrone", "paper", "10209", "343205", "35.8", "-"] in rows
+    assert ["visdrone", "ours", "not given", "", "", ""] in rows
     assert main(["table", "1", "--annotations", "mine", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
 
