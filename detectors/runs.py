@@ -120,10 +120,12 @@ class MetricsLog:
     def __init__(self, out: Path, step: int, *, tensorboard: bool = False) -> None:
         self._path = out / METRICS
         self._board: Any = None
+        kept = _drop_lines_after(self._path, step) if self._path.exists() else []
         if tensorboard:
-            self._board = summary_writer()(str(out / BOARD), purge_step=step + 1)
-        if self._path.exists():
-            _drop_lines_after(self._path, step)
+            self._board = summary_writer()(str(out / BOARD), purge_step=step)
+            for record in kept:
+                if record["step"] == step:  # purged with the evaluation, which comes again
+                    self._write_to_board(record)
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +152,7 @@ class MetricsLog:
         numbers = {f"evaluation/{name}": value for name, value in evaluation.items()}
         numbers |= {f"train/{k}": v for k, v in record.items() if k not in ("step", "evaluation")}
         for name, value in numbers.items():
-            if math.isfinite(value):
+            if value is not None and math.isfinite(value):
                 self._board.add_scalar(name, value, record["step"])
         self._board.flush()
 
@@ -168,16 +170,19 @@ def summary_writer() -> Any:
     return SummaryWriter
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    kept = []
+def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """The records that stay."""
+    kept: list[dict[str, Any]] = []
     for line in path.read_text().splitlines():
         try:
             record = json.loads(line)
         except ValueError:
             break  # the line a dying run was writing
         if record["step"] < step or (record["step"] == step and "evaluation" not in record):
-            kept.append(line + "\n")
-    files.replace(path, lambda file: file.write("".join(kept).encode()))
+            kept.append(record)
+    text = "".join(json.dumps(record) + "\n" for record in kept)
+    files.replace(path, lambda file: file.write(text.encode()))
+    return kept
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

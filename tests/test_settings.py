@@ -177,19 +177,21 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(
         *("--max-steps", "3", "--batch-size", "2", "--crop", "48", "--device", "cpu"),
     ]
     out = tmp_path / "run"
-    assert main([*words, *data(scenes), "--tensorboard", "--out", str(out)]) == 0
-    events = EventAccumulator(str(out / "tensorboard"))
-    events.Reload()
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    total = [(e.step, e.value) for e in events.Scalars("train/total")]
-    wanted = [(r["step"], pytest.approx(r["total"], rel=1e-6)) for r in lines if "total" in r]
-    assert total == wanted and len(total) == 3
-    found = [(e.step, e.value) for e in events.Scalars("evaluation/AP")]
-    assert found == [
-        (r["step"], pytest.approx(r["evaluation"]["AP"], abs=1e-6))
-        for r in lines
-        if "evaluation" in r
-    ]
+    # Once more, it evaluates its last step again.
+    for resume in ([], ["--resume"]):
+        assert main([*words, *data(scenes), "--tensorboard", "--out", str(out), *resume]) == 0
+        events = EventAccumulator(str(out / "tensorboard"))
+        events.Reload()
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        total = [(e.step, e.value) for e in events.Scalars("train/total")]
+        wanted = [(r["step"], pytest.approx(r["total"], rel=1e-6)) for r in lines if "total" in r]
+        assert total == wanted and len(total) == 3
+        found = [(e.step, e.value) for e in events.Scalars("evaluation/AP")]
+        assert found == [
+            (r["step"], pytest.approx(r["evaluation"]["AP"], abs=1e-6))
+            for r in lines
+            if "evaluation" in r
+        ]
 
 
 def test_tensorboard_that_is_not_installed_is_said_before_anything_is_made(
