@@ -59,6 +59,9 @@ def load(path: Path) -> dict[str, Any]:
     missing = [k for k in NEEDED if not isinstance(checkpoint, dict) or k not in checkpoint]
     if missing:
         raise RunError(f"{path}: is no checkpoint of a detector, it lacks {', '.join(missing)}")
+    if not isinstance(checkpoint["settings"], dict):
+        kind = type(checkpoint["settings"]).__name__
+        raise RunError(f"{path}: its settings are a {kind}, wanted a dict of settings by name")
     found = digest({k: v for k, v in checkpoint.items() if k != "sha256"})
     if found != checkpoint["sha256"]:
         raise RunError(f"{path}: damaged, its content is not what was written (sha256 differs)")

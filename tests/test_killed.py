@@ -225,6 +225,11 @@ def of_another_run(path: Path) -> None:
     checkpoints.save(path, checkpoint | {"settings": settings})
 
 
+def with_a_text_for_settings(path: Path) -> None:
+    checkpoint = {k: v for k, v in checkpoints.load(path).items() if k != "sha256"}
+    checkpoints.save(path, checkpoint | {"settings": "seed 0"})
+
+
 @pytest.mark.parametrize(
     ("harm", "wanted"),
     [
@@ -233,6 +238,7 @@ def of_another_run(path: Path) -> None:
         (other_file, "lacks model"),
         (older, "cannot be resumed from, it lacks scaler"),
         (of_another_run, "of another run: seed was 7, is now 0"),
+        (with_a_text_for_settings, "its settings are a str, wanted a dict"),
     ],
 )
 def test_a_bad_checkpoint_is_named_and_the_one_before_used(
