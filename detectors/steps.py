@@ -121,7 +121,7 @@ class Stepper:
         self.optimizer.zero_grad()
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        norm = nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
         named = {**losses, "total": total, "grad_norm": norm}
         negative_weight = joint_head(self.model).negative_weight
         if negative_weight is not None:
@@ -138,6 +138,8 @@ class Stepper:
         else:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            if outcome["grad_norm"] > self.settings.clip:  # else its factor is 1
+                nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
             self.scaler.step(self.optimizer)
         if not (problem and stopped):  # else the run goes on with this very step
             self.scaler.update()
