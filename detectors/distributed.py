@@ -78,6 +78,11 @@ class World:
 ALONE = World()
 
 
+def means_lost(error: RuntimeError) -> bool:
+    """Whether it is how torch says that another rank has ended or cannot be reached."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
 def first_here() -> bool:
     """Whether this is the first of torchrun's processes on this machine, or without torchrun."""
     return not dist.is_torchelastic_launched() or os.environ["LOCAL_RANK"] == "0"

@@ -21,7 +21,7 @@ from torch import nn
 from detectors import checkpoints
 from detectors.compiling import compile_model
 from detectors.data import Batch, CocoDetection, DataError, train_batches
-from detectors.distributed import ALONE, World
+from detectors.distributed import ALONE, World, means_lost
 from detectors.evaluation import Evaluation
 from detectors.feed import feed
 from detectors.inference import Interrupted, evaluate_model
@@ -163,8 +163,8 @@ def train(
         Stopped: SIGTERM or Ctrl-C came; a checkpoint of the last step is written.
         BadEvaluation: an image to evaluate on cannot be read.
         TrainingError: more steps in a row than settings.max_bad_steps allows with a loss that is
-            not finite, an image that cannot be read or loading processes that died; or a file that
-            cannot be written.
+            not finite, an image that cannot be read or loading processes that died; a file that
+            cannot be written; another rank that ended.
     """
     run = _Run(settings, Stepper(model, settings, world), val_data, out)
     if checkpoint is not None:
@@ -183,6 +183,11 @@ def train(
                 raise  # nothing that a run writes
             what = f"{error.filename}: cannot be written: {error.strerror}"
             raise TrainingError(f"step {run.state.step}: {what}; {run.kept}") from error
+        except RuntimeError as error:
+            if not means_lost(error):
+                raise
+            what = f"rank {world.rank}: another rank has ended or cannot be reached"
+            raise TrainingError(f"after step {run.state.step}: {what}; {run.kept}") from error
 
 
 class _Run:

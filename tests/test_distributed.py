@@ -229,6 +229,42 @@ def test_one_ranks_bad_step_is_everybodys(data: CocoDetection, tmp_path: Path) -
         assert torch.equal(value, second["weights"][name]) and value.isfinite().all()
 
 
+def while_the_other_ends(
+    rank: int, settings: TrainSettings, data: CocoDetection, out: Path, where: str
+) -> str:
+    """What rank 0 says when rank 1 ends in its third step, before the forward or the backward."""
+    model = engine.make_model(settings, len(data.class_names), world=world(rank))
+    forward, count = Stepper._forward, [0]
+
+    def end(self: Stepper, images: list[Tensor], targets: list[Any]) -> Any:
+        count[0] += 1
+        if count[0] < 3:
+            return forward(self, images, targets)
+        losses = forward(self, images, targets) if where == "backward" else None
+        raise MemoryError(losses)
+
+    if rank == 1:
+        Stepper._forward = end  # type: ignore[method-assign]
+    else:
+        runs.start(out, settings, {})
+    dist.barrier()
+    try:
+        engine.train(settings, model, data, data, out, world=world(rank))
+    except MemoryError:
+        return "ended"
+    except engine.TrainingError as error:
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_rank_that_ends_leaves_no_riddle(where: str, data: CocoDetection, tmp_path: Path) -> None:
+    said, end = in_processes(while_the_other_ends, SETTINGS, data, tmp_path / "run", where)
+    kept = f"no checkpoint was written in {tmp_path / 'run'} before"
+    assert end == "ended"
+    assert said == f"after step 2: rank 0: another rank has ended or cannot be reached; {kept}"
+
+
 def with_a_broken_image(
     rank: int, settings: TrainSettings, scenes: tuple[Path, Path], folder: Path
 ) -> dict[str, Any]:
