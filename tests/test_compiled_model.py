@@ -50,6 +50,25 @@ def test_compiled_equals_eager(name):
     copy.deepcopy(model).load_state_dict(eager.state_dict())
 
 
+def test_compiled_under_autocast_equals_eager_under_autocast():
+    """A part compiled outside of autocast is compiled again within it, not run in float32."""
+    eager = tiny("retinanet")
+    model = compile_model(copy.deepcopy(eager), backend="eager")
+    images, targets = scene([3], (64, 64))
+    found = {}
+    for amp in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            want, want_grad = losses_and_gradients(eager.train(), images, targets)
+            got, got_grad = losses_and_gradients(model.train(), images, targets)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+        for key, expected in want_grad.items():
+            torch.testing.assert_close(got_grad[key], expected, rtol=1e-4, atol=1e-6)
+        eager.zero_grad()
+        model.zero_grad()
+        found[amp] = got
+    assert any(not torch.equal(found[True][k], found[False][k]) for k in found[True])
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", HEADS)
 def test_the_loss_adds_no_graph_break(name, loss):
