@@ -76,6 +76,8 @@ class Stepper:
                     model, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        norms = [m for m in model.modules() if type(m) is nn.BatchNorm2d]  # others learn none
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.optimizer = torch.optim.SGD(
             self.parameters, lr=settings.lr, momentum=0.9, weight_decay=1e-4
         )
@@ -110,10 +112,12 @@ class Stepper:
         self._seed(step, len(images))
         if not self.network.training:  # evaluation has been in between
             self.network.train()
+        statistics = [buffer.clone() for buffer in self.statistics]  # which a forward pass changes
         try:
             losses = self._forward(images, targets)
         except FloatingPointError as error:  # a NaN that would take the process down
             problem = f"{error}; {_ids(targets)}"
+            self._put_back(statistics)
             if self.world.group is not None:
                 raise TrainingError(f"step {step}: {problem}") from error
             return Outcome({}, problem, stop)
@@ -135,6 +139,7 @@ class Stepper:
         outcome = {k: v / self.world.size for k, v in zip(named, values, strict=True)}
         if failed or not self._is_finite(outcome):
             problem = self._explain(problem, mine, targets)
+            self._put_back(statistics)
         else:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -157,6 +162,11 @@ class Stepper:
         seeds = [_number(self.settings.seed, 2, first + i) for i in range(images)]
         torch.manual_seed(_number(self.settings.seed, 3, step, self.world.rank))
         seed_images(self.model, seeds)
+
+    def _put_back(self, statistics: Sequence[Tensor]) -> None:
+        """Batch norm's running statistics as they were: a NaN would stay in them for good."""
+        for buffer, before in zip(self.statistics, statistics, strict=True):
+            buffer.copy_(before)
 
     def _is_finite(self, values: Mapping[str, float]) -> bool:
         """Whether the step can be used; fp16 scales gradients that are too large by itself."""

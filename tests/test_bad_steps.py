@@ -109,6 +109,30 @@ def test_a_bad_step_is_left_out_and_changes_nothing(
     assert "null" not in means.splitlines()[0]  # the bad step is not in the running means
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_bad_step_leaves_batch_norms_statistics_alone(
+    fails: bool, settings: TrainSettings, data: CocoDetection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without pretrained weights preset torchvision learns them: one NaN would never leave."""
+    trained = {"preset": "torchvision", "backbone": "resnet18", "image_size": 48}
+    settings = replace(settings, **trained)
+    stepper = Stepper(engine.make_model(settings, len(data.class_names)), settings)
+    batch = next(train_batches(data, batch_size=2, crop=48, seed=0, steps=1))
+    before = {k: v.clone() for k, v in stepper.model.state_dict().items()}
+    poison(monkeypatch, [1])
+    if fails:
+        poisoned = Stepper._forward
+
+        def failing(self: Stepper, *given: Any) -> Any:
+            poisoned(self, *given)
+            raise FloatingPointError("not a number")
+
+        monkeypatch.setattr(Stepper, "_forward", failing)
+    assert stepper(batch, 1, 0.1).problem
+    after = stepper.model.state_dict()
+    assert any(k.endswith("running_mean") for k in after) and equal(before, after)
+
+
 def test_too_many_in_a_row_stop(
     settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
