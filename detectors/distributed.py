@@ -6,7 +6,7 @@ Rank 0 leads: it alone writes and prints. Tensors on the CPU travel by gloo, on 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -69,6 +69,12 @@ class World:
         every = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(every, mine, group=self.group)
         return [bytes(m.tolist()).rstrip(b"\0").decode(errors="replace") for m in every]
+
+    def follow(self, tensors: Iterable[Tensor]) -> None:
+        """Make these tensors on every rank what they are on rank 0."""
+        if self.group is not None:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0, group=self.group)
 
     def wait(self) -> None:
         """Until every rank has come here."""

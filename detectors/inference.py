@@ -80,12 +80,14 @@ def evaluate_model(
     """Detect on every image of `dataset` and compare with its ground truth.
 
     Of several processes each takes every size-th image, so that no image counts twice, and rank 0
-    evaluates; the result is None elsewhere.
+    evaluates; the result is None elsewhere. All use rank 0's buffers, which a checkpoint holds: in
+    training batch norm's running statistics are each rank's own.
 
     Raises:
         DataError: on all of them, an image that cannot be read.
         Interrupted: on all of them, as soon as `leaving`, asked after each image, says so on one.
     """
+    world.follow(model.buffers())
     indices = range(world.rank, len(dataset), world.size)
     with Progress("evaluate", 0, len(indices), quiet=True, leads=world.leads) as progress:
 

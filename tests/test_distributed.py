@@ -90,6 +90,29 @@ def metrics_of_shares(rank: int, data: CocoDetection) -> dict[str, float]:
     return {} if evaluation is None else evaluation.metrics
 
 
+def test_an_evaluation_is_that_of_what_rank_0_saves(data: CocoDetection) -> None:
+    """Though in training each rank's batch norm has kept statistics of its own images."""
+    first, second = in_processes(statistics_of_an_evaluation, data)
+    assert first == second == [0.0] * 5
+
+
+def statistics_of_an_evaluation(rank: int, data: CocoDetection) -> list[float]:
+    class Normed(Guess):
+        def __init__(self, data: CocoDetection) -> None:
+            super().__init__(data)
+            self.norm = nn.BatchNorm2d(3)
+            self.norm.running_mean.fill_(rank)
+            self.seen: list[float] = []
+
+        def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+            self.seen.append(float(self.norm.running_mean.mean()))
+            return super().forward(images)
+
+    model = Normed(data)
+    evaluate_model(model, data, "cpu", world=world(rank))
+    return (model.seen * 5)[:5]
+
+
 def test_an_evaluation_that_one_process_is_asked_to_leave(data: CocoDetection) -> None:
     """Both do, so that none waits for the other's detections."""
     assert in_processes(left_by_the_second, data) == [True, True]
