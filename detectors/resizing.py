@@ -33,6 +33,17 @@ class _Transform(GeneralizedRCNNTransform):
         result: tuple[ImageList, list[dict[str, Tensor]] | None] = super().forward(images, targets)
         return result
 
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Of an image so thin that nothing would be left of its shorter side, pad that first."""
+        height, width = image.shape[-2:]
+        least = max(height, width) // self.max_size + 1
+        if min(height, width) < least:
+            image = F.pad(image, (0, max(0, least - width), 0, max(0, least - height)))
+        result: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
+        return result
+
     def torch_choice(self, k: Sequence[int]) -> int:
         generator = next(self._generators, None)
         if generator is None:

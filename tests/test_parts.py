@@ -362,3 +362,15 @@ def test_one_of_several_sizes_is_drawn_for_an_image():
     assert model.transform(images)[0].image_sizes == [(128, 153)] * 12
     with pytest.raises(ValueError, match="image_size: got 0, wanted at least 1"):
         build_detector("retinanet", K, preset="slim", image_size=(64, 0))
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (2000, 1)])
+def test_an_image_too_thin_to_be_resized_is_padded(size):
+    """Its shorter side would have no pixel; one such file must not end a run."""
+    model = build_detector("retinanet", K, preset="slim", image_size=96)
+    images, targets = [torch.rand(3, *size)], [{"boxes": torch.tensor([[0.0, 0.0, 1.0, 1.0]])}]
+    batch, wanted = model.transform(images, targets)
+    assert min(batch.image_sizes[0]) == 1 and max(batch.image_sizes[0]) <= 160
+    assert (wanted[0]["boxes"][0, 2:] > 0).all()
+    found = model.eval()(images)[0]["boxes"]
+    assert (found >= 0).all() and (found <= torch.tensor([*size[::-1], *size[::-1]])).all()
