@@ -4,7 +4,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -56,7 +57,8 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.close()
+        with self._heard():
+            self._bar.close()
 
     def step(self, step: int, fields: Sequence[str] = (), seconds: Sequence[float] = ()) -> None:
         """Report that `step` is done.
@@ -67,9 +69,10 @@ class Progress:
                 first ones.
             seconds: time of each step so far, where plain lines are wanted.
         """
-        if fields and not self._bar.disable:
-            self._bar.set_postfix_str(self._fitting(fields), refresh=False)
-        self._bar.update(step - self._bar.n)
+        with self._heard():
+            if fields and not self._bar.disable:
+                self._bar.set_postfix_str(self._fitting(fields), refresh=False)
+            self._bar.update(step - self._bar.n)
         if self._lines and (time.monotonic() >= self._next_line or step == self._steps):
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             recent = seconds[-50:]
@@ -79,8 +82,18 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a line without breaking the bar."""
-        if self._leads:
-            tqdm.write(f"{self._title}: {text}", file=sys.stderr)
+        with self._heard():
+            if self._leads:
+                tqdm.write(f"{self._title}: {text}", file=sys.stderr)
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Go on in silence once nobody can listen: `tee` or the terminal has ended, not the run."""
+        try:
+            yield
+        except OSError:
+            self._leads = self._lines = False
+            self._bar.disable = True
 
     def _fitting(self, fields: Sequence[str]) -> str:
         """As many of the fields as the terminal has room for beside the bar."""

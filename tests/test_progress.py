@@ -1,11 +1,14 @@
 """What a run shows while it goes on: a line on a terminal, plain lines elsewhere, from rank 0."""
 
 import fcntl
+import io
 import os
 import pty
 import struct
 import sys
 import termios
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -56,6 +59,30 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
         progress.step(1, FIELDS, [0.1])
         progress.note("something")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("opened", [os.pipe, pty.openpty])
+def test_the_work_goes_on_when_nobody_listens_any_more(
+    opened: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after Ctrl-C in `jol train ... 2>&1 | tee log`, which ends tee at once."""
+    reader, writer = opened()
+    if opened is pty.openpty:
+        fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    monkeypatch.setattr(
+        sys, "stderr", io.TextIOWrapper(io.FileIO(writer, "w"), line_buffering=True)
+    )
+    done = 0
+    with Progress("jol", 0, 3) as progress:
+        for step in (1, 2, 3):
+            progress.step(step, FIELDS, [0.1] * step)
+            progress.note(f"after {step}")
+            done += 1
+            if step == 1:
+                os.close(reader)
+    with suppress(OSError):  # of what is left in its buffer
+        sys.stderr.close()
+    assert done == 3
 
 
 def test_without_a_terminal_a_plain_line_now_and_then(
