@@ -110,7 +110,7 @@ class Stepper:
             batch = self._blank()  # the other ranks wait for this one's gradients
         images, targets = batch
         self._seed(step, len(images))
-        if not self.network.training:  # evaluation has been in between
+        if not self.model.training:  # evaluation has been in between
             self.network.train()
         statistics = [buffer.clone() for buffer in self.statistics]  # which a forward pass changes
         try:
