@@ -298,7 +298,7 @@ class _Augmented(Dataset[Any]):
         if self.crop is not None:
             pixels, target = _crop(pixels, target, self.crop, random)
         if random.random() < 0.5:
-            pixels = pixels[:, :, ::-1]
+            pixels = pixels[:, :, ::-1].copy()  # torch takes no reversed view, of one column either
             x1, y1, x2, y2 = target["boxes"].unbind(1)
             width = pixels.shape[2]
             target["boxes"] = torch.stack([width - x2, y1, width - x1, y2], dim=1)

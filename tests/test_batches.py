@@ -99,6 +99,11 @@ def test_samples_differ_between_epochs_and_half_are_mirrored():
         assert (images[0][:, y1:y2, x1:x2] == 1).all() and images[0].sum() == 3 * 5 * 8
 
 
+def test_an_image_of_one_column_is_mirrored_too():
+    batches = collect(crop=1, steps=20)
+    assert len(batches) == 20 and batches[0][0][0].shape == (3, 1, 1)
+
+
 @pytest.mark.parametrize(
     "changes", [{"batch_size": 0}, {"crop": 0}, {"seed": -1}, {"start_step": -1}, {"workers": -1}]
 )
