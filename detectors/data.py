@@ -236,7 +236,7 @@ def train_batches(
     schedule = _schedule(len(dataset), batch_size, seed, start_step, steps)
     loader = DataLoader(
         _Augmented(dataset, crop, seed),
-        batch_sampler=[batch[mine] for batch in schedule],
+        batch_sampler=(batch[mine] for batch in schedule),  # a long run's would fill memory
         num_workers=workers,
         collate_fn=list,
         generator=torch.Generator(),  # its own: the loader would draw from the global one

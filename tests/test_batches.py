@@ -1,5 +1,6 @@
 """train_batches: the same data whatever the workers; boxes stay where the pixels are."""
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -97,6 +98,16 @@ def test_samples_differ_between_epochs_and_half_are_mirrored():
         x1, y1, x2, y2 = targets[0]["boxes"][0].int().tolist()
         assert images[0].dtype == torch.float32 and images[0].shape == (3, 20, 30)
         assert (images[0][:, y1:y2, x1:x2] == 1).all() and images[0].sum() == 3 * 5 * 8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_long_runs_schedule_takes_no_memory(workers):
+    tracemalloc.start()
+    try:
+        next(train_batches(Drawn(), batch_size=8, crop=24, seed=5, steps=10_000, workers=workers))
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_image_of_one_column_is_mirrored_too():
