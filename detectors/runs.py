@@ -173,11 +173,11 @@ def summary_writer() -> Any:
 def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
     """The records that stay."""
     kept: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line)
         except ValueError:
-            break  # the line a dying run was writing
+            break  # the line a dying run was writing, or what a dying machine left of it
         if record["step"] < step or (record["step"] == step and "evaluation" not in record):
             kept.append(record)
     text = "".join(json.dumps(record) + "\n" for record in kept)

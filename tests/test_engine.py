@@ -126,6 +126,17 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("end", [b'{"step": 2, "AP', b"\0\0\0", b"\xff\xfe\n"])
+def test_what_is_no_line_of_the_metrics_is_dropped(end: bytes, tmp_path: Path) -> None:
+    """A machine that dies may leave anything at the end of a file."""
+    line = b'{"step": 1, "total": 2.5}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(line + end)
+    with runs.MetricsLog(tmp_path, 3) as log:
+        log.write({"step": 4, "total": math.nan})
+    wanted = line + b'{"step": 4, "total": null}\n'
+    assert (tmp_path / "metrics.jsonl").read_bytes() == wanted
+
+
 def test_what_a_run_leaves(settings: TrainSettings, data: CocoDetection, tmp_path: Path) -> None:
     out = tmp_path / "new" / "run"
     result = run_to_end(settings, data, out)
