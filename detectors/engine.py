@@ -345,7 +345,7 @@ class _Run:
         if evaluation is not None:
             self._write({"evaluation": evaluation.metrics})
             self.progress.note(f"step {state.step}: {metrics_line(evaluation)}")
-            if evaluation.metrics["AP"] > state.best:
+            if not evaluation.metrics["AP"] <= state.best:  # NaN too, where there are no objects
                 state.best, state.best_step = evaluation.metrics["AP"], state.step
                 checkpoints.save(self.out / checkpoints.BEST, self._weights())
         return evaluation

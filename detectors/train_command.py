@@ -133,7 +133,7 @@ def _tell_start(
 def _tell_end(result: engine.TrainResult, settings: TrainSettings, images: int, out: Path) -> None:
     """The summary: final and best AP, time, where the files are."""
     print(metrics_line(result.evaluation))
-    if result.best_step:
+    if not math.isnan(result.best):
         epoch = result.best_step * settings.batch_size / images
         print(f"best AP {100 * result.best:.1f} at step {result.best_step} (epoch {epoch:.1f})")
     if not math.isnan(result.seconds_per_step):

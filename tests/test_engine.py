@@ -164,6 +164,18 @@ def test_what_a_run_leaves(settings: TrainSettings, data: CocoDetection, tmp_pat
     assert again.metrics["AP"] == pytest.approx(logged[0]["AP"])
 
 
+def test_a_run_whose_ap_is_not_defined_keeps_its_last_weights(
+    settings: TrainSettings, data: CocoDetection, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps({**data.ground_truth, "annotations": []}))
+    images = data._files[0].parent
+    model = engine.make_model(settings, len(data.class_names))
+    result = engine.train(settings, model, data, CocoDetection(images, empty), tmp_path)
+    assert result is not None and math.isnan(result.best) and result.best_step == settings.steps
+    assert checkpoints.load(tmp_path / "best.pt")["step"] == settings.steps
+
+
 def test_loss_that_is_not_finite_stops(
     settings: TrainSettings, data: CocoDetection, tmp_path: Path
 ) -> None:
