@@ -39,6 +39,7 @@ class Protocol:
     whole: tuple[float, float] = (0, 1e10)
 
 
+EVALUATORS = ("faster", "pycocotools")
 PROTOCOLS = {
     # Wang et al., "Tiny Object Detection in Aerial Images", ICPR 2020, and their cocoapi-aitod
     "aitod": Protocol(
@@ -106,7 +107,7 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol is {protocol!r}, wanted one of {sorted(PROTOCOLS)}")
-    if evaluator not in ("faster", "pycocotools"):
+    if evaluator not in EVALUATORS:
         raise ValueError(f"evaluator is {evaluator!r}, wanted 'faster' or 'pycocotools'")
     rules = PROTOCOLS[protocol]
     categories = sorted(ground_truth["categories"], key=lambda category: category["id"])

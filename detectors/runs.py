@@ -73,8 +73,9 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     try:
         config = json.loads(path.read_text())
-        settings = dataclasses.asdict(TrainSettings(**config["settings"]))
-        return settings, dict(config["data"])
+        settings = TrainSettings(**config["settings"])
+        settings.check()
+        return dataclasses.asdict(settings), dict(config["data"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: missing or broken, no settings of a run: {error}") from error
 

@@ -9,9 +9,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from detectors.datasets.named import DATASETS
+from detectors.evaluation import EVALUATORS, PROTOCOLS
 from detectors.models import TWO_STAGE, WEIGHTS, default_backbone
 from detectors.values import Unusable
 
@@ -25,6 +26,7 @@ MAY_CHANGE = frozenset(
 )
 """Settings a resumed run need not share with its beginning."""
 PRECISIONS = ("off", "bf16", "fp16")
+KNOWN = {"amp": PRECISIONS, "evaluator": EVALUATORS, "protocol": tuple(PROTOCOLS)}
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,40 @@ class TrainSettings:
     protocol: str = "aitod"
     eval_every: int = 1
 
+    def check(self) -> None:
+        """Refuse what a file says that the command line would not have taken.
+
+        What build_detector takes beyond its kind is for build_detector to refuse.
+
+        Raises:
+            ValueError: a setting of another kind, or an unknown name.
+        """
+        for name, hint in get_type_hints(type(self)).items():
+            if not _fits(getattr(self, name), hint):
+                wanted = hint.__name__ if isinstance(hint, type) else hint
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted {wanted}")
+        for name, known in KNOWN.items():
+            if getattr(self, name) not in known:
+                wanted = ", ".join(known)
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted one of {wanted}")
+
     def model_arguments(self) -> dict[str, Any]:
         """What build_detector takes beside name, number of classes and loss."""
         return {name: getattr(self, name) for name in MODEL}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value read from JSON is of this type; whole numbers are floats too."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
 
 
 MODEL = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from detectors.assigners import ASSIGNERS
 from detectors.datasets.named import DATASETS
-from detectors.evaluation import PROTOCOLS
+from detectors.evaluation import EVALUATORS, PROTOCOLS
 from detectors.settings import DEFAULTS
 from detectors.values import default_device, positive, rate, setting
 
@@ -94,7 +94,7 @@ def val_options(command: argparse.ArgumentParser) -> None:
     suppressed = command.argument_default == argparse.SUPPRESS
     add(
         "--evaluator",
-        choices=("faster", "pycocotools"),
+        choices=EVALUATORS,
         default=argparse.SUPPRESS if suppressed else DEFAULTS["evaluator"],
         help="library that computes AP: faster-coco-eval (default) or pycocotools",
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from detectors import checkpoints, cli
+from detectors import checkpoints, cli, runs
 from detectors.cli import main
 from detectors.scenes import write_scenes
 from detectors.settings import DEFAULTS, LENGTH, TrainSettings, resolve
@@ -113,6 +113,33 @@ def test_config_repeats_a_run_bit_for_bit(
     finally:
         scenes[1].write_text(annotations)
     assert not (tmp_path / "fourth").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"steps": "6"}, "steps: got '6', wanted int"),
+        ({"lr": True}, "lr: got True, wanted float"),
+        ({"image_size": [64, 8.5]}, "image_size: got [64, 8.5], wanted int | list[int] | None"),
+        ({"assigner_settings": {"m": None}}, "assigner_settings: got {'m': None}, wanted dict"),
+        ({"amp": "fp8"}, "amp: got 'fp8', wanted one of off, bf16, fp16"),
+        ({"protocol": "voc"}, "protocol: got 'voc', wanted one of "),
+        ({"evaluator": "none"}, "evaluator: got 'none', wanted one of faster, pycocotools"),
+    ],
+)
+def test_a_config_edited_by_hand(
+    change: dict[str, Any], wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"detector": "fcos", "loss": "jol", "preset": "slim", "epochs": 12}
+    settings = dataclasses.asdict(resolve(given, 100, None, {}))
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"settings": settings | {"lr": 1}, "data": {}}))
+    assert runs.read_config(file)[0]["lr"] == 1
+    file.write_text(json.dumps({"settings": settings | change, "data": {}}))
+    assert main(["train", "--config", str(file), "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert f"{file}: " in said and wanted in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_takes_the_runs_own_settings(
