@@ -117,7 +117,7 @@ def _class_panel(axes: Axes, evaluations: Mapping[str, Evaluation], label: int, 
     if set(areas["AP50"]) == {"-"}:
         axes.text(0.5, 0.5, "no objects", ha="center", color="#555555")
     numbers = ", ".join(f"{name} {' / '.join(values)}" for name, values in areas.items())
-    axes.set_title(f"{title}\n{numbers}", fontsize=9)
+    axes.set_title(f"{title}\n{numbers}", fontsize=9, parse_math=False)  # names may hold dollars
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
 
