@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.backend_bases import FigureCanvasBase
+
 from detectors import (
     checkpoints,
     demo,
@@ -176,6 +178,9 @@ def _figure(args: argparse.Namespace) -> None:
     check_device(args.device)
     if not args.out.parent.is_dir():
         raise Unusable(f"--out {args.out}: no folder {args.out.parent}")
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if args.out.suffix[1:].lower() not in kinds or args.out.is_dir():
+        raise Unusable(f"--out {args.out}: wanted the name of a file, ending in .png")
     folders = {k: v for k, v in (("base", args.base), ("jol", args.jol)) if v is not None}
     if args.figure == 3:
         paper_figures.loss_surfaces(args.out)
@@ -183,6 +188,9 @@ def _figure(args: argparse.Namespace) -> None:
         raise Unusable("wanted --base DIR, --jol DIR or both")
     elif args.figure == 6:
         found = {name: read_results(folder) for name, folder in folders.items()}
+        classes = {name: list(one.per_class) for name, one in found.items()}
+        if classes.get("base") != classes.get("jol") and len(classes) > 1:
+            raise Unusable(f"runs of different classes: {classes}")
         pr_curves(found, args.out)
         pr_classes(found, args.out.with_name(f"{args.out.stem}-classes{args.out.suffix}"))
     else:

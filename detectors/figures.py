@@ -51,7 +51,8 @@ def pr_curves(evaluations: Mapping[str, Evaluation], path: Path) -> None:
     for axes, (iou, title) in zip(panels, titles.items(), strict=True):
         for position, (name, evaluation) in enumerate(evaluations.items()):
             curve = mean_curve(evaluation, iou)
-            label = f"{NAMES.get(name, name)}: {AREA_OF[iou]} = {curve.mean():.3f}"
+            area = "-" if np.isnan(curve).any() else f"{curve.mean():.3f}"
+            label = f"{NAMES.get(name, name)}: {AREA_OF[iou]} = {area}"
             axes.plot(
                 evaluation.recall_points, curve, label=label, linewidth=2, **_line(name, position)
             )
@@ -169,7 +170,9 @@ def detections_figure(rows: Sequence[Row], path: Path) -> None:
         if list(row[2]) != names:
             raise ValueError(f"row {index} has the runs {list(row[2])}, row 0 has {names}")
     columns = 1 + len(names)
-    figure = Figure(figsize=(4.2 * columns, 4.5 * len(rows) + 0.5), layout="constrained")
+    # not so narrow that the legend is cut
+    size = (max(4.2 * columns, 9.8), 4.5 * len(rows) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(rows), columns, squeeze=False)
     for line, (image, objects, runs) in zip(panels, rows, strict=True):
         window = _window(image, objects["boxes"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from detectors.data import CocoDetection
 from detectors.figures import NAMES, RUN_STYLES, STYLE_OF, detections_figure
+from detectors.rows import number
 from detectors.samples import Samples
 from detectors.statistics import BUCKETS, size_name
 
@@ -65,7 +66,8 @@ def loss_by_size(samples: Mapping[str, Samples], path: Path) -> None:
             colour, mark = RUN_STYLES[STYLE_OF[name]][0], "o" if name == "base" else "x"
             axes.scatter(s.s_loc[here], s.s_cls[here], 14, colour, marker=mark, alpha=0.5,
                          linewidths=1, label=NAMES[name])  # fmt: skip
-            words.append(f"{NAMES[name]} r = {correlation(s.s_loc[here], s.s_cls[here]):.2f}")
+            r = correlation(s.s_loc[here], s.s_cls[here])
+            words.append(f"{NAMES[name]} r = {number(r, '.2f')}")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="IoU")
         axes.set_title(f"{letter}  {size_name(*limits)}\n{', '.join(words)}", fontsize=10)
         axes.grid(alpha=0.3)

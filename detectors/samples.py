@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detectors.data import CocoDetection
+from detectors.data import CocoDetection, DataError
 from detectors.progress import Progress
 from jolkernels import JointOptimizationLoss
 
@@ -38,7 +38,7 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
     from the global generator, which is seeded with 0.
 
     Raises:
-        ValueError: no sample was positive.
+        DataError: no sample was positive.
     """
     found: list[list[Tensor]] = []
     objects: list[Tensor] = []
@@ -80,6 +80,6 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
             hook.remove()
     columns = [torch.cat(column).float().cpu() for column in zip(*found, strict=True)]
     if not columns or len(columns[0]) == 0:
-        raise ValueError(f"no positive sample in {count} images")
+        raise DataError(f"{dataset.source}: no positive sample in {count} images")
     size, s_loc, s_cls, loss, own = columns
     return Samples(size, s_loc, s_cls, loss, own.bool(), torch.cat(objects).float().cpu())

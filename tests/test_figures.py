@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from evaluation_cases import random_case
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from detectors.evaluation import Evaluation, evaluate
@@ -19,6 +21,8 @@ from detectors.figures import (
     pr_classes,
     pr_curves,
 )
+from detectors.paper_figures import loss_by_size
+from detectors.samples import Samples
 
 
 def boxes(*values: list[float]) -> torch.Tensor:
@@ -157,6 +161,19 @@ def test_pr_curves_are_written(tmp_path):
     assert opened(tmp_path / "none.png").size and opened(tmp_path / "empty.png").size
 
 
+def test_what_is_not_there_is_a_dash(tmp_path, monkeypatch):
+    """In the legend of curves without objects, and over a panel of scores without samples."""
+    texts = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda f, *_, **__: texts.extend(t.get_text() for t in f.findobj(Text))
+    )
+    pr_curves({"base": evaluation(math.nan)}, tmp_path / "x")
+    one = torch.ones(1)
+    loss_by_size({"jol": Samples(*[one] * 4, torch.ones(1, dtype=torch.bool), one)}, tmp_path / "x")
+    assert {"base: AP50 = -", "b  <16 px\nJOL r = -"} <= set(texts)
+    assert not [text for text in texts if "nan" in text]
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_panel_for_each_class(tmp_path):
     pr_classes({"base": evaluation(0.7), "jol": evaluation(0.9)}, tmp_path / "both.png")
@@ -220,6 +237,7 @@ def test_detections_are_drawn_by_their_kind(tmp_path):
     for name, (run, colours) in expected.items():
         detections_figure([row({"run": run})], tmp_path / "one.png")
         pixels = opened(tmp_path / "one.png")
+        assert (pixels[:, [0, -1]] == 255).all()  # the legend ends before the picture
         upper = pixels[: int(0.8 * len(pixels))]  # without the legend
         for colour in (green, blue, red):
             drawn = (upper == colour).all(axis=2).sum()

@@ -1,6 +1,7 @@
 """The paper's figures: the numbers in them, and the command."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,14 @@ def test_figures_are_drawn(
 
 def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "f.png")]
+    both = ["--base", str(runs / "base"), "--jol", str(runs / "ships")]
+    shutil.copytree(runs / "jol", runs / "ships", dirs_exist_ok=True)
+    table = (runs / "ships" / "per_class.csv").read_text()
+    (runs / "ships" / "per_class.csv").write_text(table.replace("\ncar,", "\nlorry,"))
+    images, annotations = json.loads((runs / "paths.json").read_text())
+    content = json.loads(Path(annotations).read_text())
+    (runs / "none.json").write_text(json.dumps({**content, "annotations": []}))
+    none = ["--val-images", images, "--val-annotations", str(runs / "none.json")]
     for words, wanted in (
         (["7"], "no figure '7': what the paper's shows was not found, nor is it guessed here"),
         (["2", *out], "no figure '2'; wanted 1, 3, 4, 5 or 6"),
@@ -127,6 +136,12 @@ def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["1", *out, "--base", str(runs / "jol"), *given(runs)], "trained with another loss"),
         (["6", *out, "--base", str(tmp_path)], "no results of an evaluation"),
         (["3", "--out", str(tmp_path / "no" / "f.png")], "no folder"),
+        (["3", "--out", str(tmp_path)], "wanted the name of a file, ending in .png"),
+        (["3", "--out", "."], "wanted the name of a file, ending in .png"),
+        (["3", "--out", str(tmp_path / "f")], "wanted the name of a file, ending in .png"),
+        (["3", "--out", str(tmp_path / "f.xyz")], "wanted the name of a file, ending in .png"),
+        (["6", *out, *both], "runs of different classes: {'base': ['car', "),
+        (["1", *out, *both[:2], *none, "--device", "cpu"], "none.json: no positive sample in 3"),
     ):
         assert main(["figure", *words]) == 2, words
         error = capsys.readouterr().err
