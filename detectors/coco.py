@@ -35,7 +35,8 @@ class CocoFile:
         files: the image file of each of `images`; none where read without a folder.
         skipped: a line for each annotation left out, clipped, or crowd or ignored.
         zero_size: how many annotations of no width or height were left out.
-        clipped: how many annotations were cut off at the border of their image.
+        clipped: how many annotations were cut off at the border of their image; a crowd of several
+            classes counts once.
         sha256: of the file, hexadecimal; None where there is none.
     """
 

@@ -151,7 +151,8 @@ def check_annotations(
     """The annotations as used, a line for each not used as it stands, how many of no size, cut."""
     kept: list[dict[str, Any]] = []
     skipped: list[str] = []
-    zero_size = cut = 0
+    zero_size = 0
+    cut = set()  # a crowd of several classes is cut once
     for record, where in _records(content, source, "annotations", report):
         number = int(record["id"])
         image_id = _one_of(images, record, "image", "images", where, report)
@@ -176,11 +177,12 @@ def check_annotations(
             continue
         if clipped:
             skipped.append(f"annotation {number}: clipped to its image")
-            cut += 1
         marks = [_mark(record, key, where, report) for key in ("iscrowd", "ignore")]
         if None in marks:
             continue
         crowd = any(marks)
+        if clipped:
+            cut.add((image_id, *box) if crowd else number)
         if crowd:
             skipped.append(f"annotation {number}: crowd or ignored, not a target")
         kept.append(
@@ -193,7 +195,7 @@ def check_annotations(
                 "iscrowd": int(crowd),
             }
         )
-    return kept, skipped, zero_size, cut
+    return kept, skipped, zero_size, len(cut)
 
 
 def _mark(record: dict[str, Any], key: str, where: str, report: Report) -> bool | None:

@@ -129,7 +129,14 @@ def test_check_names_every_problem_in_one_pass(
     folder = root / "VisDrone2019-DET-val"
     text = folder / "annotations" / "b.txt"
     text.write_text("1,2,3\n10,10,20,10,1,4,0,0\n1,2,3,4,1,12,0,0\n1,2,3,4,0.5,1,0,0\n")
-    (folder / "annotations" / "c.txt").write_text("200,10,20,10,1,4,0,0\n90,10,20,10,1,4,0,0\n")
+    lines = (
+        "200,10,20,10,0,0,0,0",
+        "0,-30,20,30,1,4,0,0",
+        "90,10,20,10,1,4,0,0",
+        "-9,0,20,9,0,0,0,0",
+    )
+    (folder / "annotations" / "c.txt").write_text("\n".join(lines))
+    (folder / "images" / "a.png").write_bytes(picture(100, 80))
     noise = np.random.default_rng(0).integers(256, size=(80, 100, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "images" / "c.jpg")
     truncated = (folder / "images" / "c.jpg").read_bytes()[:-999]
@@ -144,15 +151,24 @@ def test_check_names_every_problem_in_one_pass(
         "b.txt line 1: '1,2,3', wanted eight whole numbers",
         "b.txt line 3: '1,2,3,4,1,12,0,0'",
         "b.txt line 4: '1,2,3,4,0.5,1,0,0'",
-        "annotation 2: bbox [200, 10, 20, 10] lies outside image 3 (100x80)",
+        "c.txt line 1: box 200,10,20,10 lies outside its image (100x80)",
+        "c.txt line 2: box 0,-30,20,30 lies outside its image (100x80)",
         "c.jpg cannot be decoded",
+        "a.png: a.jpg has the same a.txt",
         "d.jpg: no d.txt in",
         "e.txt: no image e in",
         "f.jpg: cannot be opened",
     ):
         assert printed.out.count(wanted) == 1, wanted
-    assert "1 clipped" in printed.out
-    assert printed.err == "jol data check: 8 problems\n"
+    assert "; 2 clipped;" in printed.out  # an object, and a region that is of ten classes
+    assert printed.err == "jol data check: 10 problems\n"
+
+
+def test_files_from_windows(root: Path) -> None:
+    text = root / "VisDrone2019-DET-val" / "annotations" / "b.txt"
+    lines = read_split("visdrone", root, "val").content["annotations"]
+    text.write_bytes(b"\xef\xbb\xbf" + text.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_split("visdrone", root, "val").content["annotations"] == lines != []
 
 
 def test_what_is_not_there_is_named(root: Path, tmp_path: Path) -> None:

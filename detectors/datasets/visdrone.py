@@ -43,11 +43,10 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
     for part in ("images", "annotations"):
         if not (folder / part).is_dir():
             raise DataError(f"{folder / part}: no such folder")
-    pictures = {
-        file.stem: file
-        for file in sorted((folder / "images").iterdir())
-        if file.suffix.lower() in SUFFIXES
-    }
+    pictures: dict[str, Path] = {}
+    for file in sorted((folder / "images").iterdir()):
+        if file.suffix.lower() in SUFFIXES and pictures.setdefault(file.stem, file) != file:
+            report(f"{file}: {pictures[file.stem].name} has the same {file.stem}.txt")
     texts = {file.stem: file for file in (folder / "annotations").glob("*.txt")}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -66,7 +65,7 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
         name = picture.relative_to(root).as_posix()
         number = len(images) + 1
         images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
-        for row in _rows(texts[stem], report):
+        for row in _rows(texts[stem], size, report):
             annotations += _annotations(row, number, len(annotations) + 1, left_out)
     if not images:
         report(f"{folder}: no images")
@@ -85,10 +84,10 @@ def _size(picture: Path, report: Report) -> tuple[int, int] | None:
         return None
 
 
-def _rows(file: Path, report: Report) -> Iterator[list[int]]:
-    """The lines of a txt file as eight numbers each."""
+def _rows(file: Path, size: tuple[int, int], report: Report) -> Iterator[list[int]]:
+    """The lines of a txt file as eight numbers each; size: of its image."""
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a mark
     except (OSError, ValueError) as error:
         report(f"{file}: cannot be read: {error}")
         return
@@ -104,6 +103,11 @@ def _rows(file: Path, report: Report) -> Iterator[list[int]]:
                 f"{file} line {number}: {line[:80]!r}, wanted eight whole numbers "
                 f"x,y,w,h,score,category,truncation,occlusion, score 0 or 1, category 0 to 11"
             )
+            continue
+        x, y, w, h = row[:4]
+        if min(w, h) > 0 and not (-w < x < size[0] and -h < y < size[1]):
+            where = f"{file} line {number}: box {x},{y},{w},{h}"
+            report(f"{where} lies outside its image ({size[0]}x{size[1]})")
             continue
         yield row
 
