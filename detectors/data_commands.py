@@ -93,13 +93,18 @@ def _check_one(source: str, coco: CocoFile, left_out: Mapping[str, int], report:
             if problem:
                 report(problem)
             progress.step(done)
-    counts = {**left_out, ZERO_SIZE: left_out.get(ZERO_SIZE, 0) + coco.zero_size}
+    counts = _left_out(left_out, coco)
     objects = sum(not record["iscrowd"] for record in coco.annotations)
     print(
         f"{source}: {len(coco.images):,} images, {objects:,} objects, "
         f"{coco.ignored:,} crowd or ignored; {coco.clipped:,} clipped; left out: "
         + ", ".join(f"{number:,} {what}" for what, number in counts.items())
     )
+
+
+def _left_out(before: Mapping[str, int], coco: CocoFile) -> dict[str, int]:
+    """What was left out by the reader, in words → how many, and then by the rules."""
+    return {**before, ZERO_SIZE: before.get(ZERO_SIZE, 0) + coco.zero_size}
 
 
 def undecodable(coco: CocoFile, source: str) -> Iterator[str | None]:
@@ -145,7 +150,7 @@ def convert(args: argparse.Namespace) -> None:
     beside = args.out.with_name(args.out.name + ".part")
     beside.write_bytes(to_json(**content))
     os.replace(beside, args.out)
-    for what, number in split.left_out.items():
+    for what, number in _left_out(split.left_out, coco).items():
         print(f"left out: {number:,} {what}")
     kinds = f"{len(content['images']):,} images, {len(content['annotations']):,} annotations"
     print(f"{kinds} in {args.out}")

@@ -87,6 +87,21 @@ def test_coco(folder: str, tmp_path: Path) -> None:
         training_data("coco", tmp_path)
 
 
+def test_convert_says_what_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "annotations" / "instances_val2017.json"
+    write_json(file, ["0.png", "1.png"])
+    write_pictures(tmp_path / "val2017", ["0.png", "1.png"])
+    content = json.loads(file.read_text())
+    content["annotations"][1]["bbox"] = [3, 3, 0, 9]
+    file.write_text(json.dumps(content))
+    words = ["--dataset", "coco", "--data-root", str(tmp_path), "--split", "val"]
+    assert main(["data", "convert", *words, "--out", str(tmp_path / "val.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: 1 of zero size\n2 images, 1 annotations in " in printed
+
+
 TRAIN = ("train", "--loss", "jol", "--out", "x", "--detector")
 
 

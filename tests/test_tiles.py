@@ -158,6 +158,10 @@ def test_a_region_without_a_box_is_named(tmp_path: Path) -> None:
         file.write_text(json.dumps(content))
         with pytest.raises(DataError, match=r"test\.json: annotation 2: a region without a box"):
             read_split("sodad", root, "test")
+    content["annotations"][2] |= {"bbox": [1, 2, 3, 4], "image_id": 77}
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="annotation 2: image 77 of a region is not among the im"):
+        read_split("sodad", root, "test")
 
 
 CLASSES = ["people", "rider"]

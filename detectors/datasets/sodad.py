@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -35,22 +35,33 @@ def read_sodad(
     They are no objects, and nothing can be detected there: the tiles show them black.
 
     Raises:
-        DataError: no JSON object in the file; by default also a region without a box, which
-            otherwise `report` is told.
+        DataError: no JSON object in the file; by default also a region without a box or of
+            no image, which otherwise `report` is told.
     """
     published = read_published_json(root, annotations, folders)
     content = published.content
-    ids = [record["id"] for record in _dicts(content, "categories") if record.get("name") == IGNORE]
-    regions: dict[int, list[Box]] = {}
+    ids = [
+        record["id"]
+        for record in _dicts(content, "categories")
+        if record.get("name") == IGNORE and _is_number(record.get("id"))
+    ]
+    images = [record.get("id") for record in _dicts(content, "images")]
+    regions: dict[int, list[Box]] = {number: [] for number in images if _is_number(number)}
     for record in _dicts(content, "annotations"):
         if record.get("category_id") in ids:
+            where = f"{annotations}: annotation {record.get('id')}"
             try:
                 x, y, w, h = map(float, record["bbox"])
                 if not math.isfinite(x + y + w + h):
                     raise ValueError
-                regions.setdefault(record["image_id"], []).append((x, y, w, h))
             except (KeyError, TypeError, ValueError):
-                report(f"{annotations}: annotation {record.get('id')}: a region without a box")
+                report(f"{where}: a region without a box")
+                continue
+            image = record.get("image_id")
+            if _is_number(image) and image in regions:
+                regions[image].append((x, y, w, h))
+            else:
+                report(f"{where}: image {image!r} of a region is not among the images")
     for key, name in (("annotations", "category_id"), ("categories", "id")):
         if isinstance(content.get(key), list):
             content[key] = [
@@ -62,11 +73,16 @@ def read_sodad(
     return Published(published.source, root, content, left_out, regions)
 
 
+def _is_number(value: Any) -> TypeGuard[int]:
+    """Also 4.0, as the rules of ids have it."""
+    return isinstance(value, int | float)
+
+
 def _dicts(content: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
-    """The records of a list that may be anything yet, those with an id."""
+    """The records of a list that may be anything yet."""
     records = content.get(key)
     for record in records if isinstance(records, list) else []:
-        if isinstance(record, dict) and isinstance(record.get("id"), int):
+        if isinstance(record, dict):
             yield record
 
 
