@@ -35,6 +35,7 @@ FOUND: dict[str, Any] = {"edgecolor": "#2BE0A0", "linestyle": "-"}
 WRONG: dict[str, Any] = {"edgecolor": "#56B4E9", "linestyle": "--"}
 MISSED: dict[str, Any] = {"edgecolor": "#FF5A46", "linestyle": ":"}
 WINDOW = 256  # pixels; of a larger image, the part of this size with the most objects is shown
+LONGEST = 36  # characters of a class's name, which has the width of a panel
 
 
 def pr_curves(evaluations: Mapping[str, Evaluation], path: Path) -> None:
@@ -118,6 +119,8 @@ def _class_panel(axes: Axes, evaluations: Mapping[str, Evaluation], label: int, 
     if set(areas["AP50"]) == {"-"}:
         axes.text(0.5, 0.5, "no objects", ha="center", color="#555555")
     numbers = ", ".join(f"{name} {' / '.join(values)}" for name, values in areas.items())
+    title = " ".join(title.split())
+    title = title if len(title) <= LONGEST else f"{title[: LONGEST - 1]}…"
     axes.set_title(f"{title}\n{numbers}", fontsize=9, parse_math=False)  # names may hold dollars
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
