@@ -367,3 +367,39 @@ def test_torchrun_stopped_and_resumed(scenes: tuple[Path, Path], tmp_path: Path)
     assert printed.count("results in run") == 1 and said.count("step 40: AP") == 1
     assert checkpoints.load(run / "last.pt")["step"] == 40
     assert "AP" in json.loads((run / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_torchrun_killed_and_resumed_ends_with_the_same_bits(
+    scenes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """With batch norm that learns, loading processes and evaluations in between."""
+    images, annotations = map(str, scenes)
+    words = [
+        *("train", "--detector", "faster_rcnn", "--loss", "jol", "--preset", "torchvision"),
+        *("--backbone", "resnet18", "--backbone-weights", "none", "--image-size", "64"),
+        *("--max-steps", "9", "--batch-size", "2", "--workers", "1", "--device", "cpu"),
+        *("--train-images", images, "--train-annotations", annotations, "--val-images", images),
+        *("--val-annotations", annotations, "--resume", "--out"),
+    ]
+    child = torchrun([*words, "whole"], tmp_path)
+    assert child.wait(300) == 0, child.communicate()
+    child = torchrun([*words, "killed"], tmp_path)
+    until = time.monotonic() + 120
+    while not (tmp_path / "killed" / "best.pt").exists():
+        assert child.poll() is None and time.monotonic() < until, child.communicate()
+        time.sleep(0.05)
+    started = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    groups = {os.getpgid(int(process)) for process in started}  # torchrun gives ranks their own
+    assert len(started) >= 2 and os.getpgid(0) not in groups
+    for group in {child.pid, *groups}:
+        os.killpg(group, signal.SIGKILL)
+    child.communicate()
+    child = torchrun([*words, "killed"], tmp_path)
+    _, said = child.communicate(timeout=300)
+    assert child.returncode == 0 and "going on after step" in said, said
+    ends = [checkpoints.load(tmp_path / name / "last.pt") for name in ("whole", "killed")]
+    assert any(name.endswith("running_mean") for name in ends[0]["model"])
+    for part in ("model", "optimizer"):
+        first, second = (checkpoints.digest(end[part]) for end in ends)
+        assert first == second, part
