@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detectors import files, runs
-from detectors.runs import RunError
+from detectors.errors import RunError
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 NEEDED = ("model", "settings", "class_names", "step", "sha256")

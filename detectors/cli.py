@@ -18,7 +18,6 @@ from detectors import (
     checkpoints,
     demo,
     distributed,
-    engine,
     export,
     inference,
     paper_figures,
@@ -30,14 +29,13 @@ from detectors import (
     train_command,
 )
 from detectors.arguments import parser
-from detectors.data import DataError
 from detectors.datasets.named import DATASETS
+from detectors.errors import JolError, RunError, Unusable
 from detectors.figures import pr_classes, pr_curves
 from detectors.grids import render
 from detectors.results import class_table, read_results, write_results
-from detectors.runs import RunError
 from detectors.settings import DEFAULTS
-from detectors.values import Unusable, check_device
+from detectors.values import check_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,23 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], None] = args.run
         command(args)
-    except (DataError, RunError, Unusable) as error:
-        if distributed.first_here():  # on a machine all ranks read the same
+    except JolError as error:
+        # Of unusable arguments and data all ranks of a machine read the same.
+        if not error.everywhere and (error.exit_status == 1 or distributed.first_here()):
             print(f"jol {args.command}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
     except SystemExit as stop:  # so it did with the arguments that a sweep hands on
         return int(stop.code or 0)
-    except engine.TrainingError as error:
-        if not error.everywhere:  # else it is told already
-            print(f"jol {args.command}: {error}", file=sys.stderr)
-        return 1
-    except (
-        sweep.SweepError,
-        predict.PredictError,
-        export.ExportError,
-    ) as error:
-        print(f"jol {args.command}: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"jol {args.command}: interrupted", file=sys.stderr)
         return 1

@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from detectors.coco_rules import Report, check_annotations, check_categories, check_images
-
-
-class DataError(ValueError):
-    """Unusable data. The message names the file, the annotation or image id, and the fault."""
+from detectors.errors import DataError
 
 
 def fail(problem: str) -> NoReturn:

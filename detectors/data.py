@@ -18,7 +18,8 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from detectors.coco import CocoFile, DataError, check_coco, read_coco
+from detectors.coco import CocoFile, check_coco, read_coco
+from detectors.errors import DataError
 
 __all__ = ["CocoDetection", "DataError", "train_batches"]
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from detectors import data_stats
-from detectors.coco import CocoFile, DataError, read_coco, to_json
+from detectors.coco import CocoFile, read_coco, to_json
 from detectors.coco_rules import Report
 from detectors.data import decode
 from detectors.datasets.named import DATASETS, read_split
 from detectors.datasets.sodad import write_tiles
 from detectors.datasets.visdrone import ZERO_SIZE
+from detectors.errors import DataError, Unusable
 from detectors.layouts import paper_layout
 from detectors.progress import Progress
 from detectors.sources import is_named, refuse_split, splits
-from detectors.values import Unusable
 
 
 def stats(args: argparse.Namespace) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from detectors.assigned import centre_sampling, inside_only
 from detectors.assigners import Assigner, Level, centres
-from detectors.coco import CocoFile, DataError, read_coco
+from detectors.coco import CocoFile, read_coco
 from detectors.datasets.visdrone import ZERO_SIZE
+from detectors.errors import DataError
 from detectors.layouts import Layout
 from detectors.models import choose_assigner
 from detectors.progress import Progress

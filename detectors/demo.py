@@ -14,10 +14,10 @@ from torch import nn
 
 from detectors import engine, runs
 from detectors.data import CocoDetection
+from detectors.errors import RunError
 from detectors.evaluation import METRICS
 from detectors.figures import pr_curves
 from detectors.paper_figures import NAMES, detections
-from detectors.runs import RunError
 from detectors.scenes import write_scenes
 from detectors.settings import TrainSettings
 

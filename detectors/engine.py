@@ -22,6 +22,7 @@ from detectors import checkpoints
 from detectors.compiling import compile_model
 from detectors.data import Batch, CocoDetection, DataError, train_batches
 from detectors.distributed import ALONE, World, means_lost
+from detectors.errors import BadSteps, TrainingError
 from detectors.evaluation import Evaluation
 from detectors.feed import feed
 from detectors.inference import Interrupted, evaluate_model
@@ -30,7 +31,7 @@ from detectors.progress import Progress, losses_line, peak_memory
 from detectors.results import metrics_line, write_results
 from detectors.runs import MetricsLog
 from detectors.settings import TrainSettings
-from detectors.steps import BadSteps, Outcome, Stepper, TrainingError
+from detectors.steps import Outcome, Stepper
 from detectors.stopping import Stopping
 
 LOG_EVERY = 20

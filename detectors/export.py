@@ -27,6 +27,7 @@ from torch.export import ExportedProgram
 from torchvision.models.detection import FasterRCNN
 
 from detectors import files
+from detectors.errors import JolError
 from detectors.scenes import draw_scene
 
 Detections = tuple[Tensor, Tensor, Tensor]
@@ -37,7 +38,7 @@ TOLERANCE = 1e-2
 """Pixels, and hundredths of a score."""
 
 
-class ExportError(RuntimeError):
+class ExportError(JolError, RuntimeError):
     """The detector cannot be exported; or it can, and gives other numbers."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterator
 
 from detectors.data import Batch, DataError
-from detectors.steps import TrainingError
+from detectors.errors import TrainingError
 
 DEAD = "DataLoader worker"
 """How torch's message of a loading process that died begins."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detectors.errors import RunError
 from detectors.paper import Cell
-from detectors.runs import RunError
 from detectors.settings import DEFAULTS, MAY_CHANGE, TrainSettings
 
 JOINT = ("lam", "location_score", "class_score", "detach_weights")

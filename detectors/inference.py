@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from detectors.data import CocoDetection, DataError, Detection
 from detectors.distributed import ALONE, World
+from detectors.errors import RunError
 from detectors.evaluation import Evaluation, evaluate
 from detectors.models import build_detector
 from detectors.progress import Progress
-from detectors.runs import RunError
 from detectors.settings import TrainSettings
 
 COLUMNS = 7

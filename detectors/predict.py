@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from detectors.coco import to_json
 from detectors.data import DataError, decode
 from detectors.drawing import draw_detections
+from detectors.errors import JolError, Unusable
 from detectors.progress import Progress
-from detectors.values import Unusable
 
 SUFFIXES = tuple(
     f".{kind}" for kind in ("bmp", "gif", "jp2", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
@@ -39,7 +39,7 @@ AHEAD = 8
 """Batches' worth of images that are read ahead to find some of the same size."""
 
 
-class PredictError(RuntimeError):
+class PredictError(JolError, RuntimeError):
     """Results cannot be written, or some images could not be used while all others were."""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detectors import files, runs
+from detectors import errors, files, runs
 from detectors.evaluation import Evaluation
 from detectors.figures import pr_classes, pr_curves
 
@@ -61,7 +61,7 @@ def read_results(out: Path) -> Evaluation:
         if head != ["class", *metrics] or len(rows) != arrays["precision"].shape[2]:
             raise ValueError("not the file that belongs to the others")
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise runs.RunError(f"{path}: missing or broken, no results of an evaluation") from error
+        raise errors.RunError(f"{path}: missing or broken, no results of an evaluation") from error
     return Evaluation(
         metrics={k: math.nan if v is None else v for k, v in metrics.items()},
         per_class=per_class,

@@ -22,19 +22,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from detectors import files
+from detectors.errors import RunError, Unusable
 from detectors.settings import DEFAULTS, MAY_CHANGE, TrainSettings
-from detectors.values import Unusable
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pycocotools", "faster-coco-eval")
+
+
 PLACES = frozenset(
     {"data_root", "train_images", "train_annotations", "val_images", "val_annotations"}
 )
 """What config.json says of where data lie, which may move."""
+
+
 CONFIG, METRICS, BOARD = "config.json", "metrics.jsonl", "tensorboard"
-
-
-class RunError(ValueError):
-    """A folder or file that cannot be used as the run it should hold."""
 
 
 def start(out: Path, settings: TrainSettings, data: Mapping[str, Any]) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from detectors.datasets.named import DATASETS
+from detectors.errors import Unusable
 from detectors.evaluation import EVALUATORS, PROTOCOLS
 from detectors.models import TWO_STAGE, WEIGHTS, default_backbone
-from detectors.values import Unusable
 
 BATCHES = {"torchvision": 2, "paper": 2, "slim": 4}
 CROPS = {"torchvision": 0, "paper": 0, "slim": 192}

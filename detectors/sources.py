@@ -12,7 +12,7 @@ from detectors.coco_rules import Report
 from detectors.data import CocoDetection, DataError
 from detectors.datasets.named import DATASETS, evaluation_data, read_split, training_data
 from detectors.datasets.published import Published
-from detectors.values import Unusable
+from detectors.errors import Unusable
 
 SKIPPED_SHOWN = 3
 

@@ -17,29 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detectors.data import Batch
 from detectors.distributed import ALONE, World
+from detectors.errors import TrainingError
 from detectors.models import joint_head
 from detectors.sampling import seed_images
 from detectors.settings import TrainSettings
 
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 LEAST_SCALE = 1.0
 """Below this scale of fp16's loss a gradient that is not finite is the loss's fault, not fp16's."""
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step and the images.
-
-    Attributes:
-        everywhere: whether every rank raises it, so that one need tell it.
-    """
-
-    everywhere = False
-
-
-class BadSteps(TrainingError):
-    """More bad steps in a row than allowed."""
-
-    everywhere = True
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from detectors import paper, runs
+from detectors.errors import JolError, RunError
 from detectors.paper import Cell
-from detectors.runs import RunError
 from detectors.settings import MAY_CHANGE
 
 TABLES = tuple(range(2, 10))
@@ -33,7 +33,7 @@ Parse = Callable[[list[str]], dict[str, Any]]
 Launch = Callable[[list[str]], int]
 
 
-class SweepError(RuntimeError):
+class SweepError(JolError, RuntimeError):
     """Runs of a sweep that failed, by name."""
 
 

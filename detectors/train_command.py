@@ -14,9 +14,10 @@ import torch
 
 from detectors import checkpoints, engine, runs, sources
 from detectors.distributed import World, connected
+from detectors.errors import Unusable
 from detectors.results import metrics_line
 from detectors.settings import LENGTH, TrainSettings, resolve
-from detectors.values import Unusable, check_device, default_device
+from detectors.values import check_device, default_device
 
 SETTINGS = {*TrainSettings.__dataclass_fields__, *LENGTH}
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-
-class Unusable(ValueError):
-    """Arguments that cannot be used together, or not on this machine."""
+from detectors.errors import Unusable
 
 
 def count(text: str) -> int:

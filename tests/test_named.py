@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from detectors.cli import main
-from detectors.coco import DataError
 from detectors.datasets.named import DATASETS, evaluation_data, read_split, training_data
 from detectors.engine import learning_rate
+from detectors.errors import DataError
 from detectors.settings import resolve
 from detectors.train_command import SETTINGS
 

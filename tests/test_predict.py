@@ -16,8 +16,8 @@ from detectors import checkpoints, inference
 from detectors.cli import main
 from detectors.data import CocoDetection
 from detectors.drawing import COLOURS, DARK, LARGEST, READABLE, draw_detections, enlargement
+from detectors.errors import Unusable
 from detectors.predict import AHEAD, Found, batches, find_images
-from detectors.values import Unusable
 
 README = Path(__file__).parents[1] / "README.md"
 

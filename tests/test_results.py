@@ -12,9 +12,9 @@ import pytest
 from evaluation_cases import random_case
 
 from detectors import results
+from detectors.errors import RunError
 from detectors.evaluation import METRICS, Evaluation, evaluate
 from detectors.olrp import OLRP
-from detectors.runs import RunError
 
 
 def same(first: Evaluation, second: Evaluation) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from detectors import paper, tables
 from detectors.cli import main
+from detectors.errors import RunError
 from detectors.finished import find_runs, read_run
 from detectors.grids import Grid, render
-from detectors.runs import RunError
 from detectors.tables import cost_table, results_table, runs_table
 
 SETTINGS: dict[str, Any] = {

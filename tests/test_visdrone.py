@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from detectors.cli import main
-from detectors.coco import CocoFile, DataError, read_coco
+from detectors.coco import CocoFile, read_coco
 from detectors.data import CocoDetection
 from detectors.data_stats import describe, make_pool
 from detectors.datasets.named import evaluation_data, read_split
 from detectors.datasets.published import Published
+from detectors.errors import DataError
 from detectors.evaluation import evaluate
 
 BOXES = Path(__file__).parents[2] / "shared/data/visdrone_boxes"

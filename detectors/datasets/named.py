@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from detectors.coco import DataError, fail
+from detectors.coco import fail
 from detectors.coco_rules import Report
 from detectors.data import CocoDetection
 from detectors.datasets.published import Published, first_of, read_published_json
 from detectors.datasets.sodad import TiledDetection, read_sodad
 from detectors.datasets.visdrone import read_visdrone
+from detectors.errors import DataError
 
 
 class _Read(Protocol):

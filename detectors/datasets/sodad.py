@@ -14,11 +14,12 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
-from detectors.coco import CocoFile, DataError, fail, read_json
+from detectors.coco import CocoFile, fail, read_json
 from detectors.coco_rules import ROUNDING, Report
 from detectors.data import CocoDetection, Detection, decode
 from detectors.datasets.published import Published, read_published_json
 from detectors.datasets.tiles import AREA_LEFT, SIZE, Box, clip, merge, starts
+from detectors.errors import DataError
 
 IGNORE = "ignore"
 """The category of the regions to ignore."""

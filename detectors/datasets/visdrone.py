@@ -14,10 +14,11 @@ from typing import Any
 
 from PIL import Image
 
-from detectors.coco import DataError, fail
+from detectors.coco import fail
 from detectors.coco_rules import Report
 from detectors.data import UNREADABLE
 from detectors.datasets.published import Published
+from detectors.errors import DataError
 
 CLASSES = (
     *("pedestrian", "people", "bicycle", "car", "van"),
