@@ -40,11 +40,11 @@ from torchvision.transforms import functional as F
 from bench.measure import Sample, summary, synchronize
 from detectors import engine
 from detectors.data import CocoDetection, train_batches
-from detectors.progress import Progress
 from detectors.runs import MetricsLog
 from detectors.settings import TrainSettings, resolve
 from detectors.steps import Stepper
-from detectors.stopping import Stopping
+from detectors.utils.progress import Progress
+from detectors.utils.signals import Stopping
 
 LOOPS = ("harness", "reference")
 PRINT_EVERY = 20

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from detectors.data_arguments import add_data_commands
-from detectors.grids import FORMATS
 from detectors.paper_figures import SHOWN
 from detectors.shared_arguments import device_option, val_options
 from detectors.sweep import TABLES as SWEPT
 from detectors.tables import TABLES
 from detectors.train_arguments import train_options
+from detectors.utils.text_tables import FORMATS
 from detectors.values import (
     count,
     positive,

@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from detectors import files, runs
+from detectors import runs
 from detectors.errors import RunError
+from detectors.utils import files
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 NEEDED = ("model", "settings", "class_names", "step", "sha256")

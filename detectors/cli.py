@@ -17,7 +17,6 @@ from matplotlib.backend_bases import FigureCanvasBase
 from detectors import (
     checkpoints,
     demo,
-    distributed,
     export,
     inference,
     paper_figures,
@@ -32,9 +31,10 @@ from detectors.arguments import parser
 from detectors.datasets.named import DATASETS
 from detectors.errors import JolError, RunError, Unusable
 from detectors.figures import pr_classes, pr_curves
-from detectors.grids import render
 from detectors.results import class_table, read_results, write_results
 from detectors.settings import DEFAULTS
+from detectors.utils import distributed
+from detectors.utils.text_tables import render
 from detectors.values import check_device
 
 

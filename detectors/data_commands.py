@@ -17,8 +17,8 @@ from detectors.datasets.sodad import write_tiles
 from detectors.datasets.visdrone import ZERO_SIZE
 from detectors.errors import DataError, Unusable
 from detectors.layouts import paper_layout
-from detectors.progress import Progress
 from detectors.sources import is_named, refuse_split, splits
+from detectors.utils.progress import Progress
 
 
 def stats(args: argparse.Namespace) -> None:

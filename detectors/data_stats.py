@@ -17,7 +17,6 @@ from detectors.datasets.visdrone import ZERO_SIZE
 from detectors.errors import DataError
 from detectors.layouts import Layout
 from detectors.models import choose_assigner
-from detectors.progress import Progress
 from detectors.statistics import (
     Bucket,
     Image,
@@ -26,6 +25,7 @@ from detectors.statistics import (
     size_name,
     without_positives,
 )
+from detectors.utils.progress import Progress
 
 LIMITS = (0.0, 8.0, 16.0, 32.0, float("inf"))
 """Limits of the native sizes."""

@@ -21,18 +21,18 @@ from torch import nn
 from detectors import checkpoints
 from detectors.compiling import compile_model
 from detectors.data import Batch, CocoDetection, DataError, train_batches
-from detectors.distributed import ALONE, World, means_lost
 from detectors.errors import BadSteps, TrainingError
 from detectors.evaluation import Evaluation
 from detectors.feed import feed
 from detectors.inference import Interrupted, evaluate_model
 from detectors.models import build_detector
-from detectors.progress import Progress, losses_line, peak_memory
 from detectors.results import metrics_line, write_results
 from detectors.runs import MetricsLog
 from detectors.settings import TrainSettings
 from detectors.steps import Outcome, Stepper
-from detectors.stopping import Stopping
+from detectors.utils.distributed import ALONE, World, means_lost
+from detectors.utils.progress import Progress, losses_line, peak_memory
+from detectors.utils.signals import Stopping
 
 LOG_EVERY = 20
 SAVE_SECONDS = 600.0

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torchvision.models.detection import FasterRCNN
 
-from detectors import files
 from detectors.errors import JolError
 from detectors.scenes import draw_scene
+from detectors.utils import files
 
 Detections = tuple[Tensor, Tensor, Tensor]
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from detectors.data import CocoDetection, DataError, Detection
-from detectors.distributed import ALONE, World
 from detectors.errors import RunError
 from detectors.evaluation import Evaluation, evaluate
 from detectors.models import build_detector
-from detectors.progress import Progress
 from detectors.settings import TrainSettings
+from detectors.utils.distributed import ALONE, World
+from detectors.utils.progress import Progress
 
 COLUMNS = 7
 """Of a row of detections: index of the image, label, x, y, w, h, score."""

@@ -29,7 +29,7 @@ from detectors.coco import to_json
 from detectors.data import DataError, decode
 from detectors.drawing import draw_detections
 from detectors.errors import JolError, Unusable
-from detectors.progress import Progress
+from detectors.utils.progress import Progress
 
 SUFFIXES = tuple(
     f".{kind}" for kind in ("bmp", "gif", "jp2", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from detectors import errors, files, runs
+from detectors import errors
 from detectors.evaluation import Evaluation
 from detectors.figures import pr_classes, pr_curves
+from detectors.utils import files
 
 ARRAYS = ("precision", "recall_points", "iou_thresholds")
 
@@ -36,7 +37,7 @@ def write_results(out: Path, evaluation: Evaluation, name: str) -> None:
     for path, draw in ((out / "pr_curves.png", pr_curves), (out / "pr_classes.png", pr_classes)):
         with files.naming(path):
             draw({name: evaluation}, path)
-    runs.write_json(out / "results.json", evaluation.metrics)  # last: it says that all is there
+    files.write_json(out / "results.json", evaluation.metrics)  # last: it says that all is there
 
 
 def read_results(out: Path) -> Evaluation:

@@ -21,9 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from detectors import files
 from detectors.errors import RunError, Unusable
 from detectors.settings import DEFAULTS, MAY_CHANGE, TrainSettings
+from detectors.utils import files
+from detectors.utils.files import finite, write_json
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pycocotools", "faster-coco-eval")
 
@@ -184,21 +185,6 @@ def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
     text = "".join(json.dumps(record) + "\n" for record in kept)
     files.replace(path, lambda file: file.write(text.encode()))
     return kept
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content`, NaN as null."""
-    text = json.dumps(finite(content), indent=2) + "\n"
-    files.replace(path, lambda file: file.write(text.encode()))
-
-
-def finite(value: Any) -> Any:
-    """`value` with every NaN and infinity in it replaced by None, which JSON can hold."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.data import CocoDetection, DataError
-from detectors.progress import Progress
+from detectors.utils.progress import Progress
 from jolkernels import JointOptimizationLoss
 
 

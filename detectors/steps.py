@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detectors.data import Batch
-from detectors.distributed import ALONE, World
 from detectors.errors import TrainingError
 from detectors.models import joint_head
 from detectors.sampling import seed_images
 from detectors.settings import TrainSettings
+from detectors.utils.distributed import ALONE, World
 
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectors import paper, runs
+from detectors import paper
 from detectors.errors import JolError, RunError
 from detectors.paper import Cell
 from detectors.settings import MAY_CHANGE
+from detectors.utils import files
 
 TABLES = tuple(range(2, 10))
 OWN = ("--seed", "--out", "--resume")
@@ -159,7 +160,7 @@ def sweep(
             continue
         out.mkdir(parents=True, exist_ok=True)
         # Read anew: a sweep of other seeds may be running into the same folder.
-        runs.write_json(out / RECORD, {**_read_record(out), run.name: values[run.name]})
+        files.write_json(out / RECORD, {**_read_record(out), run.name: values[run.name]})
         status = launch(words)
         if status or _state(folder) != "done":
             failed.append(f"{run.name} (status {status})")

@@ -8,10 +8,10 @@ from pathlib import Path
 from detectors import paper
 from detectors.data_stats import read_pool, sizes
 from detectors.finished import JOINT, Group, Run, find_runs, grouped
-from detectors.grids import Grid
 from detectors.paper import Entry, Table
-from detectors.progress import Progress
 from detectors.rows import NO_RUN, Letters, Line, letter_groups, number, rows_of
+from detectors.utils.progress import Progress
+from detectors.utils.text_tables import Grid
 
 Made = tuple[Grid, list[str]]
 DEFAULT_ROOT = Path("runs")

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from detectors import checkpoints, engine, runs, sources
-from detectors.distributed import World, connected
 from detectors.errors import Unusable
 from detectors.results import metrics_line
 from detectors.settings import LENGTH, TrainSettings, resolve
+from detectors.utils.distributed import World, connected
 from detectors.values import check_device, default_device
 
 SETTINGS = {*TrainSettings.__dataclass_fields__, *LENGTH}

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from detectors import checkpoints, cli, demo, engine, runs, train_command
 from detectors.data import CocoDetection, DataError, train_batches
 from detectors.demo import DemoSize
-from detectors.distributed import World
 from detectors.inference import Interrupted, evaluate_model
 from detectors.scenes import write_scenes
 from detectors.settings import TrainSettings
 from detectors.steps import Stepper
+from detectors.utils.distributed import World
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ import pytest
 import torch
 from children import Child, run_jol
 
-from detectors import checkpoints, engine, files, runs
+from detectors import checkpoints, engine, runs
 from detectors.scenes import write_scenes
+from detectors.utils import files
 
 STEPS = 7
 EPOCH = 3  # 5 images, 2 a step

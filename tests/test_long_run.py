@@ -10,8 +10,8 @@ import pytest
 from detectors import demo, engine, runs
 from detectors.data import CocoDetection
 from detectors.demo import DemoSize
-from detectors.progress import Progress
 from detectors.scenes import write_scenes
+from detectors.utils.progress import Progress
 
 MEGABYTES = 25
 """What the allocator's noise may add; a tensor of the smallest map a step would be 60."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from detectors.progress import Progress
+from detectors.utils.progress import Progress
 
 FIELDS = ["cls 0.500  box 0.250  w⁻ 1.500", "9.5 images/s", "epoch 1/2", "lr 0.01", "1.5 GiB"]
 END = "<end>"
@@ -89,7 +89,7 @@ def test_without_a_terminal_a_plain_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("detectors.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("detectors.utils.progress.time.monotonic", lambda: now[0])
     with Progress("jol", 0, 100) as progress:
         for step in range(1, 101):
             now[0] += 1.0

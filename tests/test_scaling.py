@@ -9,11 +9,11 @@ import torch.distributed as dist
 from test_sync_group import in_processes
 
 from detectors.data import Batch
-from detectors.distributed import World
 from detectors.layouts import DETECTORS
 from detectors.models import build_detector
 from detectors.settings import resolve
 from detectors.steps import Stepper
+from detectors.utils.distributed import World
 
 CLASSES = 8
 SMALL = {"backbone": "resnet18", "backbone_weights": "none", "image_size": 64}

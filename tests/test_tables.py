@@ -13,8 +13,8 @@ from detectors import paper, tables
 from detectors.cli import main
 from detectors.errors import RunError
 from detectors.finished import find_runs, read_run
-from detectors.grids import Grid, render
 from detectors.tables import cost_table, results_table, runs_table
+from detectors.utils.text_tables import Grid, render
 
 SETTINGS: dict[str, Any] = {
     "detector": "faster_rcnn",

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 WIDTH = 100
 """Of the notes below a table, in characters."""
+
+
 FORMATS = ("text", "markdown", "csv")
 
 

@@ -2,10 +2,14 @@
 
 import contextlib
 import io
+import json
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from detectors.utils import files
 
 PART = ".part"
 """What the name of a file ends with while it is written."""
@@ -67,3 +71,18 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content`, NaN as null."""
+    text = json.dumps(finite(content), indent=2) + "\n"
+    files.replace(path, lambda file: file.write(text.encode()))
+
+
+def finite(value: Any) -> Any:
+    """`value` with every NaN and infinity in it replaced by None, which JSON can hold."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

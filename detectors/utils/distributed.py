@@ -17,6 +17,8 @@ from torch import Tensor
 
 PATIENCE = timedelta(hours=2)
 """How long ranks wait for each other; rank 0 computes AP while the others wait."""
+
+
 MESSAGE = 1000
 """Bytes of a message that ranks tell each other."""
 

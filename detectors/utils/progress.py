@@ -15,6 +15,8 @@ from tqdm import tqdm
 from detectors.models import LOSS_NAMES
 
 SECONDS_BETWEEN_LINES = 15.0
+
+
 BAR = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 
 
