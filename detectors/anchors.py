@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from detectors.assigners import RECEPTIVE_FIELDS, Level
+from detectors.assigners.priors import RECEPTIVE_FIELDS, Level
 
 
 class LevelledAnchors(AnchorGenerator):

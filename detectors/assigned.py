@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detectors.assigners import IGNORED, Assigner, Level, centres
+from detectors.assigners.priors import IGNORED, Assigner, Level
+from detectors.assigners.similarities import centres
 from detectors.layouts import ATSS_SCALE
 from jolkernels import sync
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from detectors.assigned import centre_sampling, inside_only
-from detectors.assigners import Assigner, Level, centres
+from detectors.assigners.priors import Assigner, Level
+from detectors.assigners.similarities import centres
 from detectors.coco import CocoFile, read_coco
 from detectors.datasets.visdrone import ZERO_SIZE
 from detectors.errors import DataError

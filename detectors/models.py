@@ -26,7 +26,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from detectors.assigned import AssignedFCOS, AssignedRetinaNet, AssignedRPN
-from detectors.assigners import ASSIGNERS, Assigner, make_assigner
+from detectors.assigners.make import ASSIGNERS, make_assigner
+from detectors.assigners.priors import Assigner
 from detectors.backbones import BACKBONES, BOTTLENECKS, NORMS, pyramid, resnet, stage_width
 from detectors.cascade import CascadeRoIHeads
 from detectors.layouts import DETECTORS, TWO_STAGE, AnchorPlan, plan_anchors

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from detectors.assigners import ASSIGNERS
+from detectors.assigners.make import ASSIGNERS
 from detectors.datasets.named import DATASETS
 from detectors.evaluation import EVALUATORS, PROTOCOLS
 from detectors.settings import DEFAULTS

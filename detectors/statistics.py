@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detectors.anchors import PlainAnchors
-from detectors.assigners import Assigner, Level
+from detectors.assigners.priors import Assigner, Level
 from detectors.layouts import Layout
 
 Image = tuple[Tensor, tuple[int, int]]

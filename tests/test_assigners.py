@@ -8,9 +8,17 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from detectors import assigners
-from detectors.assigners import ASSIGNERS, Level, make_assigner
-from detectors.similarities import (
+from detectors.assigners import (
+    ASSIGNERS,
+    BACKGROUND,
+    Level,
+    atss,
+    make_assigner,
+    ranking,
+    threshold,
+)
+from detectors.assigners import priors as prior_chunks
+from detectors.assigners.similarities import (
     dotd_similarity,
     nwd_similarity,
     rfla_similarity,
@@ -84,8 +92,8 @@ def test_iou_is_torchvisions_matcher(high, low, low_quality, monkeypatch):
         # the same object twice, an object that is an anchor, one on a corner shared by anchors
         corner = torch.tensor([[16.0, 16, 24, 24]])
         boxes = torch.cat([boxes, boxes[:1], priors[7:8], corner])
-        monkeypatch.setattr(assigners, "PAIRS", (1 + seed % 4) * len(priors))
-        got = assigners.iou(boxes, priors, levels, high=high, low=low, min_low_quality=setting)
+        monkeypatch.setattr(prior_chunks, "PAIRS", (1 + seed % 4) * len(priors))
+        got = threshold.iou(boxes, priors, levels, high=high, low=low, min_low_quality=setting)
         assert torch.equal(got, reference(box_iou(boxes, priors)))
 
 
@@ -94,8 +102,8 @@ def test_an_object_like_no_prior_has_no_best_ones(name):
     """torchvision's Matcher would make all priors tied at 0 positives of their own objects."""
     _, priors, levels = grid(0, 1)
     far = torch.tensor([[5000.0, 5000, 5010, 5010]])
-    assign = assigners.make_assigner(name, high=0.5, low=0.4, min_low_quality=0.0)
-    assert (assign(far, priors, levels) == assigners.BACKGROUND).all()
+    assign = make_assigner(name, high=0.5, low=0.4, min_low_quality=0.0)
+    assert (assign(far, priors, levels) == BACKGROUND).all()
     large = torch.tensor([[0.0, 0, 700, 700]])  # with IoU the largest anchors tie
     assert (assign(large, priors, levels) >= 0).sum() < len(priors) / 4
 
@@ -118,16 +126,16 @@ def test_an_object_like_no_prior_has_no_best_ones(name):
 )
 def test_unusable_settings_are_named_when_the_assigner_is_made(name, settings, message):
     with pytest.raises(ValueError, match=message):
-        assigners.make_assigner(name, **settings)
+        make_assigner(name, **settings)
 
 
 def test_low_quality_bar():
     boxes, priors, levels = grid(3, 30, largest=12)
     best = box_iou(boxes, priors).amax(dim=1)
     assert ((best > 0.05) & (best < 0.3)).any() and (best >= 0.3).any()
-    strict = assigners.iou(boxes, priors, levels, min_low_quality=None)
-    barred = assigners.iou(boxes, priors, levels)
-    everything = assigners.iou(boxes, priors, levels, min_low_quality=0.0)
+    strict = threshold.iou(boxes, priors, levels, min_low_quality=None)
+    barred = threshold.iou(boxes, priors, levels)
+    everything = threshold.iou(boxes, priors, levels, min_low_quality=0.0)
     counts = [int((matches >= 0).sum()) for matches in (strict, barred, everything)]
     assert counts[0] < counts[1] < counts[2]
     tied = (box_iou(boxes, priors) == best[:, None]) & (best >= 0.3)[:, None]
@@ -172,8 +180,8 @@ def test_nwd_rka_by_loops(k, monkeypatch):
     for a in range(len(priors)):
         if wanted[a] == -1 and max(alike[g][a] for g in range(len(boxes))) >= 0.3:
             wanted[a] = -2
-    monkeypatch.setattr(assigners, "PAIRS", 4 * len(priors))
-    got = assigners.nwd_rka(boxes, priors, levels, k=k, constant=9.0)
+    monkeypatch.setattr(prior_chunks, "PAIRS", 4 * len(priors))
+    got = ranking.nwd_rka(boxes, priors, levels, k=k, constant=9.0)
     assert got.tolist() == wanted and {-1, -2} < set(wanted)
     # some objects chose the same prior, otherwise the order of objects would not be tested
     assert sum(match >= 0 for match in wanted) < k * len(boxes)
@@ -202,10 +210,10 @@ def test_rfla_by_loops(monkeypatch):
     assert wanted != first
     best = [max(column) for column in zip(*scores(1.0), strict=True)]
     wanted = [-2 if a == -1 and s >= 0.8 else a for a, s in zip(wanted, best, strict=True)]
-    monkeypatch.setattr(assigners, "PAIRS", 4 * len(priors))
-    assert assigners.rfla(boxes, priors, levels).tolist() == wanted
+    monkeypatch.setattr(prior_chunks, "PAIRS", 4 * len(priors))
+    assert ranking.rfla(boxes, priors, levels).tolist() == wanted
     lower = [-2 if a == -1 and s >= 0.3 else a for a, s in zip(wanted, best, strict=True)]
-    assert lower != wanted and assigners.rfla(boxes, priors, levels, low=0.3).tolist() == lower
+    assert lower != wanted and ranking.rfla(boxes, priors, levels, low=0.3).tolist() == lower
 
 
 @pytest.mark.parametrize("make", [spread, grid])
@@ -236,8 +244,8 @@ def test_atss_by_its_definition(make, monkeypatch):
             inside = x1 < x < x2 and y1 < y < y2
             if inside and v >= mean + math.sqrt(variance) and v > value[a]:
                 wanted[a], value[a] = g, v
-    monkeypatch.setattr(assigners, "PAIRS", 4 * len(priors))
-    assert assigners.atss(boxes, priors, levels, k=5).tolist() == wanted
+    monkeypatch.setattr(prior_chunks, "PAIRS", 4 * len(priors))
+    assert atss.atss(boxes, priors, levels, k=5).tolist() == wanted
     assert len(set(wanted)) > 15 and len(boxes) - 1 not in wanted
 
 
@@ -259,7 +267,7 @@ def test_chunks_do_not_change_the_result(name, monkeypatch):
     boxes, priors, levels = grid(6, 1500, largest=20)
     whole = make_assigner(name)(boxes, priors, levels)
     largest = 0
-    original = assigners._chunks
+    original = prior_chunks.chunks
 
     def watched(boxes, priors):
         nonlocal largest
@@ -267,11 +275,12 @@ def test_chunks_do_not_change_the_result(name, monkeypatch):
             largest = max(largest, len(chunk) * priors)
             yield start, chunk
 
-    monkeypatch.setattr(assigners, "_chunks", watched)
-    monkeypatch.setattr(assigners, "PAIRS", 37 * len(priors))
+    for module in (atss, ranking, threshold):
+        monkeypatch.setattr(module, "chunks", watched)
+    monkeypatch.setattr(prior_chunks, "PAIRS", 37 * len(priors))
     assert torch.equal(make_assigner(name)(boxes, priors, levels), whole)
     assert largest == 37 * len(priors)
-    monkeypatch.setattr(assigners, "PAIRS", 1)  # one object at a time, however many priors
+    monkeypatch.setattr(prior_chunks, "PAIRS", 1)  # one object at a time, however many priors
     assert torch.equal(make_assigner(name)(boxes, priors, levels), whole)
 
 

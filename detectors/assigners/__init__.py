@@ -1,0 +1,33 @@
+"""Label assigners: which object each prior is trained on.
+
+A prior is an anchor box or, for RFLA, the place of one. Every assigner has one signature,
+
+    assign(boxes [G, 4], priors [A, 4], levels, *, settings) → int64 [A],
+
+boxes and priors as x1 y1 x2 y2 in pixels, and answers in torchvision's convention: the index of
+the object, BACKGROUND or IGNORED. Without objects all is background. Assigners are pure
+functions; give them boxes without gradient.
+
+Memory: a [G, A] matrix is never held. Objects are taken in chunks of at most PAIRS (object, prior)
+pairs; 1,500 objects and 160,000 priors take 0.4 GB (the matrix alone would be 1 GB, several times).
+What outlives a chunk is [A], and of ATSS the positive pairs.
+
+Sources:
+    iou: Faster R-CNN, arXiv 1506.01497; torchvision's Matcher
+    simd: Similarity Distance-Based Label Assignment, arXiv 2407.02394
+    nwd: Normalized Gaussian Wasserstein Distance, arXiv 2110.13389
+    nwd-rka: Detecting Tiny Objects in Aerial Images, arXiv 2206.13996
+    dotd: Dot Distance for Tiny Object Detection, CVPR Workshops 2021
+    rfla: Gaussian Receptive Field based Label Assignment, arXiv 2208.08738
+    atss: Adaptive Training Sample Selection, arXiv 1912.02424
+"""
+
+from detectors.utils.lazy import names_of
+
+__getattr__, __all__ = names_of(
+    __name__,
+    {
+        "make": "ASSIGNERS make_assigner",
+        "priors": "BACKGROUND IGNORED RECEPTIVE_FIELDS Assigner Level",
+    },
+)
