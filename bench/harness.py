@@ -39,7 +39,8 @@ from torchvision.transforms import functional as F
 
 from bench.measure import Sample, summary, synchronize
 from detectors import engine
-from detectors.data import CocoDetection, train_batches
+from detectors.data.batches import train_batches
+from detectors.data.dataset import CocoDetection
 from detectors.runs import MetricsLog
 from detectors.settings import TrainSettings, resolve
 from detectors.steps import Stepper

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detectors.coco import to_json
-from detectors.data import CocoDetection, train_batches
-from detectors.datasets.tiles import clip
+from detectors.data.batches import train_batches
+from detectors.data.coco import to_json
+from detectors.data.dataset import CocoDetection
+from detectors.data.tiles import clip
 
 CELL = 256  # pixels of an image that a mosaic shows, from its upper left corner
 QUALITY = 95  # of JPEG

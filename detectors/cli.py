@@ -28,7 +28,7 @@ from detectors import (
     train_command,
 )
 from detectors.arguments import parser
-from detectors.datasets.named import DATASETS
+from detectors.data.catalog import DATASETS
 from detectors.errors import JolError, RunError, Unusable
 from detectors.figures import pr_classes, pr_curves
 from detectors.results import class_table, read_results, write_results

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from detectors import data_stats
-from detectors.coco import CocoFile, read_coco, to_json
-from detectors.coco_rules import Report
-from detectors.data import decode
-from detectors.datasets.named import DATASETS, read_split
-from detectors.datasets.sodad import write_tiles
-from detectors.datasets.visdrone import ZERO_SIZE
+from detectors.data import object_counts
+from detectors.data.catalog import DATASETS, read_split
+from detectors.data.coco import CocoFile, read_coco, to_json
+from detectors.data.coco_checks import Report
+from detectors.data.images import decode
+from detectors.data.sodad import write_tiles
+from detectors.data.visdrone import ZERO_SIZE
 from detectors.errors import DataError, Unusable
 from detectors.layouts import paper_layout
 from detectors.sources import is_named, refuse_split, splits
@@ -37,13 +38,13 @@ def stats(args: argparse.Namespace) -> None:
         raise Unusable(str(error)) from error
     if is_named(args, "--annotations"):
         published = splits(args)
-        pool = data_stats.make_pool(
+        pool = object_counts.make_pool(
             [(split.source, split.check(files=False)) for split in published],
             sum((Counter(split.left_out) for split in published), Counter()),
         )
     else:
         refuse_split(args)
-        pool = data_stats.read_pool(args.annotations)
+        pool = object_counts.read_pool(args.annotations)
     print("\n".join(data_stats.describe(pool)))
     print("\n" + "\n".join(data_stats.describe_simd(pool, args.detector, anchors)), flush=True)
     if args.positives:

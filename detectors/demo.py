@@ -13,12 +13,12 @@ from pathlib import Path
 from torch import nn
 
 from detectors import engine, runs
-from detectors.data import CocoDetection
+from detectors.data.dataset import CocoDetection
+from detectors.data.synthetic import write_scenes
 from detectors.errors import RunError
 from detectors.evaluation import METRICS
 from detectors.figures import pr_curves
 from detectors.paper_figures import NAMES, detections
-from detectors.scenes import write_scenes
 from detectors.settings import TrainSettings
 
 LEARNING_RATE = 0.01

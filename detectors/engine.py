@@ -20,8 +20,9 @@ from torch import nn
 
 from detectors import checkpoints
 from detectors.compiling import compile_model
-from detectors.data import Batch, CocoDetection, DataError, train_batches
-from detectors.errors import BadSteps, TrainingError
+from detectors.data.batches import Batch, train_batches
+from detectors.data.dataset import CocoDetection
+from detectors.errors import BadSteps, DataError, TrainingError
 from detectors.evaluation import Evaluation
 from detectors.feed import feed
 from detectors.inference import Interrupted, evaluate_model

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torchvision.models.detection import FasterRCNN
 
+from detectors.data.synthetic import draw_scene
 from detectors.errors import JolError
-from detectors.scenes import draw_scene
 from detectors.utils import files
 
 Detections = tuple[Tensor, Tensor, Tensor]

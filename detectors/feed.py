@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Generator, Iterator
 
-from detectors.data import Batch, DataError
-from detectors.errors import TrainingError
+from detectors.data.batches import Batch
+from detectors.errors import DataError, TrainingError
 
 DEAD = "DataLoader worker"
 """How torch's message of a loading process that died begins."""

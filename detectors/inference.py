@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detectors.data import CocoDetection, DataError, Detection
-from detectors.errors import RunError
+from detectors.data.dataset import CocoDetection, Detection
+from detectors.errors import DataError, RunError
 from detectors.evaluation import Evaluation, evaluate
 from detectors.models import build_detector
 from detectors.settings import TrainSettings

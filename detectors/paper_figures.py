@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from detectors.data import CocoDetection
+from detectors.data.dataset import CocoDetection
 from detectors.figures import NAMES, RUN_STYLES, STYLE_OF, detections_figure
 from detectors.rows import number
 from detectors.samples import Samples

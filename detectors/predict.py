@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detectors.coco import to_json
-from detectors.data import DataError, decode
+from detectors.data.coco import to_json
+from detectors.data.images import decode
 from detectors.drawing import draw_detections
-from detectors.errors import JolError, Unusable
+from detectors.errors import DataError, JolError, Unusable
 from detectors.utils.progress import Progress
 
 SUFFIXES = tuple(

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detectors.data import CocoDetection, DataError
+from detectors.data.dataset import CocoDetection
+from detectors.errors import DataError
 from detectors.utils.progress import Progress
 from jolkernels import JointOptimizationLoss
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-from detectors.datasets.named import DATASETS
+from detectors.data.catalog import DATASETS
 from detectors.errors import Unusable
 from detectors.evaluation import EVALUATORS, PROTOCOLS
 from detectors.models import TWO_STAGE, WEIGHTS, default_backbone

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from detectors.assigners.make import ASSIGNERS
-from detectors.datasets.named import DATASETS
+from detectors.data.catalog import DATASETS
 from detectors.evaluation import EVALUATORS, PROTOCOLS
 from detectors.settings import DEFAULTS
 from detectors.values import default_device, positive, rate, setting

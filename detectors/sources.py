@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detectors.coco import fail
-from detectors.coco_rules import Report
-from detectors.data import CocoDetection, DataError
-from detectors.datasets.named import DATASETS, evaluation_data, read_split, training_data
-from detectors.datasets.published import Published
-from detectors.errors import Unusable
+from detectors.data.catalog import DATASETS, evaluation_data, read_split, training_data
+from detectors.data.coco import fail
+from detectors.data.coco_checks import Report
+from detectors.data.dataset import CocoDetection
+from detectors.data.published import Published
+from detectors.errors import DataError, Unusable
 
 SKIPPED_SHOWN = 3
 

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from detectors.anchors import PlainAnchors
 from detectors.assigners.priors import Assigner, Level
+from detectors.data.object_counts import Image
 from detectors.layouts import Layout
-
-Image = tuple[Tensor, tuple[int, int]]
-"""boxes [G, 4], x1 y1 x2 y2 in native pixels, and the image's (height, width)."""
 
 BUCKETS = (0.0, 8.0, 16.0, 32.0, 96.0, float("inf"))
 """Limits of the sizes sqrt(w h), in pixels of the resized image; the lower one belongs to it."""

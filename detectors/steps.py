@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detectors.data import Batch
+from detectors.data.batches import Batch
 from detectors.errors import TrainingError
 from detectors.models import joint_head
 from detectors.sampling import seed_images

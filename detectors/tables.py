@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from detectors import paper
-from detectors.data_stats import read_pool, sizes
+from detectors.data.object_counts import read_pool, sizes
 from detectors.finished import JOINT, Group, Run, find_runs, grouped
 from detectors.paper import Entry, Table
 from detectors.rows import NO_RUN, Letters, Line, letter_groups, number, rows_of

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from detectors import checkpoints, demo, engine, runs
 from detectors.data import CocoDetection, train_batches
+from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize
 from detectors.feed import feed
-from detectors.scenes import write_scenes
 from detectors.settings import TrainSettings
 from detectors.steps import Stepper
 

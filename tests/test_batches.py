@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.data import _crop, train_batches
+from detectors.data import train_batches
+from detectors.data.batches import _crop
 
 
 class Drawn(torch.utils.data.Dataset):

@@ -12,7 +12,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from bench import harness
 from detectors import engine
 from detectors.data import CocoDetection, train_batches
-from detectors.scenes import write_scenes
+from detectors.data.synthetic import write_scenes
 from detectors.settings import TrainSettings
 from detectors.steps import Stepper
 

@@ -7,7 +7,7 @@ import pytest
 
 from bench import loading
 from detectors.data import CocoDetection
-from detectors.scenes import write_scenes
+from detectors.data.synthetic import write_scenes
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

@@ -11,7 +11,7 @@ import pytest
 import untrained
 
 from detectors.cli import main
-from detectors.scenes import CLASSES, write_scenes
+from detectors.data.synthetic import CLASSES, write_scenes
 
 
 @pytest.fixture(scope="module")

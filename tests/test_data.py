@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from detectors.coco import to_json
-from detectors.data import CocoDetection, DataError, decode, train_batches
+from detectors.data import CocoDetection, DataError, train_batches
+from detectors.data.coco import to_json
+from detectors.data.images import decode
 
 NUCLEI = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei"
 

@@ -11,11 +11,11 @@ import torch
 
 from detectors import checkpoints, demo, engine, inference, runs
 from detectors.data import CocoDetection
+from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize
 from detectors.errors import RunError
 from detectors.evaluation import METRICS
 from detectors.olrp import OLRP
-from detectors.scenes import write_scenes
 from detectors.settings import TrainSettings
 from detectors.steps import Outcome, Stepper
 

@@ -17,7 +17,7 @@ import torch
 from children import Child, run_jol
 
 from detectors import checkpoints, engine, runs
-from detectors.scenes import write_scenes
+from detectors.data.synthetic import write_scenes
 from detectors.utils import files
 
 STEPS = 7

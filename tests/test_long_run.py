@@ -9,8 +9,8 @@ import pytest
 
 from detectors import demo, engine, runs
 from detectors.data import CocoDetection
+from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize
-from detectors.scenes import write_scenes
 from detectors.utils.progress import Progress
 
 MEGABYTES = 25

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from detectors.cli import main
-from detectors.datasets.named import DATASETS, evaluation_data, read_split, training_data
+from detectors.data.catalog import DATASETS, evaluation_data, read_split, training_data
 from detectors.engine import learning_rate
 from detectors.errors import DataError
 from detectors.settings import resolve

@@ -4,8 +4,8 @@ import pytest
 
 from detectors import engine
 from detectors.data import CocoDetection
+from detectors.data.synthetic import write_scenes
 from detectors.models import DETECTORS, default_backbone
-from detectors.scenes import write_scenes
 from detectors.settings import TrainSettings
 
 STEPS = dict.fromkeys(DETECTORS, 250) | {"detectors": 150}

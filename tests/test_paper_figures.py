@@ -11,8 +11,8 @@ import torch
 from detectors import checkpoints, engine, inference, paper_figures, samples
 from detectors.cli import main
 from detectors.data import CocoDetection
+from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize, demo_settings
-from detectors.scenes import write_scenes
 from detectors.statistics import BUCKETS
 
 SIZE = DemoSize(crop=64, steps=2, batch_size=1)

@@ -11,7 +11,7 @@ import torch
 from torchvision.ops import box_iou
 
 from detectors.data import CocoDetection
-from detectors.scenes import CLASSES, Scene, _paint, _render, draw_scene, write_scenes
+from detectors.data.synthetic import CLASSES, Scene, _paint, _render, draw_scene, write_scenes
 
 
 def digests(folder: Path) -> dict[str, str]:

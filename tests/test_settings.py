@@ -11,7 +11,7 @@ import torch
 
 from detectors import checkpoints, cli, runs
 from detectors.cli import main
-from detectors.scenes import write_scenes
+from detectors.data.synthetic import write_scenes
 from detectors.settings import DEFAULTS, LENGTH, TrainSettings, resolve
 
 FIELDS = {field.name for field in dataclasses.fields(TrainSettings)}

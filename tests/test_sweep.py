@@ -9,7 +9,7 @@ import pytest
 
 from detectors import sweep
 from detectors.cli import main
-from detectors.scenes import write_scenes
+from detectors.data.synthetic import write_scenes
 
 DATA = [
     *("--train-images", "a", "--train-annotations", "a.json"),

@@ -12,9 +12,9 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from detectors.cli import main
-from detectors.datasets.named import evaluation_data, read_split, training_data
-from detectors.datasets.sodad import cut_image, paint
-from detectors.datasets.tiles import NMS, OVERLAP, SIZE, clip, merge, starts
+from detectors.data.catalog import evaluation_data, read_split, training_data
+from detectors.data.sodad import cut_image, paint
+from detectors.data.tiles import NMS, OVERLAP, SIZE, clip, merge, starts
 from detectors.errors import DataError
 from detectors.evaluation import evaluate
 from detectors.paper_figures import crowded

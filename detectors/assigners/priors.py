@@ -47,6 +47,7 @@ def chunks(boxes: Tensor, priors: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def check_levels(levels: Sequence[Level], priors: Tensor) -> None:
+    """Raise ValueError unless the levels add up to the priors."""
     count = sum(level.priors for level in levels)
     if count != len(priors):
         raise ValueError(f"levels: got {count} priors, wanted {len(priors)}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from detectors.coco_rules import Report, check_annotations, check_categories, check_images
+from detectors.data.coco_checks import Report, check_annotations, check_categories, check_images
 from detectors.errors import DataError
 
 

@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detectors.coco import CocoFile, check_coco, fail, read_json
-from detectors.coco_rules import Report
-from detectors.datasets.tiles import Box
+from detectors.data.coco import CocoFile, check_coco, fail, read_json
+from detectors.data.coco_checks import Report
+from detectors.data.tiles import Box
 from detectors.errors import DataError
 
 IMAGE_KEYS = ("id", "file_name", "width", "height")
+
+
 ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
+
+
 CATEGORY_KEYS = ("id", "name")
 
 

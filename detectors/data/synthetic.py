@@ -17,13 +17,22 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ("car", "ship", "tank", "plane")
+
+
 SMALLEST, LARGEST = 4, 24  # pixels, both sides of every box
+
+
 _MARGIN = 20  # pixels drawn around the scene, so that nothing needs clipping while drawn
+
+
 _SHADOW = 2  # pixels, to the right and below: the sun stands at the upper left
+
 
 _GROUNDS = np.array(
     [[98, 112, 74], [134, 118, 92], [124, 124, 120], [118, 126, 82], [66, 88, 102]], np.float32
 )
+
+
 _PAINTS = {
     "car": [[226, 226, 224], [170, 172, 178], [48, 50, 56], [168, 52, 46], [58, 84, 148]],
     "ship": [[226, 222, 214], [176, 92, 70], [92, 104, 120], [196, 178, 120]],
@@ -33,6 +42,7 @@ _PAINTS = {
     "shed": [[166, 110, 88], [150, 150, 148], [196, 190, 176]],
     "marking": [[206, 206, 198], [188, 178, 116]],
 }
+
 
 # (u, v, length) → signed distance, brightness
 Shape = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]

@@ -14,10 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from detectors.coco import fail
-from detectors.coco_rules import Report
-from detectors.data import UNREADABLE
-from detectors.datasets.published import Published
+from detectors.data.coco import fail
+from detectors.data.coco_checks import Report
+from detectors.data.images import UNREADABLE
+from detectors.data.published import Published
 from detectors.errors import DataError
 
 CLASSES = (
@@ -25,8 +25,14 @@ CLASSES = (
     *("truck", "tricycle", "awning-tricycle", "bus", "motor"),
 )
 """The classes 1 to 10."""
+
+
 REGION, OTHERS = 0, 11
+
+
 SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
 ZERO_SIZE = "of zero size"
 
 

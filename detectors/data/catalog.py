@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from detectors.coco import fail
-from detectors.coco_rules import Report
-from detectors.data import CocoDetection
-from detectors.datasets.published import Published, first_of, read_published_json
-from detectors.datasets.sodad import TiledDetection, read_sodad
-from detectors.datasets.visdrone import read_visdrone
+from detectors.data.coco import fail
+from detectors.data.coco_checks import Report
+from detectors.data.dataset import CocoDetection
+from detectors.data.published import Published, first_of, read_published_json
+from detectors.data.sodad import TiledDetection, read_sodad
+from detectors.data.visdrone import read_visdrone
 from detectors.errors import DataError
 
 

@@ -14,16 +14,21 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
-from detectors.coco import CocoFile, fail, read_json
-from detectors.coco_rules import ROUNDING, Report
-from detectors.data import CocoDetection, Detection, decode
-from detectors.datasets.published import Published, read_published_json
-from detectors.datasets.tiles import AREA_LEFT, SIZE, Box, clip, merge, starts
+from detectors.data.coco import CocoFile, fail, read_json
+from detectors.data.coco_checks import ROUNDING, Report
+from detectors.data.dataset import CocoDetection, Detection
+from detectors.data.images import decode
+from detectors.data.published import Published, read_published_json
+from detectors.data.tiles import AREA_LEFT, SIZE, Box, clip, merge, starts
 from detectors.errors import DataError
 
 IGNORE = "ignore"
 """The category of the regions to ignore."""
+
+
 QUALITY = 95
+
+
 Tile = tuple[dict[str, Any], list[dict[str, Any]]]
 """An image record and its annotations."""
 

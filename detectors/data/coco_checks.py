@@ -13,7 +13,10 @@ from typing import Any
 # Coordinates are often rounded to two decimals: an extent of this many pixels or less counts as
 # zero, and an overhang of this many pixels or less is cut off without a line in `skipped`.
 ROUNDING = 0.01
+
+
 LONGEST_SIDE = 2**31 - 1  # pixels; beyond it sizes leave what floats and Pillow can hold
+
 
 Report = Callable[[str], object]
 """Takes a problem in words. Where it returns, what has the problem is left out."""

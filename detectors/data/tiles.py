@@ -13,13 +13,22 @@ import torch
 from torchvision.ops import batched_nms
 
 SIZE = 800
+
+
 OVERLAP = 150
+
+
 AREA_LEFT = 0.40
 """A clipped box is an object on a tile if more than this share of its area is left there."""
+
+
 NMS = 0.5
+
 
 Box = tuple[float, float, float, float]
 """x, y, w, h in pixels."""
+
+
 Place = tuple[int, int, int]
 """The whole image's id, and x and y of the tile's corner in it."""
 
