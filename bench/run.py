@@ -14,6 +14,7 @@ from bench.cases import CASES, DTYPES, SWEEP, Case, Inputs, make_inputs
 from bench.measure import Sample, Spans, counts, first_call, step, summary
 from bench.providers import OURS, PROVIDERS, Loss, Provider
 from bench.results import Row
+from detectors.models import anchor_plans
 
 PLOTS = ("time.png", "roofline.png", "launches.png")
 KEY = ("rcnn-81", "retinanet-80", "large-80")
@@ -72,7 +73,7 @@ class Run:
 
     def steps(self) -> None:
         """A training step of each detector, base and JOL."""
-        for name in detectors.DETECTORS:
+        for name in anchor_plans.DETECTORS:
             self.part(f"training steps of {name}", partial(self.training, name))
 
     def compilations(self) -> None:

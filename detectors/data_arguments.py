@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from detectors import data_commands
-from detectors.models import DETECTORS
+from detectors.models.anchor_plans import DETECTORS
 from detectors.shared_arguments import dataset_options, prior_options
 from detectors.values import positive
 

@@ -17,7 +17,7 @@ from detectors.data.images import decode
 from detectors.data.sodad import write_tiles
 from detectors.data.visdrone import ZERO_SIZE
 from detectors.errors import DataError, Unusable
-from detectors.layouts import paper_layout
+from detectors.models.anchor_plans import paper_layout
 from detectors.sources import is_named, refuse_split, splits
 from detectors.utils.progress import Progress
 

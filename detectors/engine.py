@@ -19,14 +19,13 @@ import torch
 from torch import nn
 
 from detectors import checkpoints
-from detectors.compiling import compile_model
 from detectors.data.batches import Batch, train_batches
 from detectors.data.dataset import CocoDetection
 from detectors.errors import BadSteps, DataError, TrainingError
 from detectors.evaluation import Evaluation
 from detectors.feed import feed
 from detectors.inference import Interrupted, evaluate_model
-from detectors.models import build_detector
+from detectors.models.build import build_detector, compile_model
 from detectors.results import metrics_line, write_results
 from detectors.runs import MetricsLog
 from detectors.settings import TrainSettings

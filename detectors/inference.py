@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detectors.data.dataset import CocoDetection, Detection
 from detectors.errors import DataError, RunError
 from detectors.evaluation import Evaluation, evaluate
-from detectors.models import build_detector
+from detectors.models.build import build_detector
 from detectors.settings import TrainSettings
 from detectors.utils.distributed import ALONE, World
 from detectors.utils.progress import Progress

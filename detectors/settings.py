@@ -14,7 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from detectors.data.catalog import DATASETS
 from detectors.errors import Unusable
 from detectors.evaluation import EVALUATORS, PROTOCOLS
-from detectors.models import TWO_STAGE, WEIGHTS, default_backbone
+from detectors.models.anchor_plans import TWO_STAGE
+from detectors.models.presets import WEIGHTS, default_backbone
 
 BATCHES = {"torchvision": 2, "paper": 2, "slim": 4}
 CROPS = {"torchvision": 0, "paper": 0, "slim": 192}

@@ -12,10 +12,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from detectors.anchors import PlainAnchors
 from detectors.assigners.priors import Assigner, Level
 from detectors.data.object_counts import Image
-from detectors.layouts import Layout
+from detectors.models.anchor_plans import Layout
+from detectors.models.anchors import PlainAnchors
 
 BUCKETS = (0.0, 8.0, 16.0, 32.0, 96.0, float("inf"))
 """Limits of the sizes sqrt(w h), in pixels of the resized image; the lower one belongs to it."""

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detectors.data.batches import Batch
 from detectors.errors import TrainingError
-from detectors.models import joint_head
-from detectors.sampling import seed_images
+from detectors.models.build import joint_head
+from detectors.models.samplers import seed_images
 from detectors.settings import TrainSettings
 from detectors.utils.distributed import ALONE, World
 

@@ -58,7 +58,7 @@ def make_table(name: str, root: Path | None, given: Mapping[str, Sequence[Path]]
 
 def _measure() -> dict[str, tuple[float, float]]:
     """GFLOPs and millions of parameters of the detectors of Table 9, some seconds each."""
-    from bench.detectors import build, gigamacs, parameters
+    from detectors.models.cost import build, gigamacs, parameters
 
     found = {}
     with Progress("counting", 0, len(paper.COSTS), quiet=True) as progress:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectors.atrous import SAC, ConvAWS, deform
+from detectors.models.switchable_convolution import SAC, ConvAWS, deform
 
 
 def test_convaws_standardises_each_filter() -> None:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import deform_conv2d
 
-from bench import detectors as cost
+from bench import detectors as cost_table
+from detectors.models import cost
 from detectors.paper import COSTS
 
 
@@ -33,8 +34,8 @@ def test_the_table_is_written(tmp_path, monkeypatch):
     out = tmp_path / "cost.md"
     arguments = ["--detectors", "fcos", "--size", "96", "--batch-size", "1", "--repetitions", "1"]
     monkeypatch.setattr(sys, "argv", ["bench.detectors", *arguments, "--out", str(out)])
-    cost.main()
-    table = out.read_text().removesuffix(cost.NOTE)
+    cost_table.main()
+    table = out.read_text().removesuffix(cost_table.NOTE)
     row = table.splitlines()[-1].strip("| ").split(" | ")
     assert row[:3] == ["fcos", "32.1", "32.1"]
     assert float(row[3]) > 0.5 and float(row[5]) > 0 and 0.2 < float(row[6]) < 5

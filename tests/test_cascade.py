@@ -6,8 +6,15 @@ import torch.nn.functional as F
 from test_models import K, losses_and_gradients, scene
 from torchvision.models.detection._utils import BoxCoder
 
-from detectors.cascade import CODERS, LOSS_WEIGHTS, THRESHOLDS, CascadeRoIHeads, is_appended, refine
 from detectors.models import build_detector
+from detectors.models.cascade_rcnn import (
+    CODERS,
+    LOSS_WEIGHTS,
+    THRESHOLDS,
+    CascadeRoIHeads,
+    is_appended,
+    refine,
+)
 
 
 def heads_and_features(loss="base"):

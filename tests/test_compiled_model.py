@@ -8,7 +8,7 @@ from heads import HEADS, LOSSES, head_loss
 from test_models import losses_and_gradients, scene
 from test_precision import tiny
 
-from detectors.compiling import compile_model
+from detectors.models.build import compile_model
 
 
 @pytest.fixture(autouse=True)

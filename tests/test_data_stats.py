@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from detectors.assigned import inside_only
 from detectors.assigners import BACKGROUND, IGNORED
 from detectors.cli import main
-from detectors.layouts import paper_layout
 from detectors.models import build_detector
+from detectors.models.anchor_plans import paper_layout
+from detectors.models.fcos import inside_only
 from detectors.statistics import make_priors
 
 VISDRONE = Path(__file__).parents[2] / "shared/data/visdrone_boxes"

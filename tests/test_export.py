@@ -12,9 +12,10 @@ import torchvision
 from torch import Tensor, nn
 from untrained import CLASSES, write_checkpoint
 
-from detectors import export, resizing
+from detectors import export
 from detectors.cli import main
-from detectors.layouts import DETECTORS
+from detectors.models import transform
+from detectors.models.anchor_plans import DETECTORS
 
 SIZE = (72, 96)
 
@@ -83,12 +84,12 @@ def test_a_detector_that_cannot_be_exported(
 ) -> None:
     """As one is that looks at its pixels to decide what it does."""
     write_checkpoint(tmp_path / "best.pt", "retinanet")
-    resize = resizing._Native.resize
+    resize = transform._Native.resize
 
-    def look(self: resizing._Native, image: Tensor, target: Any = None) -> Any:
+    def look(self: transform._Native, image: Tensor, target: Any = None) -> Any:
         return resize(self, image if image.sum() > 0 else image + 1, target)
 
-    monkeypatch.setattr(resizing._Native, "resize", look)
+    monkeypatch.setattr(transform._Native, "resize", look)
     arguments = ["export", "--checkpoint", str(tmp_path / "best.pt"), "--image-size", "72", "72"]
     assert main([*arguments, "--out", str(tmp_path / "it.pt2")]) == 1
     (line,) = capfd.readouterr().err.splitlines()

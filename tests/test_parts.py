@@ -7,11 +7,11 @@ from torch import nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
-from detectors.anchors import LevelledAnchors, PlainAnchors
 from detectors.assigners import IGNORED, Level
-from detectors.backbones import EvalBatchNorm2d, resnet
 from detectors.models import DETECTORS, TWO_STAGE, build_detector, joint_head
-from detectors.pooling import AlignedRoIAlign, with_strides
+from detectors.models.anchors import LevelledAnchors, PlainAnchors
+from detectors.models.backbones import EvalBatchNorm2d, resnet
+from detectors.models.roi_pooling import AlignedRoIAlign, with_strides
 from jolkernels import spec
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from detectors.models import DETECTORS, TWO_STAGE, build_detector
-from detectors.pooling import AlignedRoIAlign, with_strides
-from detectors.precision import PreciseP6P7
+from detectors.models.pyramids import PreciseP6P7
+from detectors.models.roi_pooling import AlignedRoIAlign, with_strides
 
 HALVES = [torch.bfloat16, torch.float16]
 

@@ -13,8 +13,8 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
-from detectors.atrous import SAC, ConvAWS
-from detectors.recursive import ASPP, RecursivePyramid, stages, swap_convolutions
+from detectors.models.recursive_pyramid import ASPP, RecursivePyramid, stages, swap_convolutions
+from detectors.models.switchable_convolution import SAC, ConvAWS
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -6,7 +6,7 @@ from test_models import K, scene
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from detectors.models import TWO_STAGE, build_detector
-from detectors.sampling import ImageDraws, ImageSampler, seed_images
+from detectors.models.samplers import ImageDraws, ImageSampler, seed_images
 
 LABELS = [  # two images with more of everything than is sampled, one of negatives, one of few
     torch.tensor([1.0] * 30 + [0.0] * 60 + [-1.0] * 10),

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from test_sync_group import in_processes
 
 from detectors.data import Batch
-from detectors.layouts import DETECTORS
 from detectors.models import build_detector
+from detectors.models.anchor_plans import DETECTORS
 from detectors.settings import resolve
 from detectors.steps import Stepper
 from detectors.utils.distributed import World

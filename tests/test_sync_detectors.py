@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet18
 
 from detectors.models import build_detector, joint_head
-from detectors.sampling import seed_images
+from detectors.models.samplers import seed_images
 
 MAIN = 20
 FEW = 4

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from tqdm import tqdm
 
-from detectors.models import LOSS_NAMES
+from detectors.models.build import LOSS_NAMES
 
 SECONDS_BETWEEN_LINES = 15.0
 

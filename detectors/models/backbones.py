@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 BACKBONES = ("resnet14", "resnet18", "resnet34", "resnet50", "resnet101")
 """torchvision's, and resnet14: one bottleneck a stage, for DetectoRS on a CPU."""
@@ -109,20 +107,3 @@ def load_weights(body: ResNet, name: str, weights: str) -> None:
                 f"backbone_weights: {weights}: {key} holds numbers that are not finite"
             )
     body.load_state_dict(own, strict=False)
-
-
-def pyramid(
-    body: ResNet, stages: list[int], channels: int, extra: ExtraFPNBlock | None
-) -> BackboneWithFPN:
-    """A feature pyramid on the named stages (1: C2, stride 4) of a ResNet."""
-    widths = [stage_width(body, stage) for stage in stages]
-    layers = {f"layer{stage}": str(i) for i, stage in enumerate(stages)}
-    fpn = BackboneWithFPN(body, layers, widths, channels, extra)
-    if extra is None:
-        fpn.fpn.extra_blocks = None  # the constructor would have put a max-pool level
-    return fpn
-
-
-def stage_width(body: ResNet, stage: int) -> int:
-    """Channels of a stage's output."""
-    return int(body.inplanes // 2 ** (4 - stage))

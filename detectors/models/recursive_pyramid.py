@@ -22,7 +22,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from detectors.atrous import SAC, ConvAWS
+from detectors.models.switchable_convolution import SAC, ConvAWS
 
 CHANNELS = 256
 """Of every level of the pyramid."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from detectors.anchors import LevelledAnchors, PlainAnchors
+from detectors.models.anchors import LevelledAnchors, PlainAnchors
 
 ONE_STAGE = ("retinanet", "fcos")
 TWO_STAGE = ("faster_rcnn", "cascade_rcnn", "detectors")

@@ -9,14 +9,14 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from detectors.layouts import longer_side
-from detectors.sampling import ImageDraws
+from detectors.models.anchor_plans import longer_side
+from detectors.models.samplers import ImageDraws
 
 
 class _Transform(GeneralizedRCNNTransform):
     """torchvision's transform, with batches of at least `least` pixels a side.
 
-    In training the size of each image is drawn as detectors.sampling says.
+    In training the size of each image is drawn as detectors.models.samplers says.
     """
 
     def __init__(self, *args: Any, least: int) -> None:

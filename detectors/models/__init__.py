@@ -1,0 +1,22 @@
+"""The reference detectors, built from torchvision's parts with the joint loss in their heads.
+
+Outside, labels are 0-based, K classes, and everything else is torchvision's detection interface:
+in training model(images, targets) returns a dict of losses, in eval model(images) returns dicts
+of boxes, labels and scores.
+
+Three presets. `torchvision`: its stock settings. `paper`: section 4.2 of the paper, with the
+conventions of MMDetection. `slim`: small enough to train on a CPU from random weights, for objects
+of 4 to 64 pixels.
+"""
+
+from detectors.utils.lazy import names_of
+
+__getattr__, __all__ = names_of(
+    __name__,
+    {
+        "anchor_plans": "DETECTORS ONE_STAGE TWO_STAGE",
+        "backbones": "BACKBONES",
+        "build": "build_detector joint_head",
+        "presets": "LOSSES PRESETS default_backbone",
+    },
+)
