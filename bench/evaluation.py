@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from detectors.evaluation import Evaluation, evaluate
+from detectors.evaluation.average_precision import Evaluation, evaluate
 
 SIDE = 800  # of an image in pixels
 OBJECTS = 25  # an image, on average

@@ -17,10 +17,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from detectors import (
     checkpoints,
     demo,
-    export,
-    inference,
     paper_figures,
-    predict,
     samples,
     sources,
     sweep,
@@ -30,8 +27,10 @@ from detectors import (
 from detectors.arguments import parser
 from detectors.data.catalog import DATASETS
 from detectors.errors import JolError, RunError, Unusable
-from detectors.figures import pr_classes, pr_curves
-from detectors.results import class_table, read_results, write_results
+from detectors.evaluation import model_evaluation
+from detectors.evaluation.curves import pr_classes, pr_curves
+from detectors.evaluation.report import class_table, read_results, write_results
+from detectors.inference import detect, export, predict
 from detectors.settings import DEFAULTS
 from detectors.utils import distributed
 from detectors.utils.text_tables import render
@@ -95,14 +94,14 @@ def _eval(args: argparse.Namespace) -> None:
     sources.refuse_other_classes(dataset, args.checkpoint, checkpoint["class_names"])
     if args.out.exists() and not args.out.is_dir():
         raise RunError(f"{args.out}: is a file, wanted a folder")
-    model = inference.load_detector(checkpoint)
+    model = detect.load_detector(checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be made is an error before the work
     with distributed.connected(args.device) as world:
         model = model.to(args.device)
         if world.leads:
             sources.report_skipped(dataset)
         protocol = _protocol(args, checkpoint["settings"].get("protocol"))
-        evaluation = inference.evaluate_model(
+        evaluation = model_evaluation.evaluate_model(
             model, dataset, args.device, args.evaluator, protocol, world=world
         )
     if evaluation is not None:
@@ -118,7 +117,7 @@ def _predict(args: argparse.Namespace) -> None:
     checkpoint = checkpoints.load(args.checkpoint)
     names = checkpoint["class_names"]
     summary, bad = predict.predict(
-        inference.load_detector(checkpoint).to(args.device),
+        detect.load_detector(checkpoint).to(args.device),
         names,
         checkpoint.get("category_ids") or list(range(1, len(names) + 1)),
         images,
@@ -136,7 +135,7 @@ def _export(args: argparse.Namespace) -> None:
     if args.out.suffix != ".pt2" or not args.out.parent.is_dir():
         raise Unusable(f"--out {args.out}: wanted a name in a folder that exists, ending in .pt2")
     checkpoint = checkpoints.load(args.checkpoint)
-    model, detector = inference.load_detector(checkpoint), checkpoint["settings"]["detector"]
+    model, detector = detect.load_detector(checkpoint), checkpoint["settings"]["detector"]
     size = (args.image_size[0], args.image_size[1])
     program = export.export(model, size)
     count, apart = export.check(program, model, size)
@@ -194,7 +193,7 @@ def _figure_of_models(args: argparse.Namespace, folders: dict[str, Path]) -> Non
         sources.refuse_other_classes(dataset, folders[name], checkpoint["class_names"])
         if checkpoint["settings"]["loss"] != name:
             raise Unusable(f"--{name} {folders[name]}: trained with another loss")
-        models[name] = inference.load_detector(checkpoint).to(args.device)
+        models[name] = detect.load_detector(checkpoint).to(args.device)
     if args.figure == 1:
         collected = {
             name: samples.collect(model, dataset, args.device, args.images or 100)

@@ -11,10 +11,16 @@ from torch import Tensor
 from detectors.assigners.priors import Assigner, Level
 from detectors.assigners.similarities import centres
 from detectors.data.object_counts import Image, Pool, not_counted, sizes
+from detectors.evaluation.prior_coverage import (
+    Bucket,
+    positives,
+    simd_constants,
+    size_name,
+    without_positives,
+)
 from detectors.models.anchor_plans import Layout
 from detectors.models.assigner_choice import choose_assigner
 from detectors.models.fcos import centre_sampling, inside_only
-from detectors.statistics import Bucket, positives, simd_constants, size_name, without_positives
 from detectors.utils.progress import Progress
 
 LIMITS = (0.0, 8.0, 16.0, 32.0, float("inf"))

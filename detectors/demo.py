@@ -16,8 +16,8 @@ from detectors import engine, runs
 from detectors.data.dataset import CocoDetection
 from detectors.data.synthetic import write_scenes
 from detectors.errors import RunError
-from detectors.evaluation import METRICS
-from detectors.figures import pr_curves
+from detectors.evaluation.average_precision import METRICS
+from detectors.evaluation.curves import pr_curves
 from detectors.paper_figures import NAMES, detections
 from detectors.settings import TrainSettings
 

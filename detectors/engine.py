@@ -22,11 +22,11 @@ from detectors import checkpoints
 from detectors.data.batches import Batch, train_batches
 from detectors.data.dataset import CocoDetection
 from detectors.errors import BadSteps, DataError, TrainingError
-from detectors.evaluation import Evaluation
+from detectors.evaluation.average_precision import Evaluation
+from detectors.evaluation.model_evaluation import Interrupted, evaluate_model
+from detectors.evaluation.report import metrics_line, write_results
 from detectors.feed import feed
-from detectors.inference import Interrupted, evaluate_model
 from detectors.models.build import build_detector, compile_model
-from detectors.results import metrics_line, write_results
 from detectors.runs import MetricsLog
 from detectors.settings import TrainSettings
 from detectors.steps import Outcome, Stepper

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from detectors.data.dataset import CocoDetection
-from detectors.figures import NAMES, RUN_STYLES, STYLE_OF, detections_figure
+from detectors.evaluation.curves import NAMES, RUN_STYLES, STYLE_OF, detections_figure
+from detectors.evaluation.prior_coverage import BUCKETS, size_name
 from detectors.rows import number
 from detectors.samples import Samples
-from detectors.statistics import BUCKETS, size_name
 
 PANELS = ((0.0, 16.0), (16.0, 32.0), (32.0, float("inf")))
 """Sizes of Fig. 1b, c and d, in pixels."""

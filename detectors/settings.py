@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from detectors.data.catalog import DATASETS
 from detectors.errors import Unusable
-from detectors.evaluation import EVALUATORS, PROTOCOLS
+from detectors.evaluation.average_precision import EVALUATORS, PROTOCOLS
 from detectors.models.anchor_plans import TWO_STAGE
 from detectors.models.presets import WEIGHTS, default_backbone
 

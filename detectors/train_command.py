@@ -14,7 +14,7 @@ import torch
 
 from detectors import checkpoints, engine, runs, sources
 from detectors.errors import Unusable
-from detectors.results import metrics_line
+from detectors.evaluation.report import metrics_line
 from detectors.settings import LENGTH, TrainSettings, resolve
 from detectors.utils.distributed import World, connected
 from detectors.values import check_device, default_device

@@ -239,7 +239,7 @@ def test_eval_where_nothing_can_be_written(
     categories = [{"id": i, "name": name} for i, name in enumerate(untrained.CLASSES)]
     nothing = {"images": images, "annotations": [], "categories": categories}
     annotations.write_text(json.dumps(nothing))
-    monkeypatch.setattr("detectors.inference.evaluate_model", None)
+    monkeypatch.setattr("detectors.evaluation.model_evaluation.evaluate_model", None)
     words = ["eval", "--checkpoint", str(tmp_path / "best.pt"), "--out", str(out)]
     assert main([*words, *data_arguments(scenes[0], annotations, "val")]) == 1
     assert capsys.readouterr().err == f"jol eval: {out}: Not a directory\n"

@@ -12,10 +12,10 @@ import torch
 
 from detectors.assigners import BACKGROUND, IGNORED
 from detectors.cli import main
+from detectors.evaluation.prior_coverage import make_priors
 from detectors.models import build_detector
 from detectors.models.anchor_plans import paper_layout
 from detectors.models.fcos import inside_only
-from detectors.statistics import make_priors
 
 VISDRONE = Path(__file__).parents[2] / "shared/data/visdrone_boxes"
 needs_visdrone = pytest.mark.skipif(not VISDRONE.is_dir(), reason="VisDrone's boxes are not here")

@@ -24,7 +24,7 @@ from detectors import checkpoints, cli, demo, engine, runs, train_command
 from detectors.data import CocoDetection, DataError, train_batches
 from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize
-from detectors.inference import Interrupted, evaluate_model
+from detectors.evaluation.model_evaluation import Interrupted, evaluate_model
 from detectors.settings import TrainSettings
 from detectors.steps import Stepper
 from detectors.utils.distributed import World

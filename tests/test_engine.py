@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from detectors import checkpoints, demo, engine, inference, runs
+from detectors import checkpoints, demo, engine, runs
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize
 from detectors.errors import RunError
-from detectors.evaluation import METRICS
-from detectors.olrp import OLRP
+from detectors.evaluation import METRICS, evaluate_model
+from detectors.evaluation.olrp import OLRP
+from detectors.inference import detect
 from detectors.settings import TrainSettings
 from detectors.steps import Outcome, Stepper
 
@@ -157,9 +158,9 @@ def test_what_a_run_leaves(settings: TrainSettings, data: CocoDetection, tmp_pat
     assert result.seconds_per_step > 0
 
     best = checkpoints.load(out / "best.pt")
-    model = inference.load_detector(best)
+    model = detect.load_detector(best)
     assert all(torch.equal(v, best["model"][k]) for k, v in model.state_dict().items())
-    again = inference.evaluate_model(model, data, "cpu", "pycocotools")
+    again = evaluate_model(model, data, "cpu", "pycocotools")
     logged = [e["evaluation"] for e in lines if "evaluation" in e and e["step"] == best["step"]]
     assert again.metrics["AP"] == pytest.approx(logged[0]["AP"])
 
@@ -194,7 +195,7 @@ def test_loss_that_is_not_finite_stops(
 def test_predictions_are_coco_results(settings: TrainSettings, data: CocoDetection) -> None:
     model = engine.make_model(settings, len(data.class_names))
     model.roi_heads.score_thresh = 0.0
-    results = inference.predict(model, data, "cpu")
+    results = detect.predict(model, data, "cpu")
     assert {r["image_id"] for r in results} == set(data.image_ids)
     assert {r["category_id"] for r in results} == set(data.category_ids)
     x, y, w, h = torch.tensor([r["bbox"] for r in results]).unbind(1)
@@ -223,7 +224,7 @@ def test_checkpoint_of_another_shape_is_refused(settings: TrainSettings) -> None
         "step": 1,
     }
     with pytest.raises(RunError, match="does not fit"):
-        inference.load_detector(state)
+        detect.load_detector(state)
 
 
 def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from evaluation_cases import perfect, random_case, result, truth
 
 from detectors.data import CocoDetection
 from detectors.evaluation import METRICS, PROTOCOLS, Evaluation, evaluate
-from detectors.olrp import OLRP
+from detectors.evaluation.olrp import OLRP
 
 NUCLEI = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei"
 ONE = pytest.approx(1.0, abs=1e-12)  # pycocotools adds 2e-16 to a denominator

@@ -12,8 +12,8 @@ import torchvision
 from torch import Tensor, nn
 from untrained import CLASSES, write_checkpoint
 
-from detectors import export
 from detectors.cli import main
+from detectors.inference import export
 from detectors.models import transform
 from detectors.models.anchor_plans import DETECTORS
 

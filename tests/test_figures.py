@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from detectors.evaluation import Evaluation, evaluate
-from detectors.figures import (
+from detectors.evaluation.curves import (
     _window,
     class_curves,
     detections_figure,

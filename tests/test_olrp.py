@@ -21,7 +21,7 @@ from evaluation_cases import (
 from hypothesis import given, settings
 
 from detectors.evaluation import PROTOCOLS, evaluate
-from detectors.olrp import OLRP
+from detectors.evaluation.olrp import OLRP
 
 OBJECT = (0, 0, 10, 10, 100, 100)
 OTHER = (0, 0, 300, 300, 100, 100)

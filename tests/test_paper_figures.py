@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from detectors import checkpoints, engine, inference, paper_figures, samples
+from detectors import checkpoints, engine, paper_figures, samples
 from detectors.cli import main
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize, demo_settings
-from detectors.statistics import BUCKETS
+from detectors.evaluation.prior_coverage import BUCKETS
+from detectors.inference import detect
 
 SIZE = DemoSize(crop=64, steps=2, batch_size=1)
 
@@ -66,7 +67,7 @@ def test_samples_are_the_losses_terms(runs: Path) -> None:
     """The positives' loss is what the head's regression and positive classification add up to."""
     data = CocoDetection(*map(Path, json.loads((runs / "paths.json").read_text())))
     for loss in ("base", "jol"):
-        model = inference.load_detector(checkpoints.load(runs / loss / "best.pt"))
+        model = detect.load_detector(checkpoints.load(runs / loss / "best.pt"))
         criterion = model.roi_heads.criterion
         seen = []
         hook = criterion.register_forward_hook(

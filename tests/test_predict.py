@@ -12,12 +12,20 @@ from PIL import Image
 from pycocotools.coco import COCO
 from untrained import CATEGORY_IDS, CLASSES, write_checkpoint
 
-from detectors import checkpoints, inference
+from detectors import checkpoints
 from detectors.cli import main
 from detectors.data import CocoDetection
-from detectors.drawing import COLOURS, DARK, LARGEST, READABLE, draw_detections, enlargement
 from detectors.errors import Unusable
-from detectors.predict import AHEAD, Found, batches, find_images
+from detectors.inference import detect
+from detectors.inference.drawing import (
+    COLOURS,
+    DARK,
+    LARGEST,
+    READABLE,
+    draw_detections,
+    enlargement,
+)
+from detectors.inference.predict import AHEAD, Found, batches, find_images
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -87,8 +95,8 @@ def test_results_are_what_eval_sees_and_pycocotools_loads(
     ]
     truth = {"images": own, "annotations": [], "categories": listed["categories"]}
     dataset = CocoDetection(tmp_path / "images", truth)
-    model = inference.load_detector(checkpoints.load(checkpoint))
-    wanted = inference.predict(model, dataset, "cpu")
+    model = detect.load_detector(checkpoints.load(checkpoint))
+    wanted = detect.predict(model, dataset, "cpu")
     for image in listed["images"]:
         here, there = of(image["id"], found), of(90 - image["id"], wanted)
         assert len(here) == len(there) > 5

@@ -11,8 +11,14 @@ from torchvision.models.detection.image_list import ImageList
 
 from detectors.assigners import Level, make_assigner
 from detectors.data.object_counts import Image
+from detectors.evaluation.prior_coverage import (
+    make_priors,
+    positives,
+    resized,
+    simd_constants,
+    without_positives,
+)
 from detectors.models.anchor_plans import Layout
-from detectors.statistics import make_priors, positives, resized, simd_constants, without_positives
 
 VISDRONE = Path(__file__).parents[2] / "shared/data/visdrone_boxes"
 needs_visdrone = pytest.mark.skipif(not VISDRONE.is_dir(), reason="VisDrone's boxes are not here")

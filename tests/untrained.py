@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from detectors import checkpoints
-from detectors.inference import load_detector
+from detectors.inference.detect import load_detector
 from detectors.models import build_detector, default_backbone
 from detectors.settings import TrainSettings
 

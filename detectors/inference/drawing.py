@@ -26,7 +26,6 @@ LARGEST = 2400
 NARROWEST = 320
 """Pixels: room for a legend."""
 DARK = (20, 20, 20)
-
 Rectangle = tuple[float, float, float, float]
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from detectors import errors
-from detectors.evaluation import Evaluation
-from detectors.figures import pr_classes, pr_curves
+from detectors.evaluation.average_precision import Evaluation
+from detectors.evaluation.curves import pr_classes, pr_curves
 from detectors.utils import files
 
 ARRAYS = ("precision", "recall_points", "iou_thresholds")

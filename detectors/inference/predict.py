@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from detectors.data.coco import to_json
 from detectors.data.images import decode
-from detectors.drawing import draw_detections
 from detectors.errors import DataError, JolError, Unusable
+from detectors.inference.drawing import draw_detections
 from detectors.utils.progress import Progress
 
 SUFFIXES = tuple(

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from detectors.olrp import OLRP, match, optimal_lrp
-from detectors.records import Detections, Objects, read_detections, read_objects
+from detectors.evaluation.arrays import Detections, Objects, read_detections, read_objects
+from detectors.evaluation.olrp import OLRP, match, optimal_lrp
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ PROTOCOLS = {
         whole=(0, 1024),
     ),
 }
-
 METRICS: tuple[str, ...] = ("AP", "AP50", "AP75", "AP_vt", "AP_t", "AP_s", "AP_m")
 
 

@@ -19,11 +19,10 @@ from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detectors.evaluation import Evaluation
+from detectors.evaluation.average_precision import Evaluation
 
 Boxes = Mapping[str, Tensor]
 Row = tuple[Tensor, Boxes, Mapping[str, Boxes]]
-
 RUN_STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
 STYLE_OF = {"base": 0, "jol": 1}  # the same in every figure, also alone
 NAMES = {"base": "base", "jol": "JOL"}

@@ -31,7 +31,6 @@ from detectors.errors import JolError
 from detectors.utils import files
 
 Detections = tuple[Tensor, Tensor, Tensor]
-
 APART = 2.0**20
 """Pixels, more than a picture is wide: how far from each other classes are moved."""
 TOLERANCE = 1e-2

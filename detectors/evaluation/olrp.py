@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools import mask
 
-from detectors.records import Detections, Objects
+from detectors.evaluation.arrays import Detections, Objects
 
 TAU = 0.5
 OLRP: tuple[str, ...] = ("oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN")

@@ -7,19 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from detectors.data.dataset import CocoDetection, Detection
-from detectors.errors import DataError, RunError
-from detectors.evaluation import Evaluation, evaluate
+from detectors.errors import RunError
 from detectors.models.build import build_detector
 from detectors.settings import TrainSettings
-from detectors.utils.distributed import ALONE, World
-from detectors.utils.progress import Progress
 
 COLUMNS = 7
 """Of a row of detections: index of the image, label, x, y, w, h, score."""
-
-
-class Interrupted(RuntimeError):
-    """An evaluation was given up."""
 
 
 @torch.no_grad()
@@ -65,53 +58,6 @@ def as_results(rows: Tensor, dataset: CocoDetection) -> list[Detection]:
 def predict(model: nn.Module, dataset: CocoDetection, device: str) -> list[Detection]:
     """Detections of every image as COCO results, in pixels of the image as stored."""
     return as_results(find(model, dataset, device, range(len(dataset))), dataset)
-
-
-def evaluate_model(
-    model: nn.Module,
-    dataset: CocoDetection,
-    device: str,
-    evaluator: str = "faster",
-    protocol: str = "aitod",
-    *,
-    world: World = ALONE,
-    leaving: Callable[[], object] = lambda: False,
-) -> Evaluation | None:
-    """Detect on every image of `dataset` and compare with its ground truth.
-
-    Of several processes each takes every size-th image, so that no image counts twice, and rank 0
-    evaluates; the result is None elsewhere. All use rank 0's buffers, which a checkpoint holds: in
-    training batch norm's running statistics are each rank's own.
-
-    Raises:
-        DataError: on all of them, an image that cannot be read.
-        Interrupted: on all of them, as soon as `leaving`, asked after each image, says so on one.
-    """
-    world.follow(model.buffers())
-    indices = range(world.rank, len(dataset), world.size)
-    with Progress("evaluate", 0, len(indices), quiet=True, leads=world.leads) as progress:
-
-        def done(images: int) -> object:
-            progress.step(images)
-            return leaving()
-
-        problem = ""
-        try:
-            mine = find(model, dataset, device, indices, on_image=done)
-        except DataError as error:
-            problem = str(error)
-    problems = list(filter(None, world.tell(problem)))
-    if problems:
-        raise DataError("; ".join(problems))
-    if world.sum(torch.tensor([float(bool(leaving()))])):
-        raise Interrupted
-    every = world.gather(mine)
-    if not world.leads:
-        return None
-    rows = torch.cat(every)
-    rows = rows[rows[:, 0].argsort(stable=True)]  # the order of one process
-    results = dataset.assemble(as_results(rows, dataset))
-    return evaluate(dataset.ground_truth, results, protocol=protocol, evaluator=evaluator)
 
 
 def load_detector(checkpoint: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,20 @@
+"""Evaluation: average precision and oLRP by the benchmarks' protocols, files, curves.
+
+average_precision.py  AP over IoU thresholds and object sizes; the protocols
+olrp.py               optimal localisation recall precision
+arrays.py             objects and detections as arrays
+model_evaluation.py   a detector run on a data set and evaluated, by one process or several
+report.py             results.json, per_class.csv and what is printed
+curves.py             precision-recall curves
+prior_coverage.py     which priors objects of each size get; SimD's constants
+"""
+
+from detectors.utils.lazy import names_of
+
+__getattr__, __all__ = names_of(
+    __name__,
+    {
+        "average_precision": "EVALUATORS METRICS PROTOCOLS Evaluation evaluate",
+        "model_evaluation": "evaluate_model",
+    },
+)

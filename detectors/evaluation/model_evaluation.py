@@ -1,0 +1,64 @@
+"""A detector run on a data set and evaluated, by one process or several."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from detectors.data.dataset import CocoDetection
+from detectors.errors import DataError
+from detectors.evaluation.average_precision import Evaluation, evaluate
+from detectors.inference.detect import as_results, find
+from detectors.utils.distributed import ALONE, World
+from detectors.utils.progress import Progress
+
+
+class Interrupted(RuntimeError):
+    """An evaluation was given up."""
+
+
+def evaluate_model(
+    model: nn.Module,
+    dataset: CocoDetection,
+    device: str,
+    evaluator: str = "faster",
+    protocol: str = "aitod",
+    *,
+    world: World = ALONE,
+    leaving: Callable[[], object] = lambda: False,
+) -> Evaluation | None:
+    """Detect on every image of `dataset` and compare with its ground truth.
+
+    Of several processes each takes every size-th image, so that no image counts twice, and rank 0
+    evaluates; the result is None elsewhere. All use rank 0's buffers, which a checkpoint holds: in
+    training batch norm's running statistics are each rank's own.
+
+    Raises:
+        DataError: on all of them, an image that cannot be read.
+        Interrupted: on all of them, as soon as `leaving`, asked after each image, says so on one.
+    """
+    world.follow(model.buffers())
+    indices = range(world.rank, len(dataset), world.size)
+    with Progress("evaluate", 0, len(indices), quiet=True, leads=world.leads) as progress:
+
+        def done(images: int) -> object:
+            progress.step(images)
+            return leaving()
+
+        problem = ""
+        try:
+            mine = find(model, dataset, device, indices, on_image=done)
+        except DataError as error:
+            problem = str(error)
+    problems = list(filter(None, world.tell(problem)))
+    if problems:
+        raise DataError("; ".join(problems))
+    if world.sum(torch.tensor([float(bool(leaving()))])):
+        raise Interrupted
+    every = world.gather(mine)
+    if not world.leads:
+        return None
+    rows = torch.cat(every)
+    rows = rows[rows[:, 0].argsort(stable=True)]  # the order of one process
+    results = dataset.assemble(as_results(rows, dataset))
+    return evaluate(dataset.ground_truth, results, protocol=protocol, evaluator=evaluator)

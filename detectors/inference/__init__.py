@@ -1,0 +1,1 @@
+"""Trained detectors at work: on data sets, on single images, as exported programs."""
