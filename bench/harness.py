@@ -38,12 +38,13 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.transforms import functional as F
 
 from bench.measure import Sample, summary, synchronize
-from detectors import engine
 from detectors.data.batches import train_batches
 from detectors.data.dataset import CocoDetection
-from detectors.runs import MetricsLog
-from detectors.settings import TrainSettings, resolve
-from detectors.steps import Stepper
+from detectors.training import loop
+from detectors.training.run_folder import MetricsLog
+from detectors.training.schedule import learning_rate
+from detectors.training.settings import TrainSettings, resolve
+from detectors.training.step import Stepper
 from detectors.utils.progress import Progress
 from detectors.utils.signals import Stopping
 
@@ -60,8 +61,8 @@ Loop = Generator[float, None, None]
 
 def harness(settings: TrainSettings, data: CocoDetection, folder: Path) -> Loop:
     """The steps of engine.train, with its files in `folder`, but for checkpoints and evaluation."""
-    model = engine.make_model(settings, len(data.class_names))
-    run = engine._Run(settings, Stepper(model, settings), data, folder)
+    model = loop.make_model(settings, len(data.class_names))
+    run = loop._Run(settings, Stepper(model, settings), data, folder)
     run.epoch, run.saved_at = settings.steps + 1, math.inf  # no checkpoint is ever due
     with (
         Stopping() as run.stopping,
@@ -81,7 +82,7 @@ def reference(settings: TrainSettings, data: CocoDetection, images: Path, folder
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: engine.learning_rate(step, settings) / settings.lr
+        optimizer, lambda step: learning_rate(step, settings) / settings.lr
     )
     loader = DataLoader(
         Pictures(data, images),
@@ -120,7 +121,7 @@ def torchvision_model(settings: TrainSettings, classes: int) -> GeneralizedRCNN:
 
     Labels count from 1.
     """
-    own: Any = engine.make_model(settings, classes)
+    own: Any = loop.make_model(settings, classes)
     rpn, heads = own.rpn, own.roi_heads
     proposals = RegionProposalNetwork(
         rpn.anchor_generator,
@@ -276,10 +277,10 @@ def run_alone(given: argparse.Namespace) -> None:
     settings = settings_of(given, given.workers[0], given.steps)
     with (
         tempfile.TemporaryDirectory() as folder,
-        closing(make(given.alone, settings, given, Path(folder))) as loop,
+        closing(make(given.alone, settings, given, Path(folder))) as steps,
     ):
         for _ in range(given.steps):
-            next(loop)
+            next(steps)
     if given.device == "cuda":
         used = torch.cuda.max_memory_allocated()
     else:

@@ -14,24 +14,16 @@ from typing import Any
 
 from matplotlib.backend_bases import FigureCanvasBase
 
-from detectors import (
-    checkpoints,
-    demo,
-    paper_figures,
-    samples,
-    sources,
-    sweep,
-    tables,
-    train_command,
-)
+from detectors import demo, paper_figures, samples, sources, sweep, tables, train_command
 from detectors.arguments import parser
 from detectors.data.catalog import DATASETS
 from detectors.errors import JolError, RunError, Unusable
 from detectors.evaluation import model_evaluation
 from detectors.evaluation.curves import pr_classes, pr_curves
 from detectors.evaluation.report import class_table, read_results, write_results
-from detectors.inference import detect, export, predict
-from detectors.settings import DEFAULTS
+from detectors.inference import export, predict
+from detectors.training import checkpoints
+from detectors.training.settings import DEFAULTS
 from detectors.utils import distributed
 from detectors.utils.text_tables import render
 from detectors.values import check_device
@@ -94,7 +86,7 @@ def _eval(args: argparse.Namespace) -> None:
     sources.refuse_other_classes(dataset, args.checkpoint, checkpoint["class_names"])
     if args.out.exists() and not args.out.is_dir():
         raise RunError(f"{args.out}: is a file, wanted a folder")
-    model = detect.load_detector(checkpoint)
+    model = checkpoints.load_detector(checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be made is an error before the work
     with distributed.connected(args.device) as world:
         model = model.to(args.device)
@@ -117,7 +109,7 @@ def _predict(args: argparse.Namespace) -> None:
     checkpoint = checkpoints.load(args.checkpoint)
     names = checkpoint["class_names"]
     summary, bad = predict.predict(
-        detect.load_detector(checkpoint).to(args.device),
+        checkpoints.load_detector(checkpoint).to(args.device),
         names,
         checkpoint.get("category_ids") or list(range(1, len(names) + 1)),
         images,
@@ -135,7 +127,7 @@ def _export(args: argparse.Namespace) -> None:
     if args.out.suffix != ".pt2" or not args.out.parent.is_dir():
         raise Unusable(f"--out {args.out}: wanted a name in a folder that exists, ending in .pt2")
     checkpoint = checkpoints.load(args.checkpoint)
-    model, detector = detect.load_detector(checkpoint), checkpoint["settings"]["detector"]
+    model, detector = checkpoints.load_detector(checkpoint), checkpoint["settings"]["detector"]
     size = (args.image_size[0], args.image_size[1])
     program = export.export(model, size)
     count, apart = export.check(program, model, size)
@@ -193,7 +185,7 @@ def _figure_of_models(args: argparse.Namespace, folders: dict[str, Path]) -> Non
         sources.refuse_other_classes(dataset, folders[name], checkpoint["class_names"])
         if checkpoint["settings"]["loss"] != name:
             raise Unusable(f"--{name} {folders[name]}: trained with another loss")
-        models[name] = detect.load_detector(checkpoint).to(args.device)
+        models[name] = checkpoints.load_detector(checkpoint).to(args.device)
     if args.figure == 1:
         collected = {
             name: samples.collect(model, dataset, args.device, args.images or 100)

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from torch import nn
 
-from detectors import engine, runs
 from detectors.data.dataset import CocoDetection
 from detectors.data.synthetic import write_scenes
 from detectors.errors import RunError
 from detectors.evaluation.average_precision import METRICS
 from detectors.evaluation.curves import pr_curves
 from detectors.paper_figures import NAMES, detections
-from detectors.settings import TrainSettings
+from detectors.training import loop, run_folder
+from detectors.training.settings import TrainSettings
 
 LEARNING_RATE = 0.01
 """Base does better at 0.02 (AP 30.4 and 31.1 against 28.0 and 29.3, seeds 0 and 1), JOL worse (27.9
@@ -90,14 +90,14 @@ def run(out: Path, *, seed: int = 0, size: DemoSize | None = None) -> None:
         f"{size.pixels} pixels, {counts[0]} and {counts[1]} objects of "
         f"{len(train_data.class_names)} classes"
     )
-    results: dict[str, engine.TrainResult] = {}
+    results: dict[str, loop.TrainResult] = {}
     models: dict[str, nn.Module] = {}
     for loss in ("base", "jol"):
         settings = demo_settings(loss, seed, size)
-        models[loss] = engine.make_model(settings, len(train_data.class_names))
+        models[loss] = loop.make_model(settings, len(train_data.class_names))
         data = {"train_sha256": train_data.digest, "val_sha256": val_data.digest}
-        runs.start(out / loss, settings, data)
-        result = engine.train(
+        run_folder.start(out / loss, settings, data)
+        result = loop.train(
             settings, models[loss], train_data, val_data, out / loss, title=NAMES[loss]
         )
         assert result is not None  # this process is alone, so it leads
@@ -129,7 +129,7 @@ def _clear(out: Path) -> None:
         raise RunError(f"{out}: cannot be written: {error.strerror}") from error
 
 
-def table(results: dict[str, engine.TrainResult], seed: int, size: DemoSize) -> str:
+def table(results: dict[str, loop.TrainResult], seed: int, size: DemoSize) -> str:
     """The comparison as text: AP by size in per cent, seconds a step, both and the difference."""
     base, joint = results["base"], results["jol"]
     lines = [f"{'':<16}{'base':>9}{'JOL':>9}{'JOL - base':>13}"]

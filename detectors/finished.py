@@ -15,7 +15,7 @@ from typing import Any
 
 from detectors.errors import RunError
 from detectors.paper import Cell
-from detectors.settings import DEFAULTS, MAY_CHANGE, TrainSettings
+from detectors.training.settings import DEFAULTS, MAY_CHANGE, TrainSettings
 
 JOINT = ("lam", "location_score", "class_score", "detach_weights")
 """Settings of JOL, without meaning in a base run."""

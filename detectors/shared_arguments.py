@@ -6,7 +6,7 @@ from pathlib import Path
 from detectors.assigners.make import ASSIGNERS
 from detectors.data.catalog import DATASETS
 from detectors.evaluation.average_precision import EVALUATORS, PROTOCOLS
-from detectors.settings import DEFAULTS
+from detectors.training.settings import DEFAULTS
 from detectors.values import default_device, positive, rate, setting
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from detectors import paper
 from detectors.errors import JolError, RunError
 from detectors.paper import Cell
-from detectors.settings import MAY_CHANGE
+from detectors.training.settings import MAY_CHANGE
 from detectors.utils import files
 
 TABLES = tuple(range(2, 10))

@@ -7,8 +7,8 @@ from pathlib import Path
 from detectors.models.anchor_plans import DETECTORS
 from detectors.models.backbones import BACKBONES
 from detectors.models.presets import LOSSES, PRESETS
-from detectors.settings import DEFAULTS, PRECISIONS, WITHOUT_PRESET
 from detectors.shared_arguments import prior_options, val_options
+from detectors.training.settings import DEFAULTS, PRECISIONS, WITHOUT_PRESET
 from detectors.values import count, count_or_none, on_off, one_of, positive, rate, share
 
 SCORES = ("iou", "giou", "nwd", "simd", "dotd", "none")

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from detectors import checkpoints, engine, runs, sources
+from detectors import errors, sources
 from detectors.errors import Unusable
 from detectors.evaluation.report import metrics_line
-from detectors.settings import LENGTH, TrainSettings, resolve
+from detectors.training import checkpoints, loop, run_folder
+from detectors.training.settings import LENGTH, TrainSettings, resolve
 from detectors.utils.distributed import World, connected
 from detectors.values import check_device, default_device
 
@@ -31,11 +32,11 @@ def train(args: argparse.Namespace) -> None:
     """
     given = {name: value for name, value in vars(args).items() if name in SETTINGS}
     out: Path = args.out
-    resumed = "resume" in args and runs.holds_run(out)
+    resumed = "resume" in args and run_folder.holds_run(out)
     if not resumed:
-        runs.refuse_run(out)
-    config = getattr(args, "config", None) or (out / runs.CONFIG if resumed else None)
-    was, data_was = runs.read_config(config) if config else ({}, {})
+        run_folder.refuse_run(out)
+    config = getattr(args, "config", None) or (out / run_folder.CONFIG if resumed else None)
+    was, data_was = run_folder.read_config(config) if config else ({}, {})
     same_data = bool(data_was) and not sources.names_data(args)
     if same_data:
         sources.name_data(args, data_was)
@@ -45,16 +46,16 @@ def train(args: argparse.Namespace) -> None:
     sources.refuse_other_classes(val_data, train_data.source, train_data.class_names)
     settings = resolve(given, len(train_data), data.get("dataset"), was)
     if settings.tensorboard:
-        runs.summary_writer()
+        run_folder.summary_writer()
     data |= {
         "train_sha256": train_data.digest,
         "val_sha256": val_data.digest,
         "classes": train_data.class_names,
     }
     if resumed:
-        runs.refuse_other(out, settings, data)
+        run_folder.refuse_other(out, settings, data)
     elif same_data:
-        runs.refuse_other_data(str(config), data_was, data)
+        run_folder.refuse_other_data(str(config), data_was, data)
     with connected(settings.device) as world, deterministic(settings.deterministic):
         if settings.batch_size % world.size:
             raise Unusable(
@@ -64,7 +65,7 @@ def train(args: argparse.Namespace) -> None:
             checkpoints.load_last(out, dataclasses.asdict(settings)) if resumed else (None, [])
         )
         try:
-            model = engine.make_model(
+            model = loop.make_model(
                 settings,
                 len(train_data.class_names),
                 resumed=checkpoint is not None,
@@ -75,12 +76,12 @@ def train(args: argparse.Namespace) -> None:
         world.wait()  # until all have seen what was in the folder
         if world.leads:
             if not resumed:
-                runs.start(out, settings, data)
+                run_folder.start(out, settings, data)
             for dataset in (train_data, val_data):
                 sources.report_skipped(dataset)
             _tell_start(args, checkpoint, problems)
         with _told_before_any_ends(world):
-            result = engine.train(
+            result = loop.train(
                 settings,
                 model,
                 train_data,
@@ -99,7 +100,7 @@ def _told_before_any_ends(world: World) -> Iterator[None]:
     """Rank 0 tells what all raise first: as soon as one has ended, torchrun ends the others."""
     try:
         yield
-    except engine.TrainingError as error:
+    except errors.TrainingError as error:
         if error.everywhere:
             if world.leads:
                 print(f"jol train: {error}", file=sys.stderr)
@@ -131,7 +132,7 @@ def _tell_start(
         print(f"jol train: {args.out}: {what}", file=sys.stderr)
 
 
-def _tell_end(result: engine.TrainResult, settings: TrainSettings, images: int, out: Path) -> None:
+def _tell_end(result: loop.TrainResult, settings: TrainSettings, images: int, out: Path) -> None:
     """The summary: final and best AP, time, where the files are."""
     print(metrics_line(result.evaluation))
     if not math.isnan(result.best):

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from detectors import checkpoints, demo, engine, runs
+from detectors import demo, errors
 from detectors.data import CocoDetection, train_batches
 from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize
-from detectors.feed import feed
-from detectors.settings import TrainSettings
-from detectors.steps import Stepper
+from detectors.training import checkpoints, loop, run_folder
+from detectors.training.batch_feed import feed
+from detectors.training.settings import TrainSettings
+from detectors.training.step import Stepper
 
 STEPS = 5
 
@@ -43,9 +44,9 @@ def run(
     settings: TrainSettings, data: CocoDetection, out: Path, val: CocoDetection | None = None
 ) -> dict[str, Tensor]:
     """Train and return the final weights."""
-    model = engine.make_model(settings, len(data.class_names))
-    runs.start(out, settings, {})
-    engine.train(settings, model, data, val or data, out)
+    model = loop.make_model(settings, len(data.class_names))
+    run_folder.start(out, settings, {})
+    loop.train(settings, model, data, val or data, out)
     return dict(model.state_dict())
 
 
@@ -70,7 +71,7 @@ def test_a_nan_stops_and_names_what_there_is(
     settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, [4])
-    with pytest.raises(engine.TrainingError) as caught:
+    with pytest.raises(errors.TrainingError) as caught:
         run(settings, data, tmp_path / "run")
     message = str(caught.value)
     assert message.startswith("step 4: ") and "loss_classifier = nan" in message
@@ -116,7 +117,7 @@ def test_a_bad_step_leaves_batch_norms_statistics_alone(
     """Without pretrained weights preset torchvision learns them: one NaN would never leave."""
     trained = {"preset": "torchvision", "backbone": "resnet18", "image_size": 48}
     settings = replace(settings, **trained)
-    stepper = Stepper(engine.make_model(settings, len(data.class_names)), settings)
+    stepper = Stepper(loop.make_model(settings, len(data.class_names)), settings)
     batch = next(train_batches(data, batch_size=2, crop=48, seed=0, steps=1))
     before = {k: v.clone() for k, v in stepper.model.state_dict().items()}
     poison(monkeypatch, [1])
@@ -137,7 +138,7 @@ def test_too_many_in_a_row_stop(
     settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, [2, 3])
-    with pytest.raises(engine.TrainingError, match="step 3: "):
+    with pytest.raises(errors.TrainingError, match="step 3: "):
         run(replace(settings, max_bad_steps=1), data, tmp_path / "run")
 
 
@@ -155,7 +156,7 @@ def test_an_image_that_does_not_open(
     bad = tmp_path / broken.ground_truth["images"][2]["file_name"]
     bad.write_bytes(bad.read_bytes()[:500])
     settings = replace(settings, workers=workers)
-    with pytest.raises(engine.TrainingError) as caught:
+    with pytest.raises(errors.TrainingError) as caught:
         run(settings, broken, tmp_path / "stops", CocoDetection(*scenes))
     assert str(caught.value).startswith("step ") and f"{bad} cannot be decoded" in str(caught.value)
     run(replace(settings, max_bad_steps=2), broken, tmp_path / "goes", CocoDetection(*scenes))
@@ -173,7 +174,7 @@ def test_an_image_to_evaluate_on_that_does_not_open(
     bad = tmp_path / val.ground_truth["images"][2]["file_name"]
     bad.write_bytes(bad.read_bytes()[:500])
     settings, out = replace(settings, eval_every=1), tmp_path / "run"
-    with pytest.raises(engine.TrainingError) as caught:
+    with pytest.raises(errors.TrainingError) as caught:
         run(settings, data, out, val)
     message = str(caught.value)
     assert message.startswith("step 3: its evaluation: ") and f"{bad} cannot be decoded" in message
@@ -185,7 +186,7 @@ def test_a_bad_step_that_is_taken_again_leaves_the_scale_alone(
 ) -> None:
     """One that a run is stopped in."""
     settings = replace(settings, amp="fp16")
-    stepper = Stepper(engine.make_model(settings, len(data.class_names)), settings)
+    stepper = Stepper(loop.make_model(settings, len(data.class_names)), settings)
     batch = next(train_batches(data, batch_size=2, crop=48, seed=0, steps=1))
     poison(monkeypatch, [1, 2])
     stepper.scaler.scale(torch.zeros(()))  # makes the scale, which is lazy
@@ -235,7 +236,7 @@ def test_a_loading_process_that_dies_is_started_again_and_nothing_is_lost(
 def test_loading_processes_that_die_too_often_end_the_run(
     settings: TrainSettings, data: CocoDetection, scenes: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(engine.TrainingError, match=r"step \d: DataLoader worker.*; no checkpoint"):
+    with pytest.raises(errors.TrainingError, match=r"step \d: DataLoader worker.*; no checkpoint"):
         run(replace(settings, workers=1), deadly(scenes, tmp_path / "l", 1), tmp_path / "r", data)
 
 
@@ -251,7 +252,7 @@ def test_an_error_of_ours_in_a_loading_process_is_not_taken_for_its_death(
 ) -> None:
     with pytest.raises(RuntimeError, match="a bug") as caught:
         run(replace(settings, workers=1, max_bad_steps=9), Faulty(*scenes), tmp_path / "run")
-    assert not isinstance(caught.value, engine.TrainingError)
+    assert not isinstance(caught.value, errors.TrainingError)
 
 
 def test_only_what_cannot_be_written_is_called_so(
@@ -311,7 +312,7 @@ def test_a_loading_process_that_dies_while_it_hands_over_is_dead(error: Exceptio
     assert taken(1, False) == [([], [0]), ([], [1]), ([], [2])]
     assert told == ["step 2: DataLoader worker died; loading processes started again"]
     assert taken(0, True) == [([], [0]), "DataLoader worker died"]
-    with pytest.raises(engine.TrainingError, match="step 2: DataLoader worker died"):
+    with pytest.raises(errors.TrainingError, match="step 2: DataLoader worker died"):
         taken(0, False)
 
 

@@ -10,11 +10,11 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from bench import harness
-from detectors import engine
 from detectors.data import CocoDetection, train_batches
 from detectors.data.synthetic import write_scenes
-from detectors.settings import TrainSettings
-from detectors.steps import Stepper
+from detectors.training import loop
+from detectors.training.settings import TrainSettings
+from detectors.training.step import Stepper
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_both_loops_begin_with_the_same_losses_and_gradients(
 ) -> None:
     """torchvision's classes with the harness's weights; all samples are taken, so none is drawn."""
     data = CocoDetection(given.images, given.annotations)
-    ours = engine.make_model(settings, len(data.class_names))
+    ours = loop.make_model(settings, len(data.class_names))
     theirs = harness.torchvision_model(settings, len(data.class_names))
     assert type(theirs.rpn) is RegionProposalNetwork and type(theirs.roi_heads) is RoIHeads
     for model in (ours, theirs):
@@ -88,8 +88,8 @@ def test_the_loops_take_the_steps_that_they_should(
     """At the same rates; the weights move; the harness writes no checkpoint within them."""
     found: dict[str, list[float]] = {}
     for name in harness.LOOPS:
-        with closing(harness.make(name, settings, given, tmp_path)) as loop:
-            found[name] = [next(loop) for _ in range(3)]
+        with closing(harness.make(name, settings, given, tmp_path)) as steps:
+            found[name] = [next(steps) for _ in range(3)]
     # The samplers' draws, and with them the losses, differ a little.
     assert found["harness"] == pytest.approx(found["reference"], rel=0.1)
     assert found["harness"] != found["reference"]

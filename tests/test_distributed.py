@@ -20,13 +20,14 @@ import torch.distributed as dist
 from test_sync_group import in_processes
 from torch import Tensor, nn
 
-from detectors import checkpoints, cli, demo, engine, runs, train_command
+from detectors import cli, demo, errors, train_command
 from detectors.data import CocoDetection, DataError, train_batches
 from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize
 from detectors.evaluation.model_evaluation import Interrupted, evaluate_model
-from detectors.settings import TrainSettings
-from detectors.steps import Stepper
+from detectors.training import checkpoints, loop, run_folder
+from detectors.training.settings import TrainSettings
+from detectors.training.step import Stepper
 from detectors.utils.distributed import World
 
 
@@ -167,10 +168,10 @@ def telling(rank: int) -> tuple[str, float, float]:
 
     with (
         redirect_stderr(Slow()) as written,
-        suppress(engine.Stopped),
+        suppress(loop.Stopped),
         train_command._told_before_any_ends(world(rank)),
     ):
-        raise engine.Stopped("step 3: so it is")
+        raise loop.Stopped("step 3: so it is")
     return written.getvalue(), told, time.monotonic()
 
 
@@ -202,13 +203,13 @@ def trained(
         return forward(self, images, targets)
 
     Stepper._forward = poison  # type: ignore[method-assign]
-    model = engine.make_model(settings, len(data.class_names), world=world(rank))
+    model = loop.make_model(settings, len(data.class_names), world=world(rank))
     if rank == 0:
-        runs.start(out, settings, {})
+        run_folder.start(out, settings, {})
     dist.barrier()
     try:
-        result = engine.train(settings, model, data, data, out, world=world(rank))
-    except engine.TrainingError as error:
+        result = loop.train(settings, model, data, data, out, world=world(rank))
+    except errors.TrainingError as error:
         return {"error": str(error)}
     return {"weights": dict(model.state_dict()), "leads": result is not None}
 
@@ -220,9 +221,9 @@ def test_two_processes_train_as_one(data: CocoDetection, tmp_path: Path) -> None
     """
     settings = replace(SETTINGS, eval_every=1)
     (tmp_path / "one").mkdir()
-    model = engine.make_model(settings, len(data.class_names))
-    runs.start(tmp_path / "one", settings, {})
-    engine.train(settings, model, data, data, tmp_path / "one")
+    model = loop.make_model(settings, len(data.class_names))
+    run_folder.start(tmp_path / "one", settings, {})
+    loop.train(settings, model, data, data, tmp_path / "one")
     first, second = in_processes(trained, settings, data, tmp_path / "two", (-1, -1))
     assert (first["leads"], second["leads"]) == (True, False)
     for name, value in model.state_dict().items():
@@ -260,7 +261,7 @@ def while_the_other_ends(
     rank: int, settings: TrainSettings, data: CocoDetection, out: Path, where: str
 ) -> str:
     """What rank 0 says when rank 1 ends in its third step, before the forward or the backward."""
-    model = engine.make_model(settings, len(data.class_names), world=world(rank))
+    model = loop.make_model(settings, len(data.class_names), world=world(rank))
     forward, count = Stepper._forward, [0]
 
     def end(self: Stepper, images: list[Tensor], targets: list[Any]) -> Any:
@@ -273,13 +274,13 @@ def while_the_other_ends(
     if rank == 1:
         Stepper._forward = end  # type: ignore[method-assign]
     else:
-        runs.start(out, settings, {})
+        run_folder.start(out, settings, {})
     dist.barrier()
     try:
-        engine.train(settings, model, data, data, out, world=world(rank))
+        loop.train(settings, model, data, data, out, world=world(rank))
     except MemoryError:
         return "ended"
-    except engine.TrainingError as error:
+    except errors.TrainingError as error:
         return str(error)
     return "nothing"
 
@@ -305,12 +306,12 @@ def with_a_broken_image(
         bad = images / broken.ground_truth["images"][1]["file_name"]
         bad.write_bytes(bad.read_bytes()[:500])
     whole = CocoDetection(*scenes)
-    model = engine.make_model(settings, len(whole.class_names), world=world(rank))
+    model = loop.make_model(settings, len(whole.class_names), world=world(rank))
     out = folder / "run"
     if rank == 0:
-        runs.start(out, settings, {})
+        run_folder.start(out, settings, {})
     dist.barrier()
-    engine.train(settings, model, broken, whole, out, world=world(rank))
+    loop.train(settings, model, broken, whole, out, world=world(rank))
     return dict(model.state_dict())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from detectors import checkpoints, demo, engine, runs
+from detectors import demo, errors
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize
@@ -17,8 +17,9 @@ from detectors.errors import RunError
 from detectors.evaluation import METRICS, evaluate_model
 from detectors.evaluation.olrp import OLRP
 from detectors.inference import detect
-from detectors.settings import TrainSettings
-from detectors.steps import Outcome, Stepper
+from detectors.training import checkpoints, loop, run_folder, schedule
+from detectors.training.settings import TrainSettings
+from detectors.training.step import Outcome, Stepper
 
 RUN_FILES = {
     "config.json",
@@ -49,20 +50,20 @@ def settings() -> TrainSettings:
 
 def test_learning_rate(settings: TrainSettings) -> None:
     long = replace(settings, steps=1200, lr=1.0)
-    assert engine.learning_rate(0, long) == pytest.approx(1 / 120)
-    assert engine.learning_rate(59, long) == pytest.approx(0.5)
-    assert [engine.learning_rate(s, long) for s in (119, 799)] == [1.0, 1.0]
-    assert [engine.learning_rate(s, long) for s in (800, 1099)] == pytest.approx([0.1, 0.1])
-    assert engine.learning_rate(1100, long) == pytest.approx(0.01)
+    assert schedule.learning_rate(0, long) == pytest.approx(1 / 120)
+    assert schedule.learning_rate(59, long) == pytest.approx(0.5)
+    assert [schedule.learning_rate(s, long) for s in (119, 799)] == [1.0, 1.0]
+    assert [schedule.learning_rate(s, long) for s in (800, 1099)] == pytest.approx([0.1, 0.1])
+    assert schedule.learning_rate(1100, long) == pytest.approx(0.01)
     very_long = replace(settings, steps=90_000, lr=1.0)
-    assert engine.learning_rate(249, very_long) == pytest.approx(0.5)  # 500 steps of warm-up
+    assert schedule.learning_rate(249, very_long) == pytest.approx(0.5)  # 500 steps of warm-up
 
 
 def test_base_and_jol_start_alike(settings: TrainSettings) -> None:
-    one = engine.make_model(settings, 3).state_dict()
+    one = loop.make_model(settings, 3).state_dict()
     torch.rand(5)
-    other = engine.make_model(replace(settings, loss="base"), 3).state_dict()
-    seed1 = engine.make_model(replace(settings, seed=1), 3).state_dict()
+    other = loop.make_model(replace(settings, loss="base"), 3).state_dict()
+    seed1 = loop.make_model(replace(settings, seed=1), 3).state_dict()
     assert one.keys() == other.keys()
     assert all(torch.equal(one[k], other[k]) for k in one)
     assert not all(torch.equal(one[k], seed1[k]) for k in one)
@@ -70,15 +71,15 @@ def test_base_and_jol_start_alike(settings: TrainSettings) -> None:
 
 def run_to_end(
     settings: TrainSettings, data: CocoDetection, out: Path, resume: bool = False
-) -> engine.TrainResult:
-    model = engine.make_model(settings, len(data.class_names))
+) -> loop.TrainResult:
+    model = loop.make_model(settings, len(data.class_names))
     checkpoint = None
     if resume:
         checkpoint, problems = checkpoints.load_last(out, vars(settings))
         assert not problems
     else:
-        runs.start(out, settings, {"digest": data.digest})
-    return engine.train(settings, model, data, data, out, checkpoint=checkpoint)
+        run_folder.start(out, settings, {"digest": data.digest})
+    return loop.train(settings, model, data, data, out, checkpoint=checkpoint)
 
 
 def lines_of(out: Path) -> list[dict[str, object]]:
@@ -92,7 +93,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, momentum and log, bit for bit; the run is broken between two checkpoints."""
-    monkeypatch.setattr(engine, "LOG_EVERY", 2)  # the fourth step's means begin before step 3
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)  # the fourth step's means begin before step 3
     run_to_end(settings, data, tmp_path / "whole")
 
     step = Stepper.__call__
@@ -132,7 +133,7 @@ def test_what_is_no_line_of_the_metrics_is_dropped(end: bytes, tmp_path: Path) -
     """A machine that dies may leave anything at the end of a file."""
     line = b'{"step": 1, "total": 2.5}\n'
     (tmp_path / "metrics.jsonl").write_bytes(line + end)
-    with runs.MetricsLog(tmp_path, 3) as log:
+    with run_folder.MetricsLog(tmp_path, 3) as log:
         log.write({"step": 4, "total": math.nan})
     wanted = line + b'{"step": 4, "total": null}\n'
     assert (tmp_path / "metrics.jsonl").read_bytes() == wanted
@@ -158,7 +159,7 @@ def test_what_a_run_leaves(settings: TrainSettings, data: CocoDetection, tmp_pat
     assert result.seconds_per_step > 0
 
     best = checkpoints.load(out / "best.pt")
-    model = detect.load_detector(best)
+    model = checkpoints.load_detector(best)
     assert all(torch.equal(v, best["model"][k]) for k, v in model.state_dict().items())
     again = evaluate_model(model, data, "cpu", "pycocotools")
     logged = [e["evaluation"] for e in lines if "evaluation" in e and e["step"] == best["step"]]
@@ -171,8 +172,8 @@ def test_a_run_whose_ap_is_not_defined_keeps_its_last_weights(
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps({**data.ground_truth, "annotations": []}))
     images = data._files[0].parent
-    model = engine.make_model(settings, len(data.class_names))
-    result = engine.train(settings, model, data, CocoDetection(images, empty), tmp_path)
+    model = loop.make_model(settings, len(data.class_names))
+    result = loop.train(settings, model, data, CocoDetection(images, empty), tmp_path)
     assert result is not None and math.isnan(result.best) and result.best_step == settings.steps
     assert checkpoints.load(tmp_path / "best.pt")["step"] == settings.steps
 
@@ -180,10 +181,10 @@ def test_a_run_whose_ap_is_not_defined_keeps_its_last_weights(
 def test_loss_that_is_not_finite_stops(
     settings: TrainSettings, data: CocoDetection, tmp_path: Path
 ) -> None:
-    model = engine.make_model(settings, len(data.class_names))
+    model = loop.make_model(settings, len(data.class_names))
     torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias, math.nan)
-    with pytest.raises(engine.TrainingError) as caught:
-        engine.train(settings, model, data, data, tmp_path)
+    with pytest.raises(errors.TrainingError) as caught:
+        loop.train(settings, model, data, data, tmp_path)
     message = str(caught.value)
     assert message.startswith("step 1: loss_classifier = nan")
     assert message.endswith(f"; no checkpoint was written in {tmp_path} before")
@@ -193,7 +194,7 @@ def test_loss_that_is_not_finite_stops(
 
 
 def test_predictions_are_coco_results(settings: TrainSettings, data: CocoDetection) -> None:
-    model = engine.make_model(settings, len(data.class_names))
+    model = loop.make_model(settings, len(data.class_names))
     model.roi_heads.score_thresh = 0.0
     results = detect.predict(model, data, "cpu")
     assert {r["image_id"] for r in results} == set(data.image_ids)
@@ -204,27 +205,27 @@ def test_predictions_are_coco_results(settings: TrainSettings, data: CocoDetecti
 
 def test_resume_checks_what_it_goes_on_with(settings: TrainSettings, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"config\.json: missing or broken"):
-        runs.refuse_other(tmp_path, settings, {})
+        run_folder.refuse_other(tmp_path, settings, {})
     data = {"train_sha256": "a", "train_images": "there"}
-    runs.start(tmp_path, settings, data)
+    run_folder.start(tmp_path, settings, data)
     with pytest.raises(RunError, match="holds a run already"):
-        runs.start(tmp_path, settings, data)
+        run_folder.start(tmp_path, settings, data)
     with pytest.raises(RunError, match=rf"lr was {settings.lr}, is now 0\.5"):
-        runs.refuse_other(tmp_path, replace(settings, lr=0.5), data)
+        run_folder.refuse_other(tmp_path, replace(settings, lr=0.5), data)
     with pytest.raises(RunError, match="train_sha256 was 'a', is now 'b'"):
-        runs.refuse_other(tmp_path, settings, data | {"train_sha256": "b"})
-    runs.refuse_other(tmp_path, replace(settings, workers=3), data | {"train_images": "here"})
+        run_folder.refuse_other(tmp_path, settings, data | {"train_sha256": "b"})
+    run_folder.refuse_other(tmp_path, replace(settings, workers=3), data | {"train_images": "here"})
 
 
 def test_checkpoint_of_another_shape_is_refused(settings: TrainSettings) -> None:
     state = {
-        "model": engine.make_model(settings, 3).state_dict(),
+        "model": loop.make_model(settings, 3).state_dict(),
         "settings": vars(settings) | {},
         "class_names": ["a", "b"],
         "step": 1,
     }
     with pytest.raises(RunError, match="does not fit"):
-        detect.load_detector(state)
+        checkpoints.load_detector(state)
 
 
 def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,14 +265,14 @@ def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_nan_that_would_end_the_process_names_step_and_images(
     data: CocoDetection, settings: TrainSettings, tmp_path: Path
 ) -> None:
-    model = engine.make_model(settings, len(data.class_names))
+    model = loop.make_model(settings, len(data.class_names))
 
     def fail(*_: object) -> None:
         raise FloatingPointError("layer2.0.conv2: offset_s gave 3 of 9 offsets that are NaN")
 
     model.register_forward_pre_hook(fail)
-    with pytest.raises(engine.TrainingError, match=r"step 1: layer2.* are NaN; image ids \d, \d"):
-        engine.train(settings, model, data, data, tmp_path)
+    with pytest.raises(errors.TrainingError, match=r"step 1: layer2.* are NaN; image ids \d, \d"):
+        loop.train(settings, model, data, data, tmp_path)
 
 
 def test_a_resumed_run_does_not_read_its_first_weights_again(
@@ -279,6 +280,6 @@ def test_a_resumed_run_does_not_read_its_first_weights_again(
 ) -> None:
     gone = replace(settings, preset="paper", backbone_weights=str(tmp_path / "gone.pth"))
     with pytest.raises(ValueError, match="no such file"):
-        engine.make_model(gone, 2)
-    model = engine.make_model(gone, 2, resumed=True)
+        loop.make_model(gone, 2)
+    model = loop.make_model(gone, 2, resumed=True)
     assert not model.backbone.body.conv1.weight.requires_grad  # frozen as with weights

@@ -16,8 +16,8 @@ import pytest
 import torch
 from children import Child, run_jol
 
-from detectors import checkpoints, engine, runs
 from detectors.data.synthetic import write_scenes
+from detectors.training import checkpoints, loop, run_folder
 from detectors.utils import files
 
 STEPS = 7
@@ -41,9 +41,9 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module", autouse=True)
 def every_step_is_logged() -> Iterator[None]:
     """In this process, which the children are forks of."""
-    before, engine.LOG_EVERY = engine.LOG_EVERY, 1
+    before, loop.LOG_EVERY = loop.LOG_EVERY, 1
     yield
-    engine.LOG_EVERY = before
+    loop.LOG_EVERY = before
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_killed_in_the_middle_of_a_checkpoint(
     out = tmp_path / "run"
     child = run_jol([*words, "--out", str(out)], tmp_path, killing(where, save))
     assert child.end() == -signal.SIGKILL
-    found, problems = checkpoints.load_last(out, runs.read_config(out / "config.json")[0])
+    found, problems = checkpoints.load_last(out, run_folder.read_config(out / "config.json")[0])
     assert (found["step"] if found else 0) == EPOCH * (save if where == "done" else save - 1)
     assert not problems
     finish(words, out, whole[0])

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from detectors import demo, engine, runs
+from detectors import demo
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize
+from detectors.training import loop, run_folder
 from detectors.utils.progress import Progress
 
 MEGABYTES = 25
@@ -41,9 +42,9 @@ def test_memory_is_flat(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         step(self, done, fields, seconds)
 
     monkeypatch.setattr(Progress, "step", noted)
-    model = engine.make_model(settings, len(data.class_names))
-    runs.start(tmp_path / "run", settings, {})
-    engine.train(settings, model, data, data, tmp_path / "run")
+    model = loop.make_model(settings, len(data.class_names))
+    run_folder.start(tmp_path / "run", settings, {})
+    loop.train(settings, model, data, data, tmp_path / "run")
     print(sizes)
     assert list(sizes) == [100, 200, 300, 400, 500]
     assert sizes[500] - sizes[100] < MEGABYTES

@@ -12,10 +12,10 @@ from PIL import Image
 
 from detectors.cli import main
 from detectors.data.catalog import DATASETS, evaluation_data, read_split, training_data
-from detectors.engine import learning_rate
 from detectors.errors import DataError
-from detectors.settings import resolve
 from detectors.train_command import SETTINGS
+from detectors.training.schedule import learning_rate
+from detectors.training.settings import resolve
 
 
 def write_json(file: Path, names: Sequence[str], size: int = 64) -> None:
@@ -200,7 +200,7 @@ def test_unusable_arguments(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if given[0] == "eval":
-        monkeypatch.setattr("detectors.checkpoints.load", lambda path: {"class_names": []})
+        monkeypatch.setattr("detectors.training.checkpoints.load", lambda path: {"class_names": []})
     assert main(given) == 2
     error = capsys.readouterr().err
     assert wanted in error and len(error.splitlines()) <= 2 and "Traceback" not in error

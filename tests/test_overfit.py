@@ -2,11 +2,11 @@
 
 import pytest
 
-from detectors import engine
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
 from detectors.models import DETECTORS, default_backbone
-from detectors.settings import TrainSettings
+from detectors.training import loop
+from detectors.training.settings import TrainSettings
 
 STEPS = dict.fromkeys(DETECTORS, 250) | {"detectors": 150}
 
@@ -36,6 +36,6 @@ def test_four_images_are_learned_by_heart(name, loss, tmp_path):
         eval_every=0,
     )
     (tmp_path / "run").mkdir()
-    model = engine.make_model(settings, len(data.class_names))
-    result = engine.train(settings, model, data, data, tmp_path / "run")
+    model = loop.make_model(settings, len(data.class_names))
+    result = loop.train(settings, model, data, data, tmp_path / "run")
     assert result.evaluation.metrics["AP"] > 0.5

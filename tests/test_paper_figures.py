@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from detectors import checkpoints, engine, paper_figures, samples
+from detectors import paper_figures, samples
 from detectors.cli import main
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize, demo_settings
 from detectors.evaluation.prior_coverage import BUCKETS
-from detectors.inference import detect
+from detectors.training import checkpoints, loop
 
 SIZE = DemoSize(crop=64, steps=2, batch_size=1)
 
@@ -28,8 +28,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for loss in ("base", "jol"):
         settings = demo_settings(loss, 0, SIZE)
         (folder / loss).mkdir()
-        model = engine.make_model(settings, len(data.class_names))
-        engine.train(settings, model, data, data, folder / loss)
+        model = loop.make_model(settings, len(data.class_names))
+        loop.train(settings, model, data, data, folder / loss)
     (folder / "paths.json").write_text(json.dumps([str(path) for path in scenes]))
     return folder
 
@@ -67,7 +67,7 @@ def test_samples_are_the_losses_terms(runs: Path) -> None:
     """The positives' loss is what the head's regression and positive classification add up to."""
     data = CocoDetection(*map(Path, json.loads((runs / "paths.json").read_text())))
     for loss in ("base", "jol"):
-        model = detect.load_detector(checkpoints.load(runs / loss / "best.pt"))
+        model = checkpoints.load_detector(checkpoints.load(runs / loss / "best.pt"))
         criterion = model.roi_heads.criterion
         seen = []
         hook = criterion.register_forward_hook(

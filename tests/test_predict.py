@@ -12,7 +12,6 @@ from PIL import Image
 from pycocotools.coco import COCO
 from untrained import CATEGORY_IDS, CLASSES, write_checkpoint
 
-from detectors import checkpoints
 from detectors.cli import main
 from detectors.data import CocoDetection
 from detectors.errors import Unusable
@@ -26,6 +25,7 @@ from detectors.inference.drawing import (
     enlargement,
 )
 from detectors.inference.predict import AHEAD, Found, batches, find_images
+from detectors.training import checkpoints
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -95,7 +95,7 @@ def test_results_are_what_eval_sees_and_pycocotools_loads(
     ]
     truth = {"images": own, "annotations": [], "categories": listed["categories"]}
     dataset = CocoDetection(tmp_path / "images", truth)
-    model = detect.load_detector(checkpoints.load(checkpoint))
+    model = checkpoints.load_detector(checkpoints.load(checkpoint))
     wanted = detect.predict(model, dataset, "cpu")
     for image in listed["images"]:
         here, there = of(image["id"], found), of(90 - image["id"], wanted)

@@ -11,8 +11,8 @@ from test_sync_group import in_processes
 from detectors.data import Batch
 from detectors.models import build_detector
 from detectors.models.anchor_plans import DETECTORS
-from detectors.settings import resolve
-from detectors.steps import Stepper
+from detectors.training.settings import resolve
+from detectors.training.step import Stepper
 from detectors.utils.distributed import World
 
 CLASSES = 8

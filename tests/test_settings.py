@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from detectors import checkpoints, cli, runs
+from detectors import cli
 from detectors.cli import main
 from detectors.data.synthetic import write_scenes
-from detectors.settings import DEFAULTS, LENGTH, TrainSettings, resolve
+from detectors.training import checkpoints, run_folder
+from detectors.training.settings import DEFAULTS, LENGTH, TrainSettings, resolve
 
 FIELDS = {field.name for field in dataclasses.fields(TrainSettings)}
 
@@ -134,7 +135,7 @@ def test_a_config_edited_by_hand(
     settings = dataclasses.asdict(resolve(given, 100, None, {}))
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"settings": settings | {"lr": 1}, "data": {}}))
-    assert runs.read_config(file)[0]["lr"] == 1
+    assert run_folder.read_config(file)[0]["lr"] == 1
     file.write_text(json.dumps({"settings": settings | change, "data": {}}))
     assert main(["train", "--config", str(file), "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
@@ -198,7 +199,7 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setattr("detectors.engine.LOG_EVERY", 1)
+    monkeypatch.setattr("detectors.training.loop.LOG_EVERY", 1)
     words = [
         *("train", "--detector", "faster_rcnn", "--loss", "jol", "--preset", "slim"),
         *("--max-steps", "3", "--batch-size", "2", "--crop", "48", "--device", "cpu"),

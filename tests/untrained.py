@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from detectors import checkpoints
-from detectors.inference.detect import load_detector
 from detectors.models import build_detector, default_backbone
-from detectors.settings import TrainSettings
+from detectors.training import checkpoints
+from detectors.training.checkpoints import load_detector
+from detectors.training.settings import TrainSettings
 
 CLASSES = ["car", "ship", "plane"]
 CATEGORY_IDS = [3, 4, 8]

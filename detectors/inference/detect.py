@@ -1,15 +1,11 @@
 """What a trained detector finds on the images of a data set, and how good that is."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detectors.data.dataset import CocoDetection, Detection
-from detectors.errors import RunError
-from detectors.models.build import build_detector
-from detectors.settings import TrainSettings
 
 COLUMNS = 7
 """Of a row of detections: index of the image, label, x, y, w, h, score."""
@@ -58,25 +54,3 @@ def as_results(rows: Tensor, dataset: CocoDetection) -> list[Detection]:
 def predict(model: nn.Module, dataset: CocoDetection, device: str) -> list[Detection]:
     """Detections of every image as COCO results, in pixels of the image as stored."""
     return as_results(find(model, dataset, device, range(len(dataset))), dataset)
-
-
-def load_detector(checkpoint: dict[str, Any]) -> nn.Module:
-    """The detector of a checkpoint, with its weights, on the CPU.
-
-    Raises:
-        RunError: the weights do not fit the settings beside them.
-    """
-    try:
-        settings = TrainSettings(**checkpoint["settings"])
-        model = build_detector(
-            settings.detector,
-            len(checkpoint["class_names"]),
-            settings.loss,
-            **settings.model_arguments(),
-            load_weights=False,
-        )
-        model.load_state_dict(checkpoint["model"])
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"the checkpoint does not fit this version: {reason}") from error
-    return model.to(memory_format=torch.channels_last)

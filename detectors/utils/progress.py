@@ -4,7 +4,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -12,11 +12,7 @@ from typing import Self
 import torch
 from tqdm import tqdm
 
-from detectors.models.build import LOSS_NAMES
-
 SECONDS_BETWEEN_LINES = 15.0
-
-
 BAR = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 
 
@@ -106,17 +102,6 @@ class Progress:
         while len("  ".join(shown)) > room and len(shown) > 1:
             shown.pop()
         return "  ".join(shown)
-
-
-def losses_line(means: Mapping[str, float]) -> str:
-    """The two losses of the joint head and w⁻ as text, those that are there."""
-    shown = [
-        f"{short} {means[name]:.3f}"
-        for short, names in LOSS_NAMES.items()
-        for name in names
-        if name in means
-    ]
-    return "  ".join(shown)
 
 
 def peak_memory(device: str) -> str:

@@ -19,12 +19,10 @@ from detectors.data.batches import Batch
 from detectors.errors import TrainingError
 from detectors.models.build import joint_head
 from detectors.models.samplers import seed_images
-from detectors.settings import TrainSettings
+from detectors.training.settings import TrainSettings
 from detectors.utils.distributed import ALONE, World
 
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 LEAST_SCALE = 1.0
 """Below this scale of fp16's loss a gradient that is not finite is the loss's fault, not fp16's."""
 

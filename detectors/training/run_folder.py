@@ -22,19 +22,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from detectors.errors import RunError, Unusable
-from detectors.settings import DEFAULTS, MAY_CHANGE, TrainSettings
+from detectors.training.settings import DEFAULTS, MAY_CHANGE, TrainSettings
 from detectors.utils import files
 from detectors.utils.files import finite, write_json
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pycocotools", "faster-coco-eval")
-
-
 PLACES = frozenset(
     {"data_root", "train_images", "train_annotations", "val_images", "val_annotations"}
 )
 """What config.json says of where data lie, which may move."""
-
-
 CONFIG, METRICS, BOARD = "config.json", "metrics.jsonl", "tensorboard"
 
 

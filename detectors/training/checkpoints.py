@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from detectors import runs
 from detectors.errors import RunError
+from detectors.models.build import build_detector
+from detectors.training import run_folder
+from detectors.training.settings import TrainSettings
 from detectors.utils import files
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -86,7 +88,9 @@ def load_last(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any]
             missing = [name for name in TO_GO_ON if name not in checkpoint]
             if missing:
                 raise RunError(f"{path}: cannot be resumed from, it lacks {', '.join(missing)}")
-            runs.refuse_other_settings(f"{path}: of another run", checkpoint["settings"], settings)
+            run_folder.refuse_other_settings(
+                f"{path}: of another run", checkpoint["settings"], settings
+            )
             return checkpoint, problems
         except RunError as error:
             problems.append(str(error))
@@ -122,3 +126,25 @@ def _feed(found: Any, value: Any) -> None:
 
 def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     torch.save(checkpoint, file)
+
+
+def load_detector(checkpoint: dict[str, Any]) -> nn.Module:
+    """The detector of a checkpoint, with its weights, on the CPU.
+
+    Raises:
+        RunError: the weights do not fit the settings beside them.
+    """
+    try:
+        settings = TrainSettings(**checkpoint["settings"])
+        model = build_detector(
+            settings.detector,
+            len(checkpoint["class_names"]),
+            settings.loss,
+            **settings.model_arguments(),
+            load_weights=False,
+        )
+        model.load_state_dict(checkpoint["model"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"the checkpoint does not fit this version: {reason}") from error
+    return model.to(memory_format=torch.channels_last)

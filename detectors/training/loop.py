@@ -18,26 +18,26 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from detectors import checkpoints
 from detectors.data.batches import Batch, train_batches
 from detectors.data.dataset import CocoDetection
 from detectors.errors import BadSteps, DataError, TrainingError
 from detectors.evaluation.average_precision import Evaluation
 from detectors.evaluation.model_evaluation import Interrupted, evaluate_model
 from detectors.evaluation.report import metrics_line, write_results
-from detectors.feed import feed
-from detectors.models.build import build_detector, compile_model
-from detectors.runs import MetricsLog
-from detectors.settings import TrainSettings
-from detectors.steps import Outcome, Stepper
+from detectors.models.build import LOSS_NAMES, build_detector, compile_model
+from detectors.training import checkpoints
+from detectors.training.batch_feed import feed
+from detectors.training.run_folder import MetricsLog
+from detectors.training.schedule import learning_rate
+from detectors.training.settings import TrainSettings
+from detectors.training.step import Outcome, Stepper
 from detectors.utils.distributed import ALONE, World, means_lost
-from detectors.utils.progress import Progress, losses_line, peak_memory
+from detectors.utils.progress import Progress, peak_memory
 from detectors.utils.signals import Stopping
 
 LOG_EVERY = 20
 SAVE_SECONDS = 600.0
 """Beside the end of each epoch, a checkpoint is written when the last one is so old."""
-WARMUP = 500
 
 
 class Stopped(TrainingError):
@@ -95,16 +95,6 @@ class State:
                 if math.isfinite(value):  # fp16's gradients may not be, until their scale fits
                     columns.setdefault(name, []).append(value)
         return {name: statistics.fmean(column) for name, column in columns.items()}
-
-
-def learning_rate(step: int, settings: TrainSettings) -> float:
-    """The rate of step 0, 1, ...: linear warm-up, then a tenth at each of two steps or more."""
-    warmup = min(WARMUP, max(1, settings.steps // 10))
-    if settings.decay_steps is None:
-        decays = sum(12 * step >= part * settings.steps for part in (8, 11))
-    else:
-        decays = sum(step >= decay for decay in settings.decay_steps)
-    return settings.lr * min(1.0, (step + 1) / warmup) * 0.1**decays
 
 
 def make_model(
@@ -380,3 +370,14 @@ class _Run:
 
     def _note_kept(self) -> None:
         self.kept = f"the last checkpoint, of step {self.state.step}, is in {self.out}"
+
+
+def losses_line(means: Mapping[str, float]) -> str:
+    """The two losses of the joint head and w⁻ as text, those that are there."""
+    shown = [
+        f"{short} {means[name]:.3f}"
+        for short, names in LOSS_NAMES.items()
+        for name in names
+        if name in means
+    ]
+    return "  ".join(shown)
