@@ -19,7 +19,7 @@ import torch
 from bench.measure import Sample, summary, synchronize
 from detectors.models.anchor_plans import DETECTORS
 from detectors.models.cost import CLASSES, batch, build, gigamacs, parameters
-from detectors.paper import COSTS
+from detectors.paper.published_numbers import COSTS
 
 NOTE = """
 FCOS has 2.4 G more than the paper's because MMDetection's configuration takes the caffe ResNet-50,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from detectors.data_arguments import add_data_commands
-from detectors.paper_figures import SHOWN
+from detectors.paper.side_by_side import SHOWN
+from detectors.paper.tables import TABLES
 from detectors.shared_arguments import device_option, val_options
 from detectors.sweep import TABLES as SWEPT
-from detectors.tables import TABLES
 from detectors.train_arguments import train_options
 from detectors.utils.text_tables import FORMATS
 from detectors.values import (

@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.backend_bases import FigureCanvasBase
 
-from detectors import demo, paper_figures, samples, sources, sweep, tables, train_command
+from detectors import demo, sources, sweep, train_command
 from detectors.arguments import parser
 from detectors.data.catalog import DATASETS
 from detectors.errors import JolError, RunError, Unusable
@@ -22,6 +22,7 @@ from detectors.evaluation import model_evaluation
 from detectors.evaluation.curves import pr_classes, pr_curves
 from detectors.evaluation.report import class_table, read_results, write_results
 from detectors.inference import export, predict
+from detectors.paper import figures, loss_samples, side_by_side, tables
 from detectors.training import checkpoints
 from detectors.training.settings import DEFAULTS
 from detectors.utils import distributed
@@ -162,7 +163,7 @@ def _figure(args: argparse.Namespace) -> None:
         raise Unusable(f"--out {args.out}: wanted the name of a file, ending in .png")
     folders = {k: v for k, v in (("base", args.base), ("jol", args.jol)) if v is not None}
     if args.figure == 3:
-        paper_figures.loss_surfaces(args.out)
+        figures.loss_surfaces(args.out)
     elif not folders:
         raise Unusable("wanted --base DIR, --jol DIR or both")
     elif args.figure == 6:
@@ -188,13 +189,13 @@ def _figure_of_models(args: argparse.Namespace, folders: dict[str, Path]) -> Non
         models[name] = checkpoints.load_detector(checkpoint).to(args.device)
     if args.figure == 1:
         collected = {
-            name: samples.collect(model, dataset, args.device, args.images or 100)
+            name: loss_samples.collect(model, dataset, args.device, args.images or 100)
             for name, model in models.items()
         }
-        paper_figures.loss_by_size(collected, args.out)
+        figures.loss_by_size(collected, args.out)
     else:
-        indices = paper_figures.crowded(dataset, args.images or 3)
-        paper_figures.detections(models, dataset, args.device, indices, args.out)
+        indices = side_by_side.crowded(dataset, args.images or 3)
+        side_by_side.detections(models, dataset, args.device, indices, args.out)
 
 
 def _sweep(args: argparse.Namespace) -> None:

@@ -16,8 +16,8 @@ from detectors.data.dataset import CocoDetection
 from detectors.data.synthetic import write_scenes
 from detectors.errors import RunError
 from detectors.evaluation.average_precision import METRICS
-from detectors.evaluation.curves import pr_curves
-from detectors.paper_figures import NAMES, detections
+from detectors.evaluation.curves import NAMES, pr_curves
+from detectors.paper.side_by_side import detections
 from detectors.training import loop, run_folder
 from detectors.training.settings import TrainSettings
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectors import paper
 from detectors.errors import JolError, RunError
-from detectors.paper import Cell
+from detectors.paper import published_numbers
+from detectors.paper.published_numbers import Cell
 from detectors.training.settings import MAY_CHANGE
 from detectors.utils import files
 
@@ -57,7 +57,7 @@ def plan(table: int, seeds: Sequence[int], common: Sequence[str]) -> list[Planne
     for flag in OWN:
         if _given(common, flag) is not None:
             raise RunError(f"{flag} after --: the sweep gives it itself")
-    wanted = paper.TABLES[table].dataset if table in paper.TABLES else None
+    wanted = published_numbers.TABLES[table].dataset if table in published_numbers.TABLES else None
     dataset = _given(common, "--dataset")
     if None not in (wanted, dataset) and dataset != wanted:
         raise RunError(f"--dataset {dataset}: table {table} is of {wanted}")
@@ -85,9 +85,9 @@ def plan(table: int, seeds: Sequence[int], common: Sequence[str]) -> list[Planne
 def _cells(table: int, detector: str | None) -> Iterator[tuple[Cell, dict[str, str]]]:
     """The cells of a table and the arguments of train that make them."""
     if table == 9:
-        cells = [Cell(name, loss) for name in paper.COSTS for loss in ("base", "jol")]
+        cells = [Cell(name, loss) for name in published_numbers.COSTS for loss in ("base", "jol")]
     else:
-        cells = [entry.cell for entry in paper.TABLES[table].entries]
+        cells = [entry.cell for entry in published_numbers.TABLES[table].entries]
     for cell in cells:
         if cell.detector is None:
             cell = dataclasses.replace(cell, detector=detector or "faster_rcnn")

@@ -10,7 +10,7 @@ from torchvision.ops import deform_conv2d
 
 from bench import detectors as cost_table
 from detectors.models import cost
-from detectors.paper import COSTS
+from detectors.paper.published_numbers import COSTS
 
 
 def test_a_deformable_convolution_counts_as_the_plain_one():

@@ -12,17 +12,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from detectors.evaluation import Evaluation, evaluate
-from detectors.evaluation.curves import (
-    _window,
-    class_curves,
-    detections_figure,
-    match,
-    mean_curve,
-    pr_classes,
-    pr_curves,
-)
-from detectors.paper_figures import loss_by_size
-from detectors.samples import Samples
+from detectors.evaluation.curves import class_curves, mean_curve, pr_classes, pr_curves
+from detectors.paper.figures import loss_by_size
+from detectors.paper.loss_samples import Samples
+from detectors.paper.side_by_side import _window, detections_figure, match
 
 
 def boxes(*values: list[float]) -> torch.Tensor:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from detectors import paper_figures, samples
 from detectors.cli import main
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
 from detectors.demo import DemoSize, demo_settings
 from detectors.evaluation.prior_coverage import BUCKETS
+from detectors.paper import figures, loss_samples, side_by_side
 from detectors.training import checkpoints, loop
 
 SIZE = DemoSize(crop=64, steps=2, batch_size=1)
@@ -41,9 +41,9 @@ def given(runs: Path) -> list[str]:
 
 def test_surfaces_by_hand() -> None:
     iou, p = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([1.0, 0.5, 1.0])
-    base = paper_figures.surface(iou, p, None)
+    base = figures.surface(iou, p, None)
     assert base.tolist() == pytest.approx([0, 0.5 + np.log(2), 1])
-    joint = paper_figures.surface(iou, p, 2.0)
+    joint = figures.surface(iou, p, 2.0)
     assert joint.tolist() == pytest.approx([0, 1.75 * (0.5 + np.log(2)), 2])
 
 
@@ -51,16 +51,16 @@ def test_shares_by_hand() -> None:
     """A limit belongs to the larger size: 8 pixels are 8-16."""
     sizes = torch.tensor([3.0, 8, 15.9, 40, 200])
     values = torch.tensor([1.0, 2, 3, 4, 10])
-    assert paper_figures.shares(values, sizes) == pytest.approx([5, 25, 0, 20, 50])
+    assert figures.shares(values, sizes) == pytest.approx([5, 25, 0, 20, 50])
     assert len(BUCKETS) == 6
 
 
 def test_correlation() -> None:
     a = torch.tensor([0.1, 0.4, 0.3, 0.9])
-    assert paper_figures.correlation(a, 1 - 2 * a) == pytest.approx(-1)
+    assert figures.correlation(a, 1 - 2 * a) == pytest.approx(-1)
     b = torch.tensor([0.2, 0.1, 0.5, 0.3])
-    assert paper_figures.correlation(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
-    assert np.isnan(paper_figures.correlation(a, torch.ones(4)))
+    assert figures.correlation(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
+    assert np.isnan(figures.correlation(a, torch.ones(4)))
 
 
 def test_samples_are_the_losses_terms(runs: Path) -> None:
@@ -73,7 +73,7 @@ def test_samples_are_the_losses_terms(runs: Path) -> None:
         hook = criterion.register_forward_hook(
             lambda _m, a, k, out, seen=seen: seen.append((a, k, out)), with_kwargs=True
         )
-        found = samples.collect(model, data, "cpu", images=2)
+        found = loss_samples.collect(model, data, "cpu", images=2)
         hook.remove()
         positives = sum(int(out.num_positives) for _, _, out in seen)
         assert len(seen) == 2 and len(found.loss) == positives == len(found.size) > 0
@@ -96,7 +96,7 @@ def test_samples_are_the_losses_terms(runs: Path) -> None:
 
 def test_the_most_crowded_images_come_first(runs: Path) -> None:
     data = CocoDetection(*map(Path, json.loads((runs / "paths.json").read_text())))
-    order = paper_figures.crowded(data, 2)
+    order = side_by_side.crowded(data, 2)
     counts = [len(data[i][1]["boxes"]) for i in range(3)]
     assert [counts[i] for i in order] == sorted(counts, reverse=True)[:2]
 

@@ -14,6 +14,7 @@ from detectors.cli import main
 from detectors.data.synthetic import write_scenes
 from detectors.training import checkpoints, run_folder
 from detectors.training.settings import DEFAULTS, LENGTH, TrainSettings, resolve
+from detectors.training.step import Stepper
 
 FIELDS = {field.name for field in dataclasses.fields(TrainSettings)}
 
@@ -178,13 +179,13 @@ def test_deterministic_is_on_while_training_only(
     scenes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    step = cli.engine.Stepper.__call__
+    step = Stepper.__call__
 
     def noted(self: Any, *given: Any) -> Any:
         seen.append(torch.are_deterministic_algorithms_enabled())
         return step(self, *given)
 
-    monkeypatch.setattr(cli.engine.Stepper, "__call__", noted)
+    monkeypatch.setattr(Stepper, "__call__", noted)
     words = [
         *("train", "--detector", "faster_rcnn", "--loss", "jol", "--preset", "slim"),
         *("--max-steps", "1", "--batch-size", "2", "--crop", "48", "--device", "cpu"),

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from detectors import paper, tables
 from detectors.cli import main
 from detectors.errors import RunError
-from detectors.finished import find_runs, read_run
-from detectors.tables import cost_table, results_table, runs_table
+from detectors.paper import published_numbers, tables
+from detectors.paper.finished_runs import find_runs, read_run
+from detectors.paper.tables import cost_table, results_table, runs_table
 from detectors.utils.text_tables import Grid, render
 
 SETTINGS: dict[str, Any] = {
@@ -263,7 +263,7 @@ def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Pat
     write_run(tmp_path / "j", {"AP": 1.0}, seconds=(9.0, 1.21), loss="jol")
     write_run(tmp_path / "s", {"AP": 1.0}, seconds=(9.0, 0.1), preset="slim")
     write_run(tmp_path / "g", {"AP": 1.0}, seconds=(9.0, 0.01), loss="jol", device="cuda")
-    measured = dict.fromkeys(paper.COSTS, (130.0, 41.4))
+    measured = dict.fromkeys(published_numbers.COSTS, (130.0, 41.4))
     grid = cost_table(find_runs(tmp_path)[0], measured)
     base = lines_of(grid, "faster_rcnn", "base")
     assert base["ours cpu"]["s/step"] == "1.100" and base["ours cpu"]["MB"] == "2.5"
@@ -353,7 +353,7 @@ def test_no_runs_yet(
 def test_the_papers_numbers_are_those_of_the_sources() -> None:
     found = {
         (number, *entry.labels): dict(entry.published)
-        for number, table in paper.TABLES.items()
+        for number, table in published_numbers.TABLES.items()
         for entry in table.entries
         if entry.published
     }
@@ -363,7 +363,7 @@ def test_the_papers_numbers_are_those_of_the_sources() -> None:
         (3, "faster_rcnn", "base"): {"AP": 11.1},
         (3, "faster_rcnn", "jol"): {"AP": pytest.approx(11.1 + 13.6)},
     }
-    assert all(table.source for table in paper.TABLES.values())
+    assert all(table.source for table in published_numbers.TABLES.values())
     with pytest.raises(RunError, match="no such folder"):
         find_runs(Path("nowhere"))
-    assert math.isclose(paper.COSTS["fcos"].gflops, 123.3)
+    assert math.isclose(published_numbers.COSTS["fcos"].gflops, 123.3)

@@ -17,7 +17,7 @@ from detectors.data.sodad import cut_image, paint
 from detectors.data.tiles import NMS, OVERLAP, SIZE, clip, merge, starts
 from detectors.errors import DataError
 from detectors.evaluation import evaluate
-from detectors.paper_figures import crowded
+from detectors.paper.side_by_side import crowded
 
 sides = st.integers(1, 3000)
 small = st.integers(1, OVERLAP)

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from detectors.finished import DEFAULTS, Run, mean, spread
+from detectors.paper.finished_runs import Run, mean, spread
+from detectors.training.settings import DEFAULTS
 
 NO_RUN = "no run"
 USUAL = {

@@ -105,7 +105,6 @@ def _scores() -> tuple[Entry, ...]:
 
 
 UNKNOWN = "none of its numbers was found, nor on which data set and detector they were measured."
-
 TABLES: dict[int, Table] = {
     2: _comparison(
         "visdrone",

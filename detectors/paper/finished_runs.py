@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from detectors.errors import RunError
-from detectors.paper import Cell
+from detectors.paper.published_numbers import Cell
 from detectors.training.settings import DEFAULTS, MAY_CHANGE, TrainSettings
 
 JOINT = ("lam", "location_score", "class_score", "detach_weights")
 """Settings of JOL, without meaning in a base run."""
-
-
 KINDS: dict[Any, tuple[str, ...]] = {
     int: ("seed", "steps", "batch_size"),
     int | float: ("lr", "lam"),

@@ -4,25 +4,22 @@
 (detections of base and JOL side by side), 6 (precision and recall).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-from detectors.data.dataset import CocoDetection
-from detectors.evaluation.curves import NAMES, RUN_STYLES, STYLE_OF, detections_figure
+from detectors.evaluation.curves import NAMES, RUN_STYLES, STYLE_OF
 from detectors.evaluation.prior_coverage import BUCKETS, size_name
-from detectors.rows import number
-from detectors.samples import Samples
+from detectors.paper.loss_samples import Samples
+from detectors.paper.table_rows import number
 
 PANELS = ((0.0, 16.0), (16.0, 32.0), (32.0, float("inf")))
 """Sizes of Fig. 1b, c and d, in pixels."""
-SHOWN = 0.5
-"""Least score of a detection that is drawn."""
 
 
 def shares(values: Tensor, sizes: Tensor) -> list[float]:
@@ -106,30 +103,3 @@ def loss_surfaces(path: Path, lam: float = 2.0) -> None:
     panels[0].set_ylabel("S_cls (probability)")
     figure.colorbar(filled, ax=panels, ticks=levels[::2], label="loss: 1 - IoU - log p, weighed")
     figure.savefig(path, dpi=130)
-
-
-def crowded(data: CocoDetection, images: int) -> list[int]:
-    """The indices of the images with the most objects, crowds not counted."""
-    order = sorted(range(len(data)), key=lambda i: -len(data.annotated(i)["boxes"]))
-    return order[:images]
-
-
-def detections(
-    models: Mapping[str, nn.Module],
-    data: CocoDetection,
-    device: str,
-    indices: Sequence[int],
-    path: Path,
-) -> None:
-    """Fig. 4 and 5: images with the ground truth and each model's detections."""
-    rows = []
-    for index in indices:
-        image, _ = data[index]
-        found = {}
-        for name, model in models.items():
-            with torch.no_grad():
-                result = model.eval()([image.to(device).float() / 255])[0]
-            shown = result["scores"] >= SHOWN
-            found[NAMES[name]] = {k: v[shown].cpu() for k, v in result.items()}
-        rows.append((image, data.annotated(index), found))
-    detections_figure(rows, path)

@@ -5,11 +5,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from detectors import paper
 from detectors.data.object_counts import read_pool, sizes
-from detectors.finished import JOINT, Group, Run, find_runs, grouped
-from detectors.paper import Entry, Table
-from detectors.rows import NO_RUN, Letters, Line, letter_groups, number, rows_of
+from detectors.paper import published_numbers
+from detectors.paper.finished_runs import JOINT, Group, Run, find_runs, grouped
+from detectors.paper.published_numbers import Entry, Table
+from detectors.paper.table_rows import NO_RUN, Letters, Line, letter_groups, number, rows_of
 from detectors.utils.progress import Progress
 from detectors.utils.text_tables import Grid
 
@@ -24,7 +24,7 @@ TABLES = (*map(str, range(1, 10)), "runs")
 WHAT = ("what", "runs")
 """Columns after the labels: paper, ours, spread or difference; and of how many runs."""
 SPREAD = "± is the standard deviation over seeds, or over pairs of base and JOL of the same seed."
-TOLD = tuple(f.name for f in dataclasses.fields(paper.Cell))
+TOLD = tuple(f.name for f in dataclasses.fields(published_numbers.Cell))
 """Settings that the labels of Tables 2 to 9 tell."""
 COSTS = {"GFLOPs": ".1f", "params M": ".1f", "s/step": ".3f", "MB": ".1f"}
 DATA = {"images": ",.0f", "objects": ",.0f", "size px": ".1f", "relative": ".4f"}
@@ -61,8 +61,8 @@ def _measure() -> dict[str, tuple[float, float]]:
     from detectors.models.cost import build, gigamacs, parameters
 
     found = {}
-    with Progress("counting", 0, len(paper.COSTS), quiet=True) as progress:
-        for step, name in enumerate(paper.COSTS, start=1):
+    with Progress("counting", 0, len(published_numbers.COSTS), quiet=True) as progress:
+        for step, name in enumerate(published_numbers.COSTS, start=1):
             model = build(name, "base", SIZE)
             found[name] = (gigamacs(model, SIZE), parameters(model))
             progress.step(step)
@@ -71,7 +71,7 @@ def _measure() -> dict[str, tuple[float, float]]:
 
 def results_table(number: int, runs: Sequence[Run]) -> Grid:
     """Table 2 to 8: rows for each entry, and JOL less base where the table has both."""
-    table = paper.TABLES[number]
+    table = published_numbers.TABLES[number]
     named = [run for run in runs if run.dataset and table.dataset in (None, run.dataset)]
     labels, entries = table.labels, list(_placed(table, named))
     if table.dataset is None:
@@ -121,7 +121,7 @@ def _placed(table: Table, runs: Sequence[Run]) -> Iterator[tuple[str | None, Ent
     if table.dataset is not None:
         yield from ((table.dataset, entry) for entry in table.entries)
         return
-    usual = [e.cell for t in paper.TABLES.values() if t.dataset for e in t.entries]
+    usual = [e.cell for t in published_numbers.TABLES.values() if t.dataset for e in t.entries]
     wanted = [run for run in runs if any(run.is_of(entry.cell) for entry in table.entries)]
     special = [run for run in wanted if not any(run.is_of(cell) for cell in usual)]
     places = [(run.dataset, run.settings["detector"]) for run in special or wanted]
@@ -162,8 +162,10 @@ def data_table(given: Mapping[str, Sequence[Path]]) -> Grid:
         DataError: an unusable file.
     """
     rows: list[list[str]] = []
-    for name in dict.fromkeys([*paper.DATA_SETS, *given]):
-        known = dataclasses.asdict(paper.DATA_SETS.get(name, paper.DataRow()))
+    for name in dict.fromkeys([*published_numbers.DATA_SETS, *given]):
+        known = dataclasses.asdict(
+            published_numbers.DATA_SETS.get(name, published_numbers.DataRow())
+        )
         numbers = zip(DATA, known.values(), strict=True)
         published = {column: float(v) for column, v in numbers if v is not None}
         lines = []
@@ -182,7 +184,7 @@ def data_table(given: Mapping[str, Sequence[Path]]) -> Grid:
         labels=2,
         entry=1,
         notes=[
-            f"paper: {paper.DATA_SETS_SOURCE}",
+            f"paper: {published_numbers.DATA_SETS_SOURCE}",
             "ours: of the files given with --annotations",
             "relative size: the paper's numbers were not found",
         ],
@@ -199,14 +201,16 @@ def cost_table(runs: Sequence[Run], measured: Mapping[str, tuple[float, float]])
     mine = [run for run in runs if (run.settings["preset"], run.settings["backbone"]) == model]
     rows: list[list[str]] = []
     groups = {
-        (name, loss): grouped((r for r in mine if r.is_of(paper.Cell(name, loss))), ["device"])[0]
-        for name in paper.COSTS
+        (name, loss): grouped(
+            (r for r in mine if r.is_of(published_numbers.Cell(name, loss))), ["device"]
+        )[0]
+        for name in published_numbers.COSTS
         for loss in ("base", "jol")
     }
     letters, notes = letter_groups((g.any for found in groups.values() for g in found), TOLD)
     for (name, loss), found in groups.items():
         own = dict(zip(COSTS, ([number] for number in measured[name]), strict=False))
-        known = paper.COSTS[name]
+        known = published_numbers.COSTS[name]
         published = {"GFLOPs": known.gflops, "params M": known.parameters} if loss == "base" else {}
         lines = [
             Line(
@@ -227,7 +231,7 @@ def cost_table(runs: Sequence[Run], measured: Mapping[str, tuple[float, float]])
         rows=rows,
         labels=3,
         entry=2,
-        notes=[f"paper: {paper.COSTS_SOURCE}", COUNTED, *notes, SPREAD],
+        notes=[f"paper: {published_numbers.COSTS_SOURCE}", COUNTED, *notes, SPREAD],
     )
 
 
