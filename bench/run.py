@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench import detectors, measure, results
+from bench import detector_cost, measure, results
 from bench.cases import CASES, DTYPES, SWEEP, Case, Inputs, make_inputs
 from bench.measure import Sample, Spans, counts, first_call, step, summary
 from bench.providers import OURS, PROVIDERS, Loss, Provider
@@ -180,17 +180,19 @@ class Run:
 
     def training(self, name: str) -> None:
         """Steps of a detector."""
-        found = detectors.step_samples(name, STEP["size"], STEP["images"], self.options.device)
+        found = detector_cost.step_samples(name, STEP["size"], STEP["images"], self.options.device)
         where = (f"step-{name}", STEP["images"], STEP["size"], "float32")
         for loss in ("base", "jol"):
             self.add(where, loss, "step", "s", found[loss])
         self.add(where, "jol", "step", results.RATIO, found["ratio"])
 
     def compiling(self) -> None:
-        """The report of bench.aot on the heads of usual width."""
-        from bench import aot  # needs Triton
+        """The report of bench.compile_report on the heads of usual width."""
+        from bench import compile_report  # needs Triton
 
-        aot.write(self.options.out, [v for v in aot.heads() if v.columns < 1000])
+        compile_report.write(
+            self.options.out, [v for v in compile_report.heads() if v.columns < 1000]
+        )
 
     # --- What is kept --------------------------------------------------------------------------
 

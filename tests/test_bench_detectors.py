@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import deform_conv2d
 
-from bench import detectors as cost_table
+from bench import detector_cost as cost_table
 from detectors.models import cost
 from detectors.paper.published_numbers import COSTS
 
@@ -33,7 +33,7 @@ def test_parameters_are_the_papers(name):
 def test_the_table_is_written(tmp_path, monkeypatch):
     out = tmp_path / "cost.md"
     arguments = ["--detectors", "fcos", "--size", "96", "--batch-size", "1", "--repetitions", "1"]
-    monkeypatch.setattr(sys, "argv", ["bench.detectors", *arguments, "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["bench.detector_cost", *arguments, "--out", str(out)])
     cost_table.main()
     table = out.read_text().removesuffix(cost_table.NOTE)
     row = table.splitlines()[-1].strip("| ").split(" | ")

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from bench import evaluation as bench
+from bench import evaluation_time as bench
 
 
 def test_what_is_generated():
@@ -20,7 +20,9 @@ def test_what_is_generated():
 
 
 def test_it_measures_a_detector_neither_perfect_nor_useless(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bench.evaluation", "--images", "40", "--detections", "60"])
+    monkeypatch.setattr(
+        sys, "argv", ["bench.evaluation_time", "--images", "40", "--detections", "60"]
+    )
     bench.main()
     numbers, measured = capsys.readouterr().out.splitlines()
     values = dict(part.split(" ") for part in numbers.split(", "))

@@ -9,7 +9,7 @@ import torch
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from bench import harness
+from bench import training_loop
 from detectors.data import CocoDetection, train_batches
 from detectors.data.synthetic import write_scenes
 from detectors.training import loop
@@ -35,7 +35,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> argparse.Namespace:
 
 @pytest.fixture(scope="module")
 def settings(given: argparse.Namespace) -> TrainSettings:
-    return harness.settings_of(given, 0, 3)
+    return training_loop.settings_of(given, 0, 3)
 
 
 def test_the_reference_sees_the_harness_s_pictures(
@@ -43,11 +43,13 @@ def test_the_reference_sees_the_harness_s_pictures(
 ) -> None:
     """Decoded and mirrored by other code, over more than an epoch."""
     data = CocoDetection(given.images, given.annotations)
-    pictures = harness.Pictures(data, given.images)
-    theirs = [[pictures[key] for key in batch] for batch in harness.choices(len(data), settings)]
+    pictures = training_loop.Pictures(data, given.images)
+    theirs = [
+        [pictures[key] for key in batch] for batch in training_loop.choices(len(data), settings)
+    ]
     ours = list(train_batches(data, batch_size=2, crop=None, seed=0, steps=settings.steps))
     assert len(ours) == len(theirs) == 4
-    mirrored = [key[1] for batch in harness.choices(len(data), settings) for key in batch]
+    mirrored = [key[1] for batch in training_loop.choices(len(data), settings) for key in batch]
     assert {True, False} == set(mirrored)
     for (images, targets), batch in zip(ours, theirs, strict=True):
         for image, target, (picture, wanted) in zip(images, targets, batch, strict=True):
@@ -62,7 +64,7 @@ def test_both_loops_begin_with_the_same_losses_and_gradients(
     """torchvision's classes with the harness's weights; all samples are taken, so none is drawn."""
     data = CocoDetection(given.images, given.annotations)
     ours = loop.make_model(settings, len(data.class_names))
-    theirs = harness.torchvision_model(settings, len(data.class_names))
+    theirs = training_loop.torchvision_model(settings, len(data.class_names))
     assert type(theirs.rpn) is RegionProposalNetwork and type(theirs.roi_heads) is RoIHeads
     for model in (ours, theirs):
         for part in (model.rpn, model.roi_heads):
@@ -87,8 +89,8 @@ def test_the_loops_take_the_steps_that_they_should(
 ) -> None:
     """At the same rates; the weights move; the harness writes no checkpoint within them."""
     found: dict[str, list[float]] = {}
-    for name in harness.LOOPS:
-        with closing(harness.make(name, settings, given, tmp_path)) as steps:
+    for name in training_loop.LOOPS:
+        with closing(training_loop.make(name, settings, given, tmp_path)) as steps:
             found[name] = [next(steps) for _ in range(3)]
     # The samplers' draws, and with them the losses, differ a little.
     assert found["harness"] == pytest.approx(found["reference"], rel=0.1)
@@ -103,10 +105,10 @@ def test_it_measures(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(harness, "MEMORY_STEPS", 1)
+    monkeypatch.setattr(training_loop, "MEMORY_STEPS", 1)
     out = tmp_path / "harness.md"
-    words = [f"--{k.replace('_', '-')}={getattr(given, k)}" for k in harness.SHARED]
-    harness.main([*words, "--steps=1", "--pairs=2", "--workers=0", f"--out={out}"])
+    words = [f"--{k.replace('_', '-')}={getattr(given, k)}" for k in training_loop.SHARED]
+    training_loop.main([*words, "--steps=1", "--pairs=2", "--workers=0", f"--out={out}"])
     row = out.read_text().splitlines()[-1]
     assert row == capsys.readouterr().out.splitlines()[-1]
     cells = row.strip("| ").split(" | ")

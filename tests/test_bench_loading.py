@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import loading
+from bench import loading_speed
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
 
@@ -14,7 +14,7 @@ from detectors.data.synthetic import write_scenes
 def test_mosaics_show_the_images_and_their_boxes(tmp_path: Path, suffix: str) -> None:
     scenes = CocoDetection(*write_scenes(tmp_path / "scenes", images=3, seed=0, size=300))
     (tmp_path / "mosaics").mkdir()
-    made = CocoDetection(*loading.write_mosaics(scenes, tmp_path / "mosaics", 400, 2, suffix))
+    made = CocoDetection(*loading_speed.write_mosaics(scenes, tmp_path / "mosaics", 400, 2, suffix))
     assert len(made) == 2 and made.class_names == scenes.class_names
     image, target = made[0]
     assert image.shape == (3, 400, 400) and made.skipped == []
@@ -33,8 +33,8 @@ def test_it_measures(
     images, annotations = write_scenes(tmp_path, images=2, seed=0, size=64)
     words = ["--images", str(images), "--annotations", str(annotations), "--workers", "0"]
     small = ["--mosaic", "64", "--mosaics", "3", "--count", "8", "--rounds", "2", "--crop", "0"]
-    monkeypatch.setattr(sys, "argv", ["bench.loading", *words, *small])
-    loading.main()
+    monkeypatch.setattr(sys, "argv", ["bench.loading_speed", *words, *small])
+    loading_speed.main()
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("0 workers: ") and len(line.split("(")[1].split()) == 2
     assert float(line.split()[2]) > 0

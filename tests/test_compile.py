@@ -9,15 +9,15 @@ pytest.importorskip("triton")
 if INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
 
-from bench import aot
+from bench import compile_report
 
-CHOICES = list(aot.single_choices())
+CHOICES = list(compile_report.single_choices())
 
 
-@pytest.mark.parametrize("variant", aot.heads(), ids=lambda v: f"{v.name}-{v.columns}")
+@pytest.mark.parametrize("variant", compile_report.heads(), ids=lambda v: f"{v.name}-{v.columns}")
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_no_detector_head_spills(variant, target):
-    reports = aot.report(variant, target)
+    reports = compile_report.report(variant, target)
     assert [r.kernel for r in reports] == ["rows_kernel", "finish_kernel", "gradients_kernel"]
     for r in reports:
         assert r.spill_bytes == 0, r
@@ -30,23 +30,27 @@ def test_no_detector_head_spills(variant, target):
 
 @pytest.mark.parametrize("variant", CHOICES, ids=lambda v: v.name)
 def test_every_choice_compiles_without_spills(variant):
-    assert all(r.spill_bytes == 0 for r in aot.report(variant, "sm_80"))
+    assert all(r.spill_bytes == 0 for r in compile_report.report(variant, "sm_80"))
 
 
 @pytest.mark.parametrize("variant", CHOICES, ids=lambda v: v.name)
 def test_float64_is_float64_throughout(variant):
     """A bare constant in tl.where or tl.maximum would be float32 and cost seven digits."""
-    double = aot.Variant(variant.name, variant.choices, variant.columns, dtype="fp64")
+    double = compile_report.Variant(variant.name, variant.choices, variant.columns, dtype="fp64")
     for call in double.launches():
-        ir = aot.compile_launch(call, aot.TARGETS["sm_90"]).asm["ttir"]
+        ir = compile_report.compile_launch(call, compile_report.TARGETS["sm_90"]).asm["ttir"]
         assert "xf32" not in ir and not re.search(r"\bf32\b", ir)
 
 
 def test_the_check_finds_spills_and_widths():
     """The assembler's report is read, not assumed: a tile that is too large spills."""
-    variant = aot.Variant("wide", (("coding", "delta"),), 80, 80)
+    variant = compile_report.Variant("wide", (("coding", "delta"),), 80, 80)
     call = variant.launches()[-1]
-    small = aot.resources(aot.compile_launch(call, aot.TARGETS["sm_90"]))
+    small = compile_report.resources(
+        compile_report.compile_launch(call, compile_report.TARGETS["sm_90"])
+    )
     call.compile_time.update(BLOCK_ROWS=64, num_warps=1)
-    large = aot.resources(aot.compile_launch(call, aot.TARGETS["sm_90"]))
+    large = compile_report.resources(
+        compile_report.compile_launch(call, compile_report.TARGETS["sm_90"])
+    )
     assert small[1] == 0 and large[1] > 0

@@ -17,9 +17,7 @@ Made = tuple[Grid, list[str]]
 DEFAULT_ROOT = Path("runs")
 SIZE = 800
 """Side of the images of Table 9."""
-COUNTED = (
-    "GFLOPs: billions of multiply-accumulates of an image of 800 x 800, as bench.detectors counts."
-)
+COUNTED = "GFLOPs: billions of multiply-accumulates of an image of 800 x 800"
 TABLES = (*map(str, range(1, 10)), "runs")
 WHAT = ("what", "runs")
 """Columns after the labels: paper, ours, spread or difference; and of how many runs."""

@@ -95,7 +95,7 @@ def arguments(batch: Batch, settings: Settings) -> tuple[tuple, tuple, dict[str,
 
 
 class Launch(NamedTuple):
-    """A kernel with all it is called with; bench.aot compiles it without calling it."""
+    """A kernel with all it is called with; bench.compile_report compiles it without calling it."""
 
     kernel: Any
     programs: int

@@ -1,6 +1,6 @@
 """The training harness against the loop of torchvision's detection references, side by side.
 
-    python -m bench.harness --images DIR --annotations FILE.json [--workers 0 2] [--out FILE.md]
+    python -m bench.training_loop --images DIR --annotations FILE [--workers 0 2] [--out FILE.md]
 
 Both train Faster R-CNN with the base loss from the same weights on the same images, mirrored alike,
 in the same order, at the same learning rates. The harness is engine.train's own step: its loader,
@@ -263,7 +263,7 @@ def peak(given: argparse.Namespace, name: str, workers: int) -> float:
     """
     words = [f"--{k.replace('_', '-')}={getattr(given, k)}" for k in SHARED]
     words += [f"--steps={MEMORY_STEPS}", f"--workers={workers}", f"--alone={name}"]
-    command = [sys.executable, "-m", "bench.harness", *words]
+    command = [sys.executable, "-m", "bench.training_loop", *words]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(json.loads(done.stdout)["bytes"]) / 2**20
 
@@ -317,7 +317,7 @@ def about(given: argparse.Namespace) -> str:
     if given.device == "cuda":
         machine = torch.cuda.get_device_name()
     return (
-        f"`python -m bench.harness --images DIR --annotations FILE.json {words}` ("
+        f"`python -m bench.training_loop --images DIR --annotations FILE.json {words}` ("
         f"{platform.machine()}, {machine}), torch {torch.__version__}. Times: medians over pairs "
         f"of {given.steps} steps each, memory the peak of a process of {MEMORY_STEPS} steps."
     )

@@ -1,6 +1,6 @@
 """How long `evaluate` takes on a data set of AI-TOD's size, and in how much memory.
 
-    python -m bench.evaluation [--images 14018] [--detections 300] [--evaluator faster]
+    python -m bench.evaluation_time [--images 14018] [--detections 300] [--evaluator faster]
 
 The results are generated: about 25 objects an image of 12.8 pixels on average in 8 classes, nine in
 ten of them in one class; a quarter of the detections lie about an object, at an IoU from 0 to near

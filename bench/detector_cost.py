@@ -1,6 +1,6 @@
 """What the reference detectors cost: parameters, FLOPs, and a training step with JOL and without.
 
-    python -m bench.detectors [--detectors NAME ...] [--size 800] [--batch-size 2] [--out FILE.md]
+    python -m bench.detector_cost [--detectors NAME ...] [--size 800] [--batch-size 2] [--out FILE]
 
 The paper's Table 9 counts multiply-accumulates of one 800 x 800 image with 8 classes, as
 MMDetection does, with 1,000 proposals in the second stage; so does this (FLOPs over two, by
@@ -86,7 +86,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     if options.out:
         about = (
-            f"`python -m bench.detectors`, preset paper, {CLASSES} classes, {options.size} x "
+            f"`python -m bench.detector_cost`, preset paper, {CLASSES} classes, {options.size} x "
             f"{options.size}, batch {options.batch_size}, {options.device} ({platform.machine()}, "
             f"{torch.get_num_threads()} threads), torch {torch.__version__}.\n\n"
         )

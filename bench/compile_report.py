@@ -1,6 +1,6 @@
 """What the compilers make of the kernels, on a machine without a GPU.
 
-    python -m bench.aot --out DIR [--targets sm_90 gfx942] [--dtypes fp32 bf16]
+    python -m bench.compile_report --out DIR [--targets sm_90 gfx942] [--dtypes fp32 bf16]
 
 Compiles the kernels ahead of time for several GPUs, exactly as jolkernels.kernels.launch would
 launch them, and writes aot.json and aot.md: registers, spills and shared memory as the assembler

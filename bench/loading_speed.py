@@ -1,7 +1,7 @@
 """How many images a second the training loader brings, decoded, cropped and mirrored.
 
-    python -m bench.loading --images DIR --annotations FILE.json [--workers 0 1 2] [--crop 192]
-    python -m bench.loading ... --crop 0 --mosaic 800 [--suffix png]
+    python -m bench.loading_speed --images DIR --annotations FILE [--workers 0 1 2] [--crop 192]
+    python -m bench.loading_speed ... --crop 0 --mosaic 800 [--suffix png]
 
 Batches are taken from the loader and dropped, in a process with one thread, as in training with
 workers. Files are read once before, so that the disk is not what is measured. The numbers of
