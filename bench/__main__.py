@@ -20,10 +20,12 @@ from typing import NoReturn
 
 import torch
 
-from bench import results
-from bench.cases import CASES, DTYPES
-from bench.providers import PROVIDERS
-from bench.run import PLOTS, Run
+from bench import detector_cost
+from bench.loss import report
+from bench.loss.cases import CASES, DTYPES
+from bench.loss.providers import PROVIDERS
+from bench.loss.run import PLOTS, Run
+from detectors.models import anchor_plans
 
 PARTS = ("loss", "steps", "compile")
 
@@ -131,11 +133,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m bench") 
     try:
         if gpu and not torch.cuda.is_available():
             raise ValueError("--device cuda: PyTorch finds no GPU here")
-        earlier = results.read_csv(options.compare) if options.compare else None
+        earlier = report.read_csv(options.compare) if options.compare else None
         options.out.mkdir(parents=True, exist_ok=True)
         for name in ("results.md", *PLOTS):
             (options.out / name).unlink(missing_ok=True)
-        results.write_csv(options.out / "results.csv", [])
+        report.write_csv(options.out / "results.csv", [])
     except (ValueError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
@@ -147,28 +149,35 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m bench") 
 
 
 def measure(
-    options: argparse.Namespace, parts: Sequence[str], earlier: list[results.Row] | None, prog: str
+    options: argparse.Namespace, parts: Sequence[str], earlier: list[report.Row] | None, prog: str
 ) -> int:
     """The parts in their order, and the report whatever becomes of them."""
     run, status = Run(options), 0
     try:
         if "steps" in parts:
-            run.steps()
+            run.steps(anchor_plans.DETECTORS, detector_cost.step_samples)
         if "loss" in parts:
             run.losses()
         if "compile" in parts:
-            run.compilations()
+            run.part("compiling the kernels ahead of time", lambda: compile_kernels(options.out))
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; this is what there is", file=sys.stderr)
         status = 130
     print("\n" + run.report())
     if earlier is not None:
-        print(f"Against {options.compare}: {results.comparison(earlier, run.rows)}")
+        print(f"Against {options.compare}: {report.comparison(earlier, run.rows)}")
     if not run.rows:
         print(f"{prog}: nothing was measured", file=sys.stderr)
         status = status or 1
     print(f"written to {options.out}")
-    return status or (1 if run.failures or any(map(results.failed, run.rows)) else 0)
+    return status or (1 if run.failures or any(map(report.failed, run.rows)) else 0)
+
+
+def compile_kernels(out: Path) -> None:
+    """Write what compilers make of the kernels of the heads of usual width."""
+    from bench import compile_report  # needs Triton
+
+    compile_report.write(out, [v for v in compile_report.heads() if v.columns < 1000])
 
 
 if __name__ == "__main__":

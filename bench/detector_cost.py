@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bench.measure import Sample, summary, synchronize
+from bench.loss.measure import Sample, summary, synchronize
 from detectors.models.anchor_plans import DETECTORS
 from detectors.models.cost import CLASSES, batch, build, gigamacs, parameters
 from detectors.paper.published_numbers import COSTS

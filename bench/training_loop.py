@@ -37,7 +37,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.transforms import functional as F
 
-from bench.measure import Sample, summary, synchronize
+from bench.loss.measure import Sample, summary, synchronize
 from detectors.data.batches import train_batches
 from detectors.data.dataset import CocoDetection
 from detectors.training import loop

@@ -9,14 +9,15 @@ from functools import partial
 import pytest
 import torch
 
-from bench import measure, plots, results, run
 from bench.__main__ import main
-from bench.cases import CASES, DTYPES, SWEEP, Coder, make_inputs
-from bench.providers import OURS, PROVIDERS, Provider, fused, iou, masked, released, stated
+from bench.loss import measure, plots, report, run
+from bench.loss.cases import CASES, DTYPES, SWEEP, Coder, make_inputs
+from bench.loss.providers import OURS, PROVIDERS, Provider, fused, iou, masked, released, stated
 from detectors.cli import main as jol
+from detectors.models import anchor_plans
 from jolkernels import JointOptimizationLoss
 
-ABOUT = results.machine(torch.device("cpu"))
+ABOUT = report.machine(torch.device("cpu"))
 HERE = ("rcnn-9", 1024, 9, "float32")
 KINDS = ("rcnn-9", "retinanet-8", "fcos-8", "vocabulary-13205")
 QUICK = ("--parts", "loss", "--seconds", "0.01")
@@ -155,8 +156,8 @@ def test_a_wrong_provider_is_refused_a_speed_up(make, said, monkeypatch, tmp_pat
     assert main([*given, *QUICK, "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()
     assert f"rcnn-9 float32 planted: {said}" in printed.err and "and more" not in printed.err
-    rows = results.read_csv(tmp_path / "results.csv")
-    timed = {r.provider for r in rows if r.unit in (results.TIME, results.RATIO)}
+    rows = report.read_csv(tmp_path / "results.csv")
+    timed = {r.provider for r in rows if r.unit in (report.TIME, report.RATIO)}
     assert timed == {OURS, "eager"}
     (line,) = [
         x for x in printed.out.split("## both, clock")[1].splitlines() if x.startswith("| rcnn-9")
@@ -202,8 +203,8 @@ def test_what_goes_wrong_later_is_seen_and_ends_nothing(make, said, monkeypatch,
     given = ("--cases", "rcnn-9", "rcnn-11", "--providers", OURS, "planted")
     assert main([*given, *QUICK, "--out", str(tmp_path)]) == 1
     assert f"rcnn-9 float32 planted: {said}" in capsys.readouterr().err
-    rows = results.read_csv(tmp_path / "results.csv")
-    timed = {(r.case, r.provider) for r in rows if r.unit == results.TIME}
+    rows = report.read_csv(tmp_path / "results.csv")
+    timed = {(r.case, r.provider) for r in rows if r.unit == report.TIME}
     assert timed == {("rcnn-9", OURS), ("rcnn-11", OURS)}
 
 
@@ -233,14 +234,14 @@ def test_cases_without_time_are_named(tmp_path, capsys):
 
 def test_training_steps_are_measured(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(run, "STEP", {"size": 96, "images": 1})
-    monkeypatch.setattr(run.detectors, "DETECTORS", ("fcos",))
+    monkeypatch.setattr(anchor_plans, "DETECTORS", ("fcos",))
     assert main(["--parts", "steps", "--out", str(tmp_path)]) == 0
-    rows = results.read_csv(tmp_path / "results.csv")
+    rows = report.read_csv(tmp_path / "results.csv")
     found = {(r.provider, r.unit): r for r in rows if r.measure == "step"}
-    base, joint, ratio = (found[k] for k in (("base", "s"), ("jol", "s"), ("jol", results.RATIO)))
+    base, joint, ratio = (found[k] for k in (("base", "s"), ("jol", "s"), ("jol", report.RATIO)))
     assert base.median > 0 and joint.median > 0 and base.count == ratio.count == 5
     assert (base.rows, base.columns, base.case) == (1, 96, "step-fcos")
-    assert f"| fcos | {results.number(base.median)} |" in capsys.readouterr().out
+    assert f"| fcos | {report.number(base.median)} |" in capsys.readouterr().out
 
 
 def test_without_a_compiler_the_rest_is_reported(monkeypatch, tmp_path, capsys):
@@ -270,12 +271,12 @@ def test_a_run_writes_what_it_found(tmp_path, capsys):
     assert {p.name for p in out.iterdir()} == {
         "results.csv", "results.md", "time.png", "roofline.png", "launches.png"
     }  # fmt: skip
-    rows = results.read_csv(out / "results.csv")
+    rows = report.read_csv(out / "results.csv")
     for provider in (OURS, "eager", "base-torch"):
         mine = {
             r.measure: r
             for r in rows
-            if (r.provider, r.case) == (provider, "rcnn-9") and r.unit != results.RATIO
+            if (r.provider, r.case) == (provider, "rcnn-9") and r.unit != report.RATIO
         }
         assert {"forward, clock", "backward, clock", "both, clock", "operators", "peak"} <= set(
             mine
@@ -335,13 +336,13 @@ def test_the_commit_is_of_the_tree_the_package_is_in(tmp_path, monkeypatch):
                     "-q", "--allow-empty", "-m", "other"]):  # fmt: skip
         subprocess.run(["git", "-C", tmp_path, *command], check=True)
     (tmp_path / "results.py").touch()
-    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
-    assert results.machine(torch.device("cpu"))["commit"] == ""
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "results.py"))
+    assert report.machine(torch.device("cpu"))["commit"] == ""
 
 
 def rows_of(*medians, spread=0.1):
     return [
-        results.row(
+        report.row(
             ABOUT, HERE, f"p{i}", "both, clock", "ms",
             measure.Sample(m, m - spread, m + spread, 9),
         )
@@ -350,31 +351,31 @@ def rows_of(*medians, spread=0.1):
 
 
 def test_a_file_gives_back_what_was_written(tmp_path):
-    rows = [*rows_of(1 / 3, 2e-9), results.row(ABOUT, HERE, OURS, "error", "relative", math.inf)]
-    results.write_csv(tmp_path / "x.csv", rows)
-    assert results.read_csv(tmp_path / "x.csv") == rows
+    rows = [*rows_of(1 / 3, 2e-9), report.row(ABOUT, HERE, OURS, "error", "relative", math.inf)]
+    report.write_csv(tmp_path / "x.csv", rows)
+    assert report.read_csv(tmp_path / "x.csv") == rows
     with pytest.raises(ValueError, match=r"nowhere\.csv: cannot be read"):
-        results.read_csv(tmp_path / "nowhere.csv")
-    for text in ("a,b\n1,2\n", ",".join(results.FIELDS) + "\n" + "x," * 17 + "y\n"):
+        report.read_csv(tmp_path / "nowhere.csv")
+    for text in ("a,b\n1,2\n", ",".join(report.FIELDS) + "\n" + "x," * 17 + "y\n"):
         (tmp_path / "bad.csv").write_text(text)
         with pytest.raises(ValueError, match=r"bad\.csv: is no table"):
-            results.read_csv(tmp_path / "bad.csv")
+            report.read_csv(tmp_path / "bad.csv")
 
 
 def test_comparison_names_what_changed():
-    text = results.comparison(rows_of(1.0, 2.0, 3.0), rows_of(1.05, 4.0, 3.0, 7.0))
+    text = report.comparison(rows_of(1.0, 2.0, 3.0), rows_of(1.05, 4.0, 3.0, 7.0))
     assert "3 numbers in both, 2 of them alike" in text and "Only now: rcnn-9 p3" in text
     lines = [line for line in text.splitlines() if line.startswith("| rcnn-9")]
     assert lines == ["| rcnn-9 float32 | p1 | both, clock | 2 | 4 | ms | 2.00 |"]
-    once = [results.row(ABOUT, HERE, OURS, "first call", "s", v) for v in (1.0, 1.05, 1.2)]
-    assert "1 of them alike" in results.comparison(once[:1], once[1:2])
-    assert "0 of them alike" in results.comparison(once[:1], once[2:])
+    once = [report.row(ABOUT, HERE, OURS, "first call", "s", v) for v in (1.0, 1.05, 1.2)]
+    assert "1 of them alike" in report.comparison(once[:1], once[1:2])
+    assert "0 of them alike" in report.comparison(once[:1], once[2:])
     wide = [dataclasses.replace(r, high=1.5) for r in rows_of(1.0)]
     late = [dataclasses.replace(r, low=1.4) for r in rows_of(1.55)]
-    assert "0 of them alike" in results.comparison(wide, late)  # ranges that overlap are not enough
+    assert "0 of them alike" in report.comparison(wide, late)  # ranges that overlap are not enough
     other = [dataclasses.replace(r, machine="another") for r in rows_of(1.0)]
-    assert "machine: another before, " in results.comparison(other, rows_of(1.0))
-    gone = results.comparison(rows_of(1.0, 2.0), [])
+    assert "machine: another before, " in report.comparison(other, rows_of(1.0))
+    gone = report.comparison(rows_of(1.0, 2.0), [])
     assert "0 numbers in both" in gone and "Only before: rcnn-9 p0, rcnn-9 p1" in gone
 
 
@@ -382,7 +383,7 @@ def test_plots_show_the_numbers():
     def timed(case, provider, milliseconds):
         c = CASES[case]
         where = (case, c.rows, c.columns, "float32")
-        return results.row(ABOUT, where, provider, "both, clock", "ms", milliseconds)
+        return report.row(ABOUT, where, provider, "both, clock", "ms", milliseconds)
 
     rows = [timed(name, OURS, i + 1.0) for i, name in enumerate(reversed(SWEEP))]
     figure = plots.time_plot(rows, "both, clock")
@@ -390,7 +391,7 @@ def test_plots_show_the_numbers():
     assert list(line.get_xdata()) == [CASES[name].rows for name in SWEEP]
     assert list(line.get_ydata()) == [float(len(SWEEP) - i) for i in range(len(SWEEP))]
 
-    copy = results.row(ABOUT, ("copy", 0, 0, "float32"), "torch", "copy bandwidth", "GB/s", 10.0)
+    copy = report.row(ABOUT, ("copy", 0, 0, "float32"), "torch", "copy bandwidth", "GB/s", 10.0)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()][:2] == ["256", "1,024"]
     rows = [copy, timed("retinanet-8", OURS, 10.0), timed("retinanet-8", "eager", 20.0)]
     ours, eager, limit = plots.roofline_plot(rows, "both, clock").axes[0].lines
@@ -420,7 +421,7 @@ def test_unusable_arguments(given, wanted, capsys, tmp_path):
 def test_on_a_gpu_everything_is_measured(tmp_path):
     given = ("--cases", "rcnn-9", "--providers", OURS, "eager", "base-torch", "--dtypes", "float32")
     assert main([*given, *QUICK, "--out", str(tmp_path)]) == 0
-    found = {(r.provider, r.measure): r.median for r in results.read_csv(tmp_path / "results.csv")}
+    found = {(r.provider, r.measure): r.median for r in report.read_csv(tmp_path / "results.csv")}
     for method in ("events, cold", "events, warm", "graph, cold", "graph, warm"):
         for direction in measure.DIRECTIONS:
             assert found[OURS, f"{direction}, {method}"] > 0

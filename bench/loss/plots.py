@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from bench.cases import CASES, SWEEP
-from bench.results import TIME, Row, best_measure, model_bytes, shared_measure
+from bench.loss.cases import CASES, SWEEP
+from bench.loss.report import TIME, Row, best_measure, model_bytes, shared_measure
 
 # Okabe and Ito's colours and different marks: told apart without colour vision and in grey.
 STYLES = {
@@ -37,6 +35,9 @@ LABELS = {
     "base-torchvision": "base loss, torchvision",
     "liger-classification": "cross entropy alone, Liger",
 }
+
+
+matplotlib.use("Agg")
 
 
 def style(provider: str) -> dict[str, Any]:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from bench.cases import Inputs
-from bench.providers import Loss
+from bench.loss.cases import Inputs
+from bench.loss.providers import Loss
 
 TOLERANCES = {
     torch.float64: 1e-9,
@@ -89,8 +89,6 @@ def first_call(loss: Loss, x: Inputs) -> tuple[float, tuple[Tensor, ...]]:
     synchronize(x.logits.device)
     return time.perf_counter() - began, got
 
-
-# --- Time --------------------------------------------------------------------------------------
 
 Mark = Callable[[], Any]
 """Notes the time: a number of seconds, or an event."""
@@ -225,9 +223,6 @@ def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:
     synchronize(device)
     milliseconds = statistics.median(_span(a, b) for a, b in marks[2:])
     return 2 * source.numel() * 4 / milliseconds / 1e6
-
-
-# --- Counts ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from bench.cases import DTYPES
-from bench.measure import Sample
-from bench.providers import OURS
+from bench.loss.cases import DTYPES
+from bench.loss.measure import Sample
+from bench.loss.providers import OURS
 
 TIME, RATIO = "ms", "ratio to jolkernels"
 
@@ -151,9 +151,6 @@ def read_csv(path: Path) -> list[Row]:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: is no table of this benchmark: {error}") from error
-
-
-# --- Tables ------------------------------------------------------------------------------------
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

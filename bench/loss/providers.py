@@ -17,16 +17,13 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from bench.cases import Case, Coder, Head, Inputs
+from bench.loss.cases import Case, Coder, Head, Inputs
 from jolkernels import reference
 from jolkernels.loss import make_batch
 
 Loss = Callable[[Inputs], Tensor]
 LAM = 2.0
 ALPHA, GAMMA, BETA = 0.25, 2.0, 1 / 9
-
-
-# --- The parts of a head ---------------------------------------------------------------------
 
 
 def classification(head: Head, logits: Tensor, labels: Tensor, one_hot: Tensor | None) -> Tensor:
@@ -85,9 +82,6 @@ def widened(x: Inputs) -> tuple[Tensor, Tensor]:
 def divisor(head: Head, rows: int, positives: Any) -> Any:
     """What both sums are divided by."""
     return rows if head.normalizer == "samples" else positives
-
-
-# --- The providers ---------------------------------------------------------------------------
 
 
 def stated(weighting: str, case: Case) -> Loss:

@@ -3,25 +3,25 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from bench import detector_cost, measure, results
-from bench.cases import CASES, DTYPES, SWEEP, Case, Inputs, make_inputs
-from bench.measure import Sample, Spans, counts, first_call, step, summary
-from bench.providers import OURS, PROVIDERS, Loss, Provider
-from bench.results import Row
-from detectors.models import anchor_plans
+from bench.loss import measure, report
+from bench.loss.cases import CASES, DTYPES, SWEEP, Case, Inputs, make_inputs
+from bench.loss.measure import Sample, Spans, counts, first_call, step, summary
+from bench.loss.providers import OURS, PROVIDERS, Loss, Provider
+from bench.loss.report import Row
 
 PLOTS = ("time.png", "roofline.png", "launches.png")
 KEY = ("rcnn-81", "retinanet-80", "large-80")
 """On a GPU compilers, which take most of the time there is, are tuned for these cases alone, and
 tried in bfloat16 for them alone; in float16, and for some of the sweep, not at all."""
 STEP = {"size": 800, "images": 2}
-
+StepSamples = Callable[[str, int, int, str], Mapping[str, Sample]]
+"""Detector, side of the images in pixels, images and device → samples of bench.detector_cost."""
 Where = tuple[str, int, int, str]
 """Case, N, C, dtype."""
 
@@ -51,7 +51,7 @@ class Run:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.device = torch.device(options.device)
-        self.about = results.machine(self.device)
+        self.about = report.machine(self.device)
         self.rows: list[Row] = []
         self.left_out: list[str] = []
         self.failures = 0
@@ -71,14 +71,10 @@ class Run:
         for name, dtype in cases:
             self.part(f"{name} {dtype}", partial(self.case, CASES[name], dtype))
 
-    def steps(self) -> None:
+    def steps(self, names: Iterable[str], measured: StepSamples) -> None:
         """A training step of each detector, base and JOL."""
-        for name in anchor_plans.DETECTORS:
-            self.part(f"training steps of {name}", partial(self.training, name))
-
-    def compilations(self) -> None:
-        """What compilers make of the kernels of the detectors' heads."""
-        self.part("compiling the kernels ahead of time", self.compiling)
+        for name in names:
+            self.part(f"training steps of {name}", partial(self.training, name, measured))
 
     def part(self, name: str, measured: Callable[[], None]) -> None:
         """One case, if there is time for one as long as the longest yet; a failure is told."""
@@ -92,7 +88,7 @@ class Run:
         except Exception as error:  # out of memory, say: the others go on
             self.fail(name, error)
         self.longest = max(self.longest, time.perf_counter() - began)
-        results.write_csv(self.options.out / "results.csv", self.rows)
+        report.write_csv(self.options.out / "results.csv", self.rows)
 
     # --- One case ------------------------------------------------------------------------------
 
@@ -172,27 +168,19 @@ class Run:
         for name, directions in spans.items():
             for direction, values in directions.items():
                 what = f"{direction}, {method}"
-                self.add(where, name, what, results.TIME, summary(values))
+                self.add(where, name, what, report.TIME, summary(values))
                 if OURS in spans and name != OURS:
                     pairs = zip(values, spans[OURS][direction], strict=True)
                     ratios = summary([a / b for a, b in pairs if b > 0])
-                    self.add(where, name, what, results.RATIO, ratios)
+                    self.add(where, name, what, report.RATIO, ratios)
 
-    def training(self, name: str) -> None:
+    def training(self, name: str, measured: StepSamples) -> None:
         """Steps of a detector."""
-        found = detector_cost.step_samples(name, STEP["size"], STEP["images"], self.options.device)
+        found = measured(name, STEP["size"], STEP["images"], self.options.device)
         where = (f"step-{name}", STEP["images"], STEP["size"], "float32")
         for loss in ("base", "jol"):
             self.add(where, loss, "step", "s", found[loss])
-        self.add(where, "jol", "step", results.RATIO, found["ratio"])
-
-    def compiling(self) -> None:
-        """The report of bench.compile_report on the heads of usual width."""
-        from bench import compile_report  # needs Triton
-
-        compile_report.write(
-            self.options.out, [v for v in compile_report.heads() if v.columns < 1000]
-        )
+        self.add(where, "jol", "step", report.RATIO, found["ratio"])
 
     # --- What is kept --------------------------------------------------------------------------
 
@@ -200,7 +188,7 @@ class Run:
         self, where: Where, provider: str, what: str, unit: str, sample: Sample | float
     ) -> None:
         """Keep a number."""
-        self.rows.append(results.row(self.about, where, provider, what, unit, sample))
+        self.rows.append(report.row(self.about, where, provider, what, unit, sample))
 
     def fail(self, what: str, error: Exception) -> None:
         """Say what failed, in a line."""
@@ -210,10 +198,10 @@ class Run:
 
     def report(self) -> str:
         """Write the CSV, the tables and the plots; return the tables."""
-        from bench import plots
+        from bench.loss import plots
 
-        results.write_csv(self.options.out / "results.csv", self.rows)
-        text = results.report(self.rows, self.about, self.left_out)
+        report.write_csv(self.options.out / "results.csv", self.rows)
+        text = report.report(self.rows, self.about, self.left_out)
         (self.options.out / "results.md").write_text(text)
         plots.save_all(self.options.out, self.rows)
         return text

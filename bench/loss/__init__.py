@@ -1,0 +1,1 @@
+"""Microbenchmarks of the loss against what people would use instead."""
