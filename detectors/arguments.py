@@ -5,18 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from detectors.data_arguments import add_data_commands
+from detectors.commands.data import add_data_commands
+from detectors.commands.options import count, device_option, positive, share, val_options
+from detectors.commands.sweep import TABLES as SWEPT
+from detectors.commands.train import train_options
 from detectors.paper.side_by_side import SHOWN
 from detectors.paper.tables import TABLES
-from detectors.shared_arguments import device_option, val_options
-from detectors.sweep import TABLES as SWEPT
-from detectors.train_arguments import train_options
 from detectors.utils.text_tables import FORMATS
-from detectors.values import (
-    count,
-    positive,
-    share,
-)
 
 Command = Callable[[argparse.Namespace], None]
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from matplotlib.backend_bases import FigureCanvasBase
 
-from detectors import demo, sources, sweep, train_command
 from detectors.arguments import parser
+from detectors.commands import data_options, demo, sweep, train
+from detectors.commands.options import check_device
 from detectors.data.catalog import DATASETS
 from detectors.errors import JolError, RunError, Unusable
 from detectors.evaluation import model_evaluation
@@ -27,7 +28,6 @@ from detectors.training import checkpoints
 from detectors.training.settings import DEFAULTS
 from detectors.utils import distributed
 from detectors.utils.text_tables import render
-from detectors.values import check_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,16 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    return parser(
-        train_command.train, _eval, _demo, _table, _figure, _sweep, _predict, _export
-    ).parse_args(arguments)
+    return parser(train.train, _eval, _demo, _table, _figure, _sweep, _predict, _export).parse_args(
+        arguments
+    )
 
 
 def _eval(args: argparse.Namespace) -> None:
     check_device(args.device)
     checkpoint = checkpoints.load(args.checkpoint)
-    dataset = sources.evaluation(args)
-    sources.refuse_other_classes(dataset, args.checkpoint, checkpoint["class_names"])
+    dataset = data_options.evaluation(args)
+    data_options.refuse_other_classes(dataset, args.checkpoint, checkpoint["class_names"])
     if args.out.exists() and not args.out.is_dir():
         raise RunError(f"{args.out}: is a file, wanted a folder")
     model = checkpoints.load_detector(checkpoint)
@@ -92,7 +92,7 @@ def _eval(args: argparse.Namespace) -> None:
     with distributed.connected(args.device) as world:
         model = model.to(args.device)
         if world.leads:
-            sources.report_skipped(dataset)
+            data_options.report_skipped(dataset)
         protocol = _protocol(args, checkpoint["settings"].get("protocol"))
         evaluation = model_evaluation.evaluate_model(
             model, dataset, args.device, args.evaluator, protocol, world=world
@@ -180,10 +180,10 @@ def _figure(args: argparse.Namespace) -> None:
 
 def _figure_of_models(args: argparse.Namespace, folders: dict[str, Path]) -> None:
     found = {k: checkpoints.load(v / checkpoints.BEST) for k, v in folders.items()}
-    dataset = sources.evaluation(args)
+    dataset = data_options.evaluation(args)
     models = {}
     for name, checkpoint in found.items():
-        sources.refuse_other_classes(dataset, folders[name], checkpoint["class_names"])
+        data_options.refuse_other_classes(dataset, folders[name], checkpoint["class_names"])
         if checkpoint["settings"]["loss"] != name:
             raise Unusable(f"--{name} {folders[name]}: trained with another loss")
         models[name] = checkpoints.load_detector(checkpoint).to(args.device)
@@ -206,7 +206,7 @@ def _sweep(args: argparse.Namespace) -> None:
 def _training_arguments(words: list[str]) -> dict[str, Any]:
     """What `jol train` makes of these words; it has to name its data."""
     args = _parse(words)
-    sources.is_named(args, *sources.TRAINING)
+    data_options.is_named(args, *data_options.TRAINING)
     return vars(args)
 
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from detectors import demo, errors
+from detectors import errors
+from detectors.commands import demo
+from detectors.commands.demo import DemoSize
 from detectors.data import CocoDetection, train_batches
 from detectors.data.synthetic import write_scenes
-from detectors.demo import DemoSize
 from detectors.training import checkpoints, loop, run_folder
 from detectors.training.batch_feed import feed
 from detectors.training.settings import TrainSettings

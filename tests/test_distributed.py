@@ -20,10 +20,11 @@ import torch.distributed as dist
 from test_sync_group import in_processes
 from torch import Tensor, nn
 
-from detectors import cli, demo, errors, train_command
+from detectors import cli, errors
+from detectors.commands import demo, train
+from detectors.commands.demo import DemoSize
 from detectors.data import CocoDetection, DataError, train_batches
 from detectors.data.synthetic import write_scenes
-from detectors.demo import DemoSize
 from detectors.evaluation.model_evaluation import Interrupted, evaluate_model
 from detectors.training import checkpoints, loop, run_folder
 from detectors.training.settings import TrainSettings
@@ -169,7 +170,7 @@ def telling(rank: int) -> tuple[str, float, float]:
     with (
         redirect_stderr(Slow()) as written,
         suppress(loop.Stopped),
-        train_command._told_before_any_ends(world(rank)),
+        train._told_before_any_ends(world(rank)),
     ):
         raise loop.Stopped("step 3: so it is")
     return written.getvalue(), told, time.monotonic()

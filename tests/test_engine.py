@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from detectors import demo, errors
+from detectors import errors
+from detectors.commands import demo
+from detectors.commands.demo import DemoSize
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
-from detectors.demo import DemoSize
 from detectors.errors import RunError
 from detectors.evaluation import METRICS, evaluate_model
 from detectors.evaluation.olrp import OLRP

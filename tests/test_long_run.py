@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from detectors import demo
+from detectors.commands import demo
+from detectors.commands.demo import DemoSize
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
-from detectors.demo import DemoSize
 from detectors.training import loop, run_folder
 from detectors.utils.progress import Progress
 

@@ -17,9 +17,9 @@ from torchvision.models.detection import (
     retinanet_resnet50_fpn,
 )
 
+from detectors.commands.train import SCORES
 from detectors.models import DETECTORS, TWO_STAGE, build_detector, joint_head
 from detectors.models.backbones import resnet
-from detectors.train_arguments import SCORES
 from jolkernels.integrations.torchvision import JointRoIHeads, fcos_criterion, roi_criterion
 
 K = 3

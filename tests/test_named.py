@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from detectors.cli import main
+from detectors.commands.train import SETTINGS
 from detectors.data.catalog import DATASETS, evaluation_data, read_split, training_data
 from detectors.errors import DataError
-from detectors.train_command import SETTINGS
 from detectors.training.schedule import learning_rate
 from detectors.training.settings import resolve
 
@@ -109,7 +109,7 @@ def settings_of(*arguments: str, images: int = 100) -> Any:
     """What `jol` with these arguments would train with."""
     seen: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detectors.train_command.train", seen.append)
+        patch.setattr("detectors.commands.train.train", seen.append)
         assert main(arguments) == 0
     given = {k: v for k, v in vars(seen[0]).items() if k in SETTINGS}
     return resolve(given, images, vars(seen[0]).get("dataset"), {})

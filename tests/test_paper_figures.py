@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from detectors.cli import main
+from detectors.commands.demo import DemoSize, demo_settings
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
-from detectors.demo import DemoSize, demo_settings
 from detectors.evaluation.prior_coverage import BUCKETS
 from detectors.paper import figures, loss_samples, side_by_side
 from detectors.training import checkpoints, loop

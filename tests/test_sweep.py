@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from detectors import sweep
 from detectors.cli import main
+from detectors.commands import sweep
 from detectors.data.synthetic import write_scenes
 
 DATA = [

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from detectors.cli import main
+from detectors.commands.data_stats import describe
 from detectors.data import CocoDetection
 from detectors.data.catalog import evaluation_data, read_split
 from detectors.data.coco import CocoFile, read_coco
 from detectors.data.object_counts import make_pool
 from detectors.data.published import Published
-from detectors.data_stats import describe
 from detectors.errors import DataError
 from detectors.evaluation import evaluate
 

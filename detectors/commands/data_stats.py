@@ -25,8 +25,6 @@ from detectors.utils.progress import Progress
 
 LIMITS = (0.0, 8.0, 16.0, 32.0, float("inf"))
 """Limits of the native sizes."""
-
-
 LOW_QUALITY = "min_low_quality"
 
 

@@ -29,7 +29,6 @@ PRESET = "paper"
 TIMED = ("--max-steps", "60", "--eval-every", "0")
 """For Table 9, where the common arguments say no length: three lines of metrics.jsonl."""
 RECORD = "sweep.json"
-
 Parse = Callable[[list[str]], dict[str, Any]]
 Launch = Callable[[list[str]], int]
 
