@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from scenes import QUICK, K, losses_and_gradients, scene
+from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.detection import (
     FasterRCNN,
@@ -18,12 +19,10 @@ from torchvision.models.detection import (
 )
 
 from detectors.commands.train import SCORES
-from detectors.models import DETECTORS, TWO_STAGE, build_detector, joint_head
+from detectors.models import TWO_STAGE, build_detector, joint_head
 from detectors.models.backbones import resnet
 from jolkernels.integrations.torchvision import JointRoIHeads, fcos_criterion, roi_criterion
 
-K = 3
-Targets = list[dict[str, Tensor]]
 STOCK: dict[str, Callable[..., nn.Module]] = {
     "faster_rcnn": fasterrcnn_resnet50_fpn,
     "fcos": fcos_resnet50_fpn,
@@ -35,34 +34,6 @@ LOSSES = {
     "fcos": {"classification", "bbox_regression", "bbox_ctrness"},
     "retinanet": {"classification", "bbox_regression"},
 }
-QUICK = [pytest.param(d, marks=pytest.mark.slow) if d == "detectors" else d for d in DETECTORS]
-"""DetectoRS, two ResNet-50 with deformable convolutions, takes seconds a step."""
-
-
-def scene(
-    objects: list[int], size: tuple[int, int] = (96, 128), dtype: torch.dtype = torch.float32
-) -> tuple[list[Tensor], Targets]:
-    """Random images [3, *size], one for each number of objects, with boxes of 6 to 30 pixels."""
-    random = torch.Generator().manual_seed(7)
-    height, width = size
-    images, targets = [], []
-    for n in objects:
-        images.append(torch.rand(3, height, width, generator=random, dtype=dtype))
-        sides = 6 + 24 * torch.rand(n, 2, generator=random, dtype=dtype)
-        corner = torch.rand(n, 2, generator=random, dtype=dtype)
-        corner = corner * (torch.tensor([width, height]) - sides)
-        labels = torch.randint(K, (n,), generator=random)
-        targets.append({"boxes": torch.cat([corner, corner + sides], 1), "labels": labels})
-    return images, targets
-
-
-def losses_and_gradients(
-    model: nn.Module, images: list[Tensor], targets: Targets
-) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    torch.manual_seed(3)  # the samplers draw from the global generator
-    losses = model(images, targets)
-    torch.stack(list(losses.values())).sum().backward()
-    return losses, {name: p.grad for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("name", STOCK)

@@ -4,37 +4,15 @@ import itertools
 
 import pytest
 import torch
-from test_models import K, scene
+from scenes import scene, tiny
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from detectors.models import DETECTORS, TWO_STAGE, build_detector
+from detectors.models import DETECTORS, TWO_STAGE
 from detectors.models.pyramids import PreciseP6P7
 from detectors.models.roi_pooling import AlignedRoIAlign, with_strides
 
 HALVES = [torch.bfloat16, torch.float16]
-
-
-def tiny(name: str, preset: str = "slim", loss: str = "jol") -> nn.Module:
-    """A detector for tiny images, with few proposals: CPUs compute float16 slowly."""
-    torch.manual_seed(0)
-    backbone = "resnet14" if name == "detectors" else "resnet18"
-    model = build_detector(
-        name,
-        K,
-        loss,
-        preset=preset,
-        backbone=backbone,
-        backbone_weights="none",
-        image_size=None if preset == "slim" else 64,
-        score_threshold=0.0,
-    )
-    if name in TWO_STAGE:
-        model.rpn._pre_nms_top_n = model.rpn._post_nms_top_n = {"training": 40, "testing": 40}
-        stages = [model.roi_heads] if name == "faster_rcnn" else model.roi_heads.stages
-        for stage in stages:
-            stage.fg_bg_sampler.batch_size_per_image = 16
-    return model
 
 
 def autocast(dtype: torch.dtype | None) -> torch.autocast:

@@ -1,20 +1,17 @@
 """sync_group: two processes equal one process on the joined batch."""
 
 import copy
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from cases import random_batch
+from processes import RANKS, in_processes
 
 from jolkernels import JointOptimizationLoss
 
 pytestmark = pytest.mark.kernels
 
-RANKS = 2
 ROW_FIELDS = ("logits", "box_preds", "labels", "target_boxes", "priors", "classification_weights",
               "regression_weights")  # fmt: skip
 CASES = [
@@ -32,23 +29,6 @@ CASES = [
     (("varifocal", "last"), {"weighting": "none"}, {}),
 ]
 SPLITS = {"equal": 12, "unequal": 3, "empty": 0, "all": 23}  # rows of rank 0, of 23
-
-
-def in_processes(function, *arguments):
-    """Run function(rank, folder, *arguments) in RANKS processes of a gloo group."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(worker, (folder, function, arguments), nprocs=RANKS, start_method="fork")
-        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(RANKS)]
-
-
-def worker(rank, folder, function, arguments):
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", RANKS)
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS, store=store)
-    try:
-        torch.save(function(rank, *arguments), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 def shard(batch, rank, first):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_models import K, losses_and_gradients, scene
+from scenes import K, losses_and_gradients, scene
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_models import K, scene
-from test_sync_group import RANKS, in_processes
+from processes import RANKS, in_processes
+from scenes import K, scene
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet18

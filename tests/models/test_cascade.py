@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_models import K, losses_and_gradients, scene
+from scenes import K, losses_and_gradients, scene
 from torchvision.models.detection._utils import BoxCoder
 
 from detectors.models import build_detector

@@ -27,7 +27,7 @@ from detectors.inference.drawing import (
 from detectors.inference.predict import AHEAD, Found, batches, find_images
 from detectors.training import checkpoints
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from detectors.data.published import Published
 from detectors.errors import DataError
 from detectors.evaluation import evaluate
 
-BOXES = Path(__file__).parents[2] / "shared/data/visdrone_boxes"
+BOXES = Path(__file__).parents[3] / "shared/data/visdrone_boxes"
 needs_boxes = pytest.mark.skipif(not BOXES.is_dir(), reason="VisDrone's boxes are not here")
 
 # x, y, w, h, score, category, truncation, occlusion

@@ -14,7 +14,7 @@ from detectors.data import CocoDetection, DataError, train_batches
 from detectors.data.coco import to_json
 from detectors.data.images import decode
 
-NUCLEI = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei"
+NUCLEI = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuclei"
 
 
 GOOD = {

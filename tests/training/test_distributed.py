@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_sync_group import in_processes
+from processes import in_processes
 from torch import Tensor, nn
 
 from detectors import cli, errors
@@ -332,7 +332,7 @@ def torchrun(words: list[str], folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, "--nproc-per-node", "2", "-m", "detectors", *words],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

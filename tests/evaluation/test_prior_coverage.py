@@ -20,7 +20,7 @@ from detectors.evaluation.prior_coverage import (
 )
 from detectors.models.anchor_plans import Layout
 
-VISDRONE = Path(__file__).parents[2] / "shared/data/visdrone_boxes"
+VISDRONE = Path(__file__).parents[3] / "shared/data/visdrone_boxes"
 needs_visdrone = pytest.mark.skipif(not VISDRONE.is_dir(), reason="VisDrone's boxes are not here")
 NATIVE = {"fit": None, "multiple": 1}
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_models import K, scene
+from scenes import K, scene
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from detectors.models import TWO_STAGE, build_detector

@@ -17,7 +17,7 @@ from detectors.models import build_detector
 from detectors.models.anchor_plans import paper_layout
 from detectors.models.fcos import inside_only
 
-VISDRONE = Path(__file__).parents[2] / "shared/data/visdrone_boxes"
+VISDRONE = Path(__file__).parents[3] / "shared/data/visdrone_boxes"
 needs_visdrone = pytest.mark.skipif(not VISDRONE.is_dir(), reason="VisDrone's boxes are not here")
 Box = tuple[float, float, float, float]
 

@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 from heads import HEADS, LOSSES, head_loss
-from test_models import losses_and_gradients, scene
-from test_precision import tiny
+from scenes import losses_and_gradients, scene, tiny
 
 from detectors.models.build import compile_model
 

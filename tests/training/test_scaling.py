@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_sync_group import in_processes
+from processes import in_processes
 
 from detectors.data import Batch
 from detectors.models import build_detector
@@ -22,7 +22,7 @@ SMALL_DETECTORS = {**SMALL, "backbone": "resnet14"}
 
 def document() -> dict[str, list[str]]:
     """Detector → the cells of its row of the first table."""
-    text = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return {row[0]: row[1:] for row in rows if row[0] in DETECTORS}
 

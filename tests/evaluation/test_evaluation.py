@@ -12,7 +12,7 @@ from detectors.data import CocoDetection
 from detectors.evaluation import METRICS, PROTOCOLS, Evaluation, evaluate
 from detectors.evaluation.olrp import OLRP
 
-NUCLEI = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei"
+NUCLEI = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuclei"
 ONE = pytest.approx(1.0, abs=1e-12)  # pycocotools adds 2e-16 to a denominator
 BUCKETS = {"AP_vt": 6, "AP_t": 12, "AP_s": 24, "AP_m": 60}  # metric → side of a box in it
 

@@ -8,8 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from heads import HEADS, LOSSES, head_loss
-from test_models import QUICK, scene
-from test_precision import tiny
+from scenes import QUICK, scene, tiny
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException

@@ -1,0 +1,139 @@
+"""Detections drawn side by side: what counts as found, wrong or missed."""
+
+import pytest
+import torch
+from pictures import opened
+
+from detectors.paper.side_by_side import _window, detections_figure, match
+
+
+def boxes(*values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, 4)
+
+
+def truth(objects, labels=None, ignored=(), ignored_labels=()):
+    return {
+        "boxes": objects,
+        "labels": torch.tensor(labels or [0] * len(objects)),
+        "ignored": boxes(*ignored),
+        "ignored_labels": torch.tensor(ignored_labels, dtype=torch.int64),
+    }
+
+
+def detected(found, scores, labels=None):
+    return {
+        "boxes": found,
+        "labels": torch.tensor(labels or [0] * len(found), dtype=torch.int64),
+        "scores": torch.tensor(scores, dtype=torch.float32),
+    }
+
+
+def matched(objects, detections, scores, **options):
+    found, wrong, missed = match(truth(objects), detected(detections, scores), **options)
+    assert (wrong == ~found).all()
+    return found.tolist(), missed.tolist()
+
+
+def test_match_keeps_to_the_class():
+    objects = truth(boxes([0, 0, 10, 10], [50, 50, 60, 60]), [0, 1])
+    surer_but_wrong = detected(boxes([0, 0, 10, 10], [0, 0, 10, 9]), [0.9, 0.8], [1, 0])
+    found, wrong, missed = match(objects, surer_but_wrong)
+    assert found.tolist() == [False, True] and wrong.tolist() == [True, False]
+    assert missed.tolist() == [False, True]
+
+
+def test_a_detection_of_what_is_to_be_ignored_is_neither_found_nor_wrong():
+    objects = truth(boxes([0, 0, 10, 10]), [0], ignored=[[20, 20, 90, 90]], ignored_labels=[0])
+    places = boxes([30, 30, 40, 40], [30, 30, 40, 40], [15, 20, 25, 30], [14, 20, 24, 30])
+    found, wrong, missed = match(objects, detected(places, [0.9, 0.8, 0.7, 0.6], [0, 1, 0, 0]))
+    assert not found.any() and missed.all()
+    assert wrong.tolist() == [False, True, False, True]  # of its class, and half inside
+    # an object in the region is found there all the same
+    objects = truth(boxes([30, 30, 40, 40]), [0], ignored=[[20, 20, 90, 90]], ignored_labels=[0])
+    found, wrong, missed = match(objects, detected(places[:1], [0.9]))
+    assert found.all() and not wrong.any() and not missed.any()
+
+
+def test_match_finds_true_false_and_missed():
+    objects = boxes([0, 0, 10, 10], [50, 50, 60, 60])
+    detections = boxes([1, 0, 11, 10], [80, 80, 90, 90])
+    assert matched(objects, detections, [0.3, 0.9]) == ([True, False], [False, True])
+
+
+def test_match_gives_an_object_to_one_detection_the_surest():
+    objects = boxes([0, 0, 10, 10])
+    detections = boxes([0, 0, 10, 10], [0, 0, 10, 9])
+    assert matched(objects, detections, [0.3, 0.9]) == ([False, True], [False])
+    assert matched(objects, detections, [0.9, 0.3]) == ([True, False], [False])
+
+
+def test_match_takes_the_best_free_object():
+    # Both detections fit both objects; the first takes the nearer one, the second the other.
+    objects = boxes([0, 0, 10, 10], [2, 0, 12, 10])
+    detections = boxes([2, 0, 12, 10], [1.9, 0, 11.9, 10])
+    assert matched(objects, detections, [0.9, 0.8]) == ([True, True], [False, False])
+    assert matched(objects, detections[:1], [0.9]) == ([True], [True, False])
+
+
+def test_match_keeps_to_the_threshold():
+    objects = boxes([0, 0, 10, 10])
+    half = boxes([0, 0, 10, 5])
+    assert matched(objects, half, [0.9]) == ([True], [False])
+    assert matched(objects, half, [0.9], iou=0.51) == ([False], [True])
+
+
+def test_match_without_objects_or_detections():
+    one = boxes([0, 0, 10, 10])
+    assert matched(boxes(), one, [0.5]) == ([False], [])
+    assert matched(one, boxes(), []) == ([], [True])
+    assert matched(boxes(), boxes(), []) == ([], [])
+
+
+def row(runs: dict, size: tuple[int, int] = (64, 96)) -> tuple:
+    image = torch.full((3, *size), 40, dtype=torch.uint8)
+    return image, truth(boxes([10, 10, 18, 18], [40, 20, 52, 30])), runs
+
+
+@pytest.mark.filterwarnings("error")
+def test_detections_are_drawn_by_their_kind(tmp_path):
+    fitting = detected(boxes([10, 10, 18, 18], [40, 20, 52, 30]), [0.9, 0.8])
+    astray = detected(boxes([70, 40, 80, 50]), [0.9])
+    nothing = detected(boxes(), [])
+    green, blue, red, white = (0x2B, 0xE0, 0xA0), (0x56, 0xB4, 0xE9), (0xFF, 0x5A, 0x46), (255,) * 3
+    expected = {
+        "fitting": (fitting, {green}),
+        "astray": (astray, {blue, red}),
+        "nothing": (nothing, {red}),
+    }
+    for name, (run, colours) in expected.items():
+        detections_figure([row({"run": run})], tmp_path / "one.png")
+        pixels = opened(tmp_path / "one.png")
+        assert (pixels[:, [0, -1]] == 255).all()  # the legend ends before the picture
+        upper = pixels[: int(0.8 * len(pixels))]  # without the legend
+        for colour in (green, blue, red):
+            drawn = (upper == colour).all(axis=2).sum()
+            assert (drawn > 50) == (colour in colours), (name, colour, drawn)
+        assert (upper == white).all(axis=2).sum() > 50
+    rows = [row({"base": fitting, "jol": astray}), row({"base": nothing, "jol": fitting})]
+    detections_figure(rows, tmp_path / "two.png")
+    pixels = opened(tmp_path / "two.png")
+    assert pixels.shape[1] > 1000 and pixels.shape[0] > 600
+
+
+def test_a_large_image_is_shown_where_most_objects_are():
+    image = torch.zeros(3, 700, 1000, dtype=torch.uint8)
+    crowd = torch.tensor([[800.0 + 9 * i, 600, 806 + 9 * i, 608] for i in range(10)])
+    x1, y1, x2, y2 = _window(image, torch.cat([boxes([5, 5, 12, 12]), crowd]))
+    assert x2 - x1 == y2 - y1 == 256 and x2 <= 1000 and y2 <= 700
+    assert x1 <= 800 and x2 >= 887 and y1 <= 600 and y2 >= 608
+    assert _window(image, boxes()) == (0, 0, 256, 256)
+    assert _window(image[:, :64, :96], crowd) == (0, 0, 96, 64)
+
+
+def test_rows_must_agree(tmp_path):
+    run = detected(boxes(), [])
+    with pytest.raises(ValueError, match="no rows"):
+        detections_figure([], tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"row 1 has the runs \['jol'\], row 0 has \['base'\]"):
+        detections_figure([row({"base": run}), row({"jol": run})], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
