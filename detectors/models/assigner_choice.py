@@ -1,6 +1,7 @@
 """Which assigner a detector trains with, and with which settings."""
 
-from detectors.assigners.make import ASSIGNERS, make_assigner
+from detectors.assigners.make import make_assigner
+from detectors.assigners.names import ASSIGNERS
 from detectors.assigners.priors import Assigner
 from detectors.models.presets import find_detector
 
