@@ -28,10 +28,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from jolkernels import JointOptimizationLoss
+from jolkernels.batch import accumulator, make_batch
 from jolkernels.kernels import launch
 from jolkernels.kernels.launch import Launch
-from jolkernels.loss import make_batch
-from jolkernels.spec import CHOICES, accumulator
+from jolkernels.spec import CHOICES
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

@@ -19,7 +19,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from bench.cases import Case, Coder, Head, Inputs
 from jolkernels import reference
-from jolkernels.loss import make_batch
+from jolkernels.batch import make_batch
 
 Loss = Callable[[Inputs], Tensor]
 LAM = 2.0

@@ -18,7 +18,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detectors.assigners import IGNORED, Assigner, Level, centres
 from detectors.layouts import ATSS_SCALE
-from jolkernels import sync
+from jolkernels import process_groups
 
 
 def inside_only(matches: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
@@ -129,8 +129,8 @@ class AssignedRPN(RegionProposalNetwork):
         own = F.binary_cross_entropy_with_logits(
             objectness.flatten()[sampled], wanted, reduction="sum"
         )
-        ranks = sync.size(self.sync_group)
-        samples = sync.total(chosen.sum(), self.sync_group).clamp(min=1)
+        ranks = process_groups.size(self.sync_group)
+        samples = process_groups.total(chosen.sum(), self.sync_group).clamp(min=1)
         return ranks * own / samples, ranks * box / samples
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from jolkernels import closed_form, reference, spec
+from jolkernels.batch import Batch, Forward, accumulator
 from jolkernels.closed_form import Gradient, Rowwise, regression
-from jolkernels.spec import Batch, Forward, Settings, accumulator
+from jolkernels.spec import Settings
 from jolkernels.sums import Sums, finish
 
 

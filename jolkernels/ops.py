@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from jolkernels import cpu, native
-from jolkernels.spec import Batch, Forward, Settings, accumulator
+from jolkernels.batch import Batch, Forward, accumulator
+from jolkernels.spec import Settings
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
@@ -89,7 +90,7 @@ def implementation(batch: Batch, settings: Settings) -> Any:
 
 
 def forward(tensors: Tensors, key: str) -> tuple[Tensor, ...]:
-    """The fields of jolkernels.spec.Forward."""
+    """The fields of jolkernels.batch.Forward."""
     if in_eager_mode(tensors):
         return run_forward(*tensors, key)
     return torch.ops.jolkernels.forward(*tensors, key)

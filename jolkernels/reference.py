@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jolkernels import spec
-from jolkernels.spec import Batch, Settings, accumulator
+from jolkernels.batch import Batch, accumulator
+from jolkernels.spec import Settings
 
 MIN_EXTENT = 1e-6
 """In encodings and aspect ratios boxes are at least this wide and high, in pixels."""

@@ -11,10 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import Any, ClassVar
 
 
 def real(
@@ -43,6 +40,13 @@ def real(
     if not (math.isfinite(number) and inside):
         raise ValueError(f"{name}: got {value}, wanted a finite number {limits}".rstrip())
     return number
+
+
+def one_of(name: str, choice: object, choices: tuple[str, ...]) -> str:
+    """`choice` as a plain string (an enum's member may be one) if it is one of the names."""
+    if not isinstance(choice, str) or choice not in choices:
+        raise ValueError(f"{name}: got {choice!r}, wanted one of {', '.join(choices)}")
+    return str.__str__(choice)
 
 
 def check_params(
@@ -276,8 +280,6 @@ CHOICES: dict[str, dict[str, type]] = {
 NAMES = {c: name for choices in CHOICES.values() for name, c in choices.items()}
 BY_CLASS_NAME = {c.__name__: c for choices in CHOICES.values() for c in choices.values()}
 
-NORMALIZERS = ("samples", "positives", "sum")
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -336,37 +338,6 @@ class Settings:
     def last_label(self, columns: int) -> int:
         """The largest valid label for logits of that many columns."""
         return columns - 1 if self.classification.softmax else columns
-
-
-class Batch(NamedTuple):
-    """What one call is given; shapes as in JointOptimizationLoss.forward."""
-
-    logits: Tensor
-    box_preds: Tensor
-    labels: Tensor
-    target_boxes: Tensor
-    priors: Tensor | None
-    classification_weights: Tensor | None
-    regression_weights: Tensor | None
-    classification_normalizer: Tensor | str
-    regression_normalizer: Tensor | str
-
-
-class Forward(NamedTuple):
-    """What a forward pass gives: four 0-dim results, and what its backward needs."""
-
-    classification: Tensor
-    regression: Tensor
-    negative_weight: Tensor
-    num_positives: Tensor
-    rows: Tensor  # [kept, N]: what the same implementation's backward needs of each row
-    scalars: Tensor  # w_neg, A_neg / P, 1 / Z_cls, 1 / Z_loc, and on a GPU 0, or NaN for bad labels
-
-
-def accumulator(batch: Batch) -> torch.dtype:
-    """The dtype of the arithmetic and the losses: float64 if logits or boxes are, else float32."""
-    double = torch.float64 in (batch.logits.dtype, batch.box_preds.dtype)
-    return torch.float64 if double else torch.float32
 
 
 def params(choice: Any) -> tuple[Any, ...]:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jolkernels import sync
-from jolkernels.spec import Batch, Forward, Settings
+from jolkernels import process_groups
+from jolkernels.batch import Batch, Forward
+from jolkernels.spec import Settings
 
 
 class Sums(NamedTuple):
@@ -27,10 +28,10 @@ def finish(local: Sums, rows: Tensor, batch: Batch, settings: Settings) -> Forwa
 
     `rows` [kept, N] is what the backward pass needs of each row.
     """
-    total, ranks = local, sync.size(settings.sync_group)
+    total, ranks = local, process_groups.size(settings.sync_group)
     if settings.sync_group is not None:
         sums = torch.tensor(local, dtype=torch.float64, device=rows.device)
-        sync.all_reduce(sums, settings.sync_group)
+        process_groups.all_reduce(sums, settings.sync_group)
         total = Sums(*sums.tolist())
 
     w_neg = total.weights / total.positives if settings.weighted and total.positives else 1.0

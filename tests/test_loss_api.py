@@ -19,7 +19,7 @@ from jolkernels import (
     joint_optimization_loss,
     spec,
 )
-from jolkernels.loss import make_batch
+from jolkernels.batch import make_batch
 
 pytestmark = pytest.mark.kernels
 

@@ -18,7 +18,7 @@ from cases import (
 )
 
 from jolkernels import JointOptimizationLoss, joint_optimization_loss, reference, spec
-from jolkernels.loss import make_batch
+from jolkernels.batch import make_batch
 from jolkernels.spec import CHOICES
 
 pytestmark = pytest.mark.kernels

@@ -8,7 +8,7 @@ import torch
 from cases import HEADS, INTERPRETED, gradients, random_batch
 
 from jolkernels import JointOptimizationLoss, cpu, native, ops, spec
-from jolkernels.loss import make_batch
+from jolkernels.batch import make_batch
 
 needs_passes = pytest.mark.skipif(
     INTERPRETED or native.library() is None, reason="no C compiler, or turned off"

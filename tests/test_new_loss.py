@@ -8,7 +8,7 @@ import torch
 from cases import gradients, random_batch
 
 from jolkernels import JointOptimizationLoss, ops, reference, spec
-from jolkernels.loss import make_batch
+from jolkernels.batch import make_batch
 
 pytestmark = pytest.mark.kernels
 

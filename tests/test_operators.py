@@ -8,7 +8,7 @@ from cases import HEADS, INTERPRETED, gradients, random_batch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jolkernels import JointOptimizationLoss, joint_optimization_loss, ops, spec
-from jolkernels.loss import make_batch
+from jolkernels.batch import make_batch
 
 pytestmark = pytest.mark.kernels
 

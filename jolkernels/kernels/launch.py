@@ -10,11 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jolkernels import sync
+from jolkernels import process_groups
+from jolkernels.batch import Batch, Forward, accumulator
 from jolkernels.kernels import classification, coding, regression, scores
 from jolkernels.kernels.backward import gradients_kernel
 from jolkernels.kernels.forward import SUMS, finish_kernel, rows_kernel
-from jolkernels.spec import NAMES, Batch, Forward, Settings, accumulator, params
+from jolkernels.spec import NAMES, Settings, params
 
 FINISH_BLOCK = 256
 
@@ -151,7 +152,7 @@ def plan_forward(
         partial_sums,
         programs,
         totals,
-        sync.size(settings.sync_group),
+        process_groups.size(settings.sync_group),
         z_cls if isinstance(z_cls, Tensor) else None,
         z_loc if isinstance(z_loc, Tensor) else None,
         *result[:4],
@@ -205,7 +206,7 @@ def forward(batch: Batch, settings: Settings) -> Forward:
         rows()
         if totals is not None and settings.sync_group is not None:
             torch.sum(partial_sums, 1, dtype=torch.float64, out=totals)
-            sync.all_reduce(totals, settings.sync_group)
+            process_groups.all_reduce(totals, settings.sync_group)
         finish()
     return result
 

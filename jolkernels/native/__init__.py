@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from jolkernels import spec
-from jolkernels.spec import Batch, Forward, Settings, accumulator
+from jolkernels.batch import Batch, Forward, accumulator
+from jolkernels.spec import Settings
 from jolkernels.sums import Sums, finish
 
 SOURCE = Path(__file__).with_name("rows.c")
