@@ -1,8 +1,7 @@
 """The two operators of the loss, jolkernels::forward and jolkernels::backward.
 
 CUDA and HIP tensors go to the Triton kernels, and so do CPU tensors where TRITON_INTERPRET=1 was
-set before the import; other CPU tensors go to the C passes of jolkernels.native, where there is a C
-compiler and for the choices these know; everything else to the tensor operations of jolkernels.cpu.
+set before the import; everything else goes to jolkernels.cpu.
 
 Operators are what torch.compile, torch.export and fake tensors see. Plain tensors in eager mode go
 past them, straight to the implementation: the boundary costs more than a small batch's kernels.
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jolkernels import cpu, native
+from jolkernels import cpu
 from jolkernels.batch import Batch, Forward, accumulator
 from jolkernels.spec import Settings
 
@@ -79,14 +78,13 @@ def in_eager_mode(tensors: Tensors) -> bool:
     )
 
 
-def implementation(batch: Batch, settings: Settings) -> Any:
-    """The module whose `forward` and `backward` compute this: kernels, native or cpu."""
-    logits = batch.logits
+def implementation(logits: Tensor) -> Any:
+    """The module whose `forward` and `backward` compute this: kernels or cpu."""
     if HAS_TRITON and (logits.is_cuda or (INTERPRETED and logits.device.type == "cpu")):
         from jolkernels import kernels
 
         return kernels
-    return native if native.available(batch, settings) else cpu
+    return cpu
 
 
 def forward(tensors: Tensors, key: str) -> tuple[Tensor, ...]:
@@ -112,7 +110,7 @@ def run_forward(*arguments: Any) -> tuple[Tensor, ...]:
     """jolkernels::forward on real tensors."""
     *tensors, key = arguments
     batch, settings = unpack(tensors, key)
-    result = implementation(batch, settings).forward(batch, settings)
+    result = implementation(batch.logits).forward(batch, settings)
     looks = batch.labels.device.type == "cpu" or os.environ.get("JOLKERNELS_VALIDATE") == "1"
     if looks and math.isnan(result.scalars[4]):  # of all ranks: they raise together
         check_labels(batch, settings)
@@ -124,7 +122,7 @@ def run_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """jolkernels::backward on real tensors."""
     batch, settings = unpack(arguments[:9], arguments[9])
     *saved, needs_logits, needs_boxes = arguments[10:]
-    grad_logits, grad_boxes = implementation(batch, settings).backward(
+    grad_logits, grad_boxes = implementation(batch.logits).backward(
         batch, settings, *(t.resolve_neg() for t in saved), (needs_logits, needs_boxes)
     )
     nothing = batch.logits.new_empty(0)

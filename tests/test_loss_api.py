@@ -15,11 +15,11 @@ from cases import INTERPRETED, gradients, random_batch
 from jolkernels import (
     JointLoss,
     JointOptimizationLoss,
-    closed_form,
     joint_optimization_loss,
     spec,
 )
 from jolkernels.batch import make_batch
+from jolkernels.cpu import closed_form
 
 pytestmark = pytest.mark.kernels
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from cases import HEADS, INTERPRETED, gradients, random_batch
 
-from jolkernels import JointOptimizationLoss, cpu, native, ops, spec
+from jolkernels import JointOptimizationLoss, ops, spec
 from jolkernels.batch import make_batch
+from jolkernels.cpu import native, tensors
 
 needs_passes = pytest.mark.skipif(
     INTERPRETED or native.library() is None, reason="no C compiler, or turned off"
@@ -35,7 +36,7 @@ def test_equals_the_tensor_operations(head, regression, dtype):
     fields = make_batch(criterion.settings, **batch)
     assert native.available(fields, criterion.settings)
     tolerance = 2e-5 if dtype == torch.float32 else 1e-12
-    got, wanted = results(native, criterion, batch), results(cpu, criterion, batch)
+    got, wanted = results(native, criterion, batch), results(tensors, criterion, batch)
     for g, w in zip(got, wanted, strict=True):
         assert g.dtype == w.dtype
         scale = w.abs().max().item()
@@ -77,7 +78,7 @@ def test_what_is_not_in_c_runs_in_tensor_operations():
 def test_without_a_working_compiler_the_loss_runs_all_the_same(environment, tmp_path):
     program = """
 import torch, jolkernels
-from jolkernels import native
+from jolkernels.cpu import native
 z = torch.zeros(3, 4, requires_grad=True)
 boxes = torch.tensor([[0., 0, 4, 4]] * 3)
 loss = jolkernels.JointOptimizationLoss()(z, boxes, torch.tensor([0, 1, 3]), boxes + 1)
@@ -102,7 +103,7 @@ def test_a_last_chunk_of_one_row():
     batch["target_boxes"][-1] = batch["box_preds"].data[-1] = torch.tensor([0.0, 0, 4, 4])
     del batch["classification_weights"], batch["regression_weights"]
     expected = torch.nn.functional.cross_entropy(batch["logits"], batch["labels"])
-    for implementation in (cpu, native) if native.library() else (cpu,):
+    for implementation in (tensors, native) if native.library() else (tensors,):
         found = results(implementation, whole, batch)
         torch.testing.assert_close(found[0], expected.detach(), rtol=1e-12, atol=0)
 
@@ -119,7 +120,7 @@ def run():
 loss = run()
 child = os.fork()
 if child == 0:
-    from jolkernels import native
+    from jolkernels.cpu import native
     from concurrent.futures import ThreadPoolExecutor
     made = native.pool(2)
     os._exit(0 if made.submit(lambda: 7).result(timeout=20) == 7 else 1)

@@ -1,17 +1,14 @@
-"""The loss and its gradient in tensor operations: where neither Triton nor C runs.
-
-Same interface as jolkernels.kernels: `forward` gives the results and what `backward` needs beside
-the inputs, `backward` the two gradients. docs/mathematics.md has the derivation.
-"""
+"""The loss and its gradient in tensor operations: where neither Triton nor C runs."""
 
 import torch
 from torch import Tensor
 
-from jolkernels import closed_form, reference, spec
+from jolkernels import reference, spec
 from jolkernels.batch import Batch, Forward, accumulator
-from jolkernels.closed_form import Gradient, Rowwise, regression
+from jolkernels.cpu import closed_form
+from jolkernels.cpu.closed_form import Gradient, Rowwise, regression
+from jolkernels.cpu.sums import Sums, finish
 from jolkernels.spec import Settings
-from jolkernels.sums import Sums, finish
 
 
 class Positives:

@@ -1,7 +1,7 @@
 """The row passes in C: built at the first use on a CPU, where a C compiler is.
 
 `available` says whether a call can run here; everything else, and every machine without a
-compiler, runs jolkernels.cpu's tensor operations. JOLKERNELS_NATIVE=0 turns this off.
+compiler, runs jolkernels.cpu.tensors. JOLKERNELS_NATIVE=0 turns this off.
 
 Why C: with tensor operations alone forward and backward cost 1.03 and 1.35 of the plain base loss
 at 200,000 rows (81 and 9 columns) and 1.3 of the eager statement of JOL at 1,024 rows, where each
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from jolkernels import spec
 from jolkernels.batch import Batch, Forward, accumulator
+from jolkernels.cpu.sums import Sums, finish
 from jolkernels.spec import Settings
-from jolkernels.sums import Sums, finish
 
 SOURCE = Path(__file__).with_name("rows.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
@@ -179,7 +179,7 @@ def run(function: str, c: Call, dtype: torch.dtype) -> None:
 
 
 def forward(batch: Batch, settings: Settings) -> Forward:
-    """As jolkernels.cpu.forward."""
+    """As jolkernels.cpu.tensors.forward."""
     dtype, n = accumulator(batch), len(batch.labels)
     # Always on the CPU: a default device set by the user must not reach the C pointers.
     rows = torch.empty(settings.kept, n, dtype=dtype, device="cpu")
@@ -199,7 +199,7 @@ def backward(
     grad_regression: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As jolkernels.cpu.backward."""
+    """As jolkernels.cpu.tensors.backward."""
     c = describe(batch, settings, rows)
     c.w_neg, c.mean_neg, inv_z_cls, inv_z_loc, _ = scalars.tolist()
     c.g_cls, c.g_loc = float(grad_classification) * inv_z_cls, float(grad_regression) * inv_z_loc
