@@ -96,10 +96,10 @@ def stated(weighting: str, case: Case) -> Loss:
     sums = (case.head.normalizer, case.head.normalizer)
 
     def loss(x: Inputs) -> Tensor:
-        batch = make_batch(
+        batch, call = make_batch(
             settings, x.logits, x.boxes, x.labels, x.targets, x.priors, None, None, *sums
         )
-        classification, regression, _, _ = reference.joint_optimization_loss(batch, settings)
+        classification, regression, _, _ = reference.joint_optimization_loss(batch, call)
         return classification + regression
 
     return loss
@@ -109,10 +109,10 @@ def fused(weighting: str, case: Case) -> Loss:
     """The library, with JOL or, weighting "none", the base loss."""
     head = case.head
     criterion = head.criterion(weighting)
-    sums = {"classification_normalizer": head.normalizer, "regression_normalizer": head.normalizer}
+    sums = (head.normalizer, head.normalizer)
 
     def loss(x: Inputs) -> Tensor:
-        return criterion(x.logits, x.boxes, x.labels, x.targets, x.priors, **sums).total
+        return criterion(x.logits, x.boxes, x.labels, x.targets, x.priors, None, None, *sums).total
 
     return loss
 

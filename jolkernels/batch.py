@@ -7,14 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jolkernels.spec import Settings, one_of
+from jolkernels.checks import one_of
+from jolkernels.settings import Call, Settings
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 NORMALIZERS = ("samples", "positives", "sum")
 
 
 class Batch(NamedTuple):
-    """What one call is given; shapes as in JointOptimizationLoss.forward."""
+    """The tensors of one call; shapes as in JointOptimizationLoss.forward."""
 
     logits: Tensor
     box_preds: Tensor
@@ -23,8 +24,8 @@ class Batch(NamedTuple):
     priors: Tensor | None
     classification_weights: Tensor | None
     regression_weights: Tensor | None
-    classification_normalizer: Tensor | str
-    regression_normalizer: Tensor | str
+    classification_normalizer: Tensor | None  # 0-dim; None: it is one that Call names
+    regression_normalizer: Tensor | None
 
 
 class Forward(NamedTuple):
@@ -55,7 +56,7 @@ def make_batch(
     regression_weights: Tensor | None = None,
     classification_normalizer: float | Tensor | str = "samples",
     regression_normalizer: float | Tensor | str = "samples",
-) -> Batch:
+) -> tuple[Batch, Call]:
     """Check the arguments of a call; errors as JointOptimizationLoss.forward says."""
     least = 2 if settings.classification.softmax else 1
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < least:
@@ -83,7 +84,11 @@ def make_batch(
         check("regression_weights", regression_weights, (n,), logits)
     check("logits", logits, (n, c), logits)
     check("box_preds", box_preds, tuple(box_preds.shape), logits)
-    return Batch(
+    kind_cls, z_cls = make_normalizer(
+        "classification_normalizer", classification_normalizer, logits
+    )
+    kind_loc, z_loc = make_normalizer("regression_normalizer", regression_normalizer, logits)
+    batch = Batch(
         logits,
         box_preds,
         labels,
@@ -91,25 +96,28 @@ def make_batch(
         priors if settings.coding.uses_priors else None,
         classification_weights,
         regression_weights,
-        make_normalizer("classification_normalizer", classification_normalizer, logits),
-        make_normalizer("regression_normalizer", regression_normalizer, logits),
+        z_cls,
+        z_loc,
     )
+    return batch, Call(settings, kind_cls, kind_loc)
 
 
-def make_normalizer(name: str, choice: float | Tensor | str, logits: Tensor) -> Tensor | str:
-    """A normaliser by name, or as a 0-dim tensor."""
+def make_normalizer(
+    name: str, choice: float | Tensor | str, logits: Tensor
+) -> tuple[str, Tensor | None]:
+    """How Call describes a normaliser, and its value as a 0-dim tensor if it is a number."""
     if isinstance(choice, str):
-        return one_of(name, choice, NORMALIZERS)
+        return one_of(name, choice, NORMALIZERS), None
     if isinstance(choice, Tensor):
         check(name, choice, (), logits, (*FLOATS, torch.int64, torch.int32))
-        return choice.detach()
+        return "number", choice.detach()
     if isinstance(choice, bool) or not isinstance(choice, int | float | Real):
         wanted = f"a number, a 0-dim tensor or one of {', '.join(NORMALIZERS)}"
         raise TypeError(f"{name}: got {choice!r}, wanted {wanted}")
     if isinstance(choice, int) and abs(choice) > sys.float_info.max:
         raise ValueError(f"{name}: got an integer beyond the range of float64")
     # By arithmetic: torch.full would make every number a constant of a compiled graph.
-    return torch.ones((), dtype=torch.float64, device=logits.device) * float(choice)
+    return "number", torch.ones((), dtype=torch.float64, device=logits.device) * float(choice)
 
 
 def check(

@@ -4,16 +4,15 @@ Letters in shapes: N rows (samples), C class columns, K = C - 1 (cross entropy) 
 losses) foreground classes, S = 1 or as many box slots a row as there are classes.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from jolkernels import ops, reference, spec
-from jolkernels.autograd import JointOptimizationFunction
+from jolkernels import ops, reference
+from jolkernels.autograd import joint_optimization
 from jolkernels.batch import make_batch
-from jolkernels.spec import Settings, one_of
+from jolkernels.settings import Arguments, Settings, hands_on, show_arguments
 
 
 class JointLoss(NamedTuple):
@@ -72,35 +71,10 @@ class JointOptimizationLoss(nn.Module):
         ValueError, TypeError: an argument that is none of the above, by name.
     """
 
-    def __init__(
-        self,
-        classification: str | spec.Classification = "cross_entropy",
-        regression: str | spec.Regression = "l1",
-        coding: str | spec.Coding = "xyxy",
-        location_score: str | spec.Score | None = "iou",
-        class_score: str | None = "probability",
-        lam: float = 2.0,
-        weighting: str = "joint",
-        detach_weights: bool = False,
-        background: str = "last",
-        ignore_index: int = -100,
-        sync_group: dist.ProcessGroup | None = None,
-    ) -> None:
+    @hands_on(Arguments)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
-        self.settings = make_settings(
-            classification,
-            regression,
-            coding,
-            location_score,
-            class_score,
-            lam,
-            weighting,
-            detach_weights,
-            background,
-            ignore_index,
-            sync_group,
-        )
-        self.encoded = self.settings.encode()
+        self.settings = Settings(*args, **kwargs)
 
     def forward(
         self,
@@ -136,7 +110,7 @@ class JointOptimizationLoss(nn.Module):
                 label out of range, by index, on the CPU or with JOLKERNELS_VALIDATE=1 (otherwise
                 losses and gradients on a GPU are NaN).
         """
-        batch = make_batch(
+        batch, call = make_batch(
             self.settings,
             logits,
             box_preds,
@@ -148,8 +122,10 @@ class JointOptimizationLoss(nn.Module):
             classification_normalizer,
             regression_normalizer,
         )
-        tensors, key = ops.pack(batch, self.encoded)
-        return JointLoss(*JointOptimizationFunction.apply(key, *tensors))
+        return JointLoss(*joint_optimization(batch, call))
+
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module's returns Any
 
     @torch.no_grad()
     def per_sample(self, *args: Any, **kwargs: Any) -> PerSample:
@@ -157,7 +133,7 @@ class JointOptimizationLoss(nn.Module):
 
         Takes what `forward` takes. Runs the plain reference, not the kernels.
         """
-        batch = make_batch(self.settings, *args, **kwargs)
+        batch, _ = make_batch(self.settings, *args, **kwargs)
         ops.check_labels(batch, self.settings)
         r = reference.rows(batch, self.settings)
         w_pos, w_neg = reference.weights(r, self.settings)
@@ -175,7 +151,7 @@ class JointOptimizationLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, as repr shows them."""
-        return ", ".join(f"{name}={value!r}" for name, value in vars(self.settings).items())
+        return repr(self.settings).removeprefix("Settings(").removesuffix(")")
 
 
 def joint_optimization_loss(
@@ -189,33 +165,10 @@ def joint_optimization_loss(
     regression_weights: Tensor | None = None,
     classification_normalizer: float | Tensor | str = "samples",
     regression_normalizer: float | Tensor | str = "samples",
-    classification: str | spec.Classification = "cross_entropy",
-    regression: str | spec.Regression = "l1",
-    coding: str | spec.Coding = "xyxy",
-    location_score: str | spec.Score | None = "iou",
-    class_score: str | None = "probability",
-    lam: float = 2.0,
-    weighting: str = "joint",
-    detach_weights: bool = False,
-    background: str = "last",
-    ignore_index: int = -100,
-    sync_group: dist.ProcessGroup | None = None,
+    **choices: Any,
 ) -> JointLoss:
     """JointOptimizationLoss as a function: see there for arguments, shapes and errors."""
-    criterion = JointOptimizationLoss(
-        classification,
-        regression,
-        coding,
-        location_score,
-        class_score,
-        lam,
-        weighting,
-        detach_weights,
-        background,
-        ignore_index,
-        sync_group,
-    )
-    return criterion(
+    return JointOptimizationLoss(**choices)(
         logits,
         box_preds,
         labels,
@@ -228,50 +181,4 @@ def joint_optimization_loss(
     )
 
 
-def make_settings(
-    classification: str | spec.Classification,
-    regression: str | spec.Regression,
-    coding: str | spec.Coding,
-    location_score: str | spec.Score | None,
-    class_score: str | None,
-    lam: float,
-    weighting: str,
-    detach_weights: bool,
-    background: str,
-    ignore_index: int,
-    sync_group: dist.ProcessGroup | None,
-) -> Settings:
-    """Check the choices of a loss; errors as JointOptimizationLoss says."""
-    weighting = one_of("weighting", weighting, ("joint", "none"))
-    background = one_of("background", background, ("last", "first"))
-    if class_score is not None:
-        class_score = one_of("class_score", class_score, ("probability",))
-    if not isinstance(detach_weights, bool):
-        raise TypeError(f"detach_weights: got {detach_weights!r}, wanted True or False")
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index: got {ignore_index!r}, wanted an int")
-    if not -(2**63) <= ignore_index < 2**63:
-        raise ValueError(f"ignore_index: got {ignore_index}, wanted an int of 64 bits")
-    if sync_group is not None and not isinstance(sync_group, dist.ProcessGroup):
-        raise TypeError(f"sync_group: got {sync_group!r}, wanted a torch.distributed ProcessGroup")
-    settings = Settings(
-        classification=spec.resolve("classification", classification),
-        regression=spec.resolve("regression", regression),
-        coding=spec.resolve("coding", coding),
-        location_score=(
-            None if location_score is None else spec.resolve("location_score", location_score)
-        ),
-        class_score=class_score,
-        lam=spec.real("lam", lam, 1),
-        weighting=weighting,
-        detach_weights=detach_weights,
-        background=background,
-        ignore_index=int(ignore_index),
-        sync_group=None if sync_group is None else sync_group.group_name,
-    )
-    if background == "first" and not settings.classification.softmax:
-        raise ValueError(
-            f"background: got 'first' with {settings.classification}, wanted 'last': "
-            "a sigmoid loss has no background column"
-        )
-    return settings
+show_arguments(joint_optimization_loss, Arguments)

@@ -25,9 +25,7 @@ pytestmark = pytest.mark.kernels
 
 
 def reference_loss(criterion: JointOptimizationLoss, batch: dict):
-    return reference.joint_optimization_loss(
-        make_batch(criterion.settings, **batch), criterion.settings
-    )
+    return reference.joint_optimization_loss(*make_batch(criterion.settings, **batch))
 
 
 def assert_equals_reference(criterion, batch, atol=1e-10):

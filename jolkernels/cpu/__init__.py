@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jolkernels.batch import Batch, Forward
 from jolkernels.cpu import native, tensors
-from jolkernels.spec import Settings
+from jolkernels.settings import Call, Settings
 
 __all__ = ["backward", "forward"]
 
@@ -20,9 +20,9 @@ def implementation(batch: Batch, settings: Settings) -> ModuleType:
     return native if native.available(batch, settings) else tensors
 
 
-def forward(batch: Batch, settings: Settings) -> Forward:
+def forward(batch: Batch, call: Call) -> Forward:
     """Both losses, and for `backward` what it needs of each row and the scalars."""
-    return implementation(batch, settings).forward(batch, settings)
+    return implementation(batch, call.settings).forward(batch, call)
 
 
 def backward(
