@@ -28,10 +28,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from jolkernels import JointOptimizationLoss
+from jolkernels.batch import accumulator, make_batch
 from jolkernels.kernels import launch
 from jolkernels.kernels.launch import Launch
-from jolkernels.loss import make_batch
-from jolkernels.spec import CHOICES, accumulator
+from jolkernels.spec import CHOICES
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -64,7 +64,7 @@ class Variant:
         def empty(*shape: int, dtype: torch.dtype = boxes) -> Tensor:
             return torch.empty(shape, device="meta", dtype=dtype)
 
-        batch = make_batch(
+        batch, call = make_batch(
             criterion.settings,
             empty(n, self.columns, dtype=dtype),
             empty(n, 4 * self.slots, dtype=dtype),
@@ -72,7 +72,7 @@ class Variant:
             empty(n, 4),
             empty(n, 4),
         )
-        result, forward, _ = launch.plan_forward(batch, criterion.settings)
+        result, forward, _ = launch.plan_forward(batch, call)
         upstream = torch.empty((), dtype=accumulator(batch), device="meta")
         saved = (result.rows, result.scalars, upstream, upstream, (True, True))
         return forward + launch.plan_backward(batch, criterion.settings, *saved)[1]

@@ -4,19 +4,15 @@ Letters in shapes: N rows (samples), C class columns, K = C - 1 (cross entropy) 
 losses) foreground classes, S = 1 or as many box slots a row as there are classes.
 """
 
-import sys
-from numbers import Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from jolkernels import ops, reference, spec
-from jolkernels.autograd import JointOptimizationFunction
-from jolkernels.spec import NORMALIZERS, Batch, Settings
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+from jolkernels import ops, reference
+from jolkernels.autograd import joint_optimization
+from jolkernels.batch import make_batch
+from jolkernels.settings import Arguments, Settings, hands_on, show_arguments
 
 
 class JointLoss(NamedTuple):
@@ -75,35 +71,10 @@ class JointOptimizationLoss(nn.Module):
         ValueError, TypeError: an argument that is none of the above, by name.
     """
 
-    def __init__(
-        self,
-        classification: str | spec.Classification = "cross_entropy",
-        regression: str | spec.Regression = "l1",
-        coding: str | spec.Coding = "xyxy",
-        location_score: str | spec.Score | None = "iou",
-        class_score: str | None = "probability",
-        lam: float = 2.0,
-        weighting: str = "joint",
-        detach_weights: bool = False,
-        background: str = "last",
-        ignore_index: int = -100,
-        sync_group: dist.ProcessGroup | None = None,
-    ) -> None:
+    @hands_on(Arguments)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
-        self.settings = make_settings(
-            classification,
-            regression,
-            coding,
-            location_score,
-            class_score,
-            lam,
-            weighting,
-            detach_weights,
-            background,
-            ignore_index,
-            sync_group,
-        )
-        self.encoded = self.settings.encode()
+        self.settings = Settings(*args, **kwargs)
 
     def forward(
         self,
@@ -139,7 +110,7 @@ class JointOptimizationLoss(nn.Module):
                 label out of range, by index, on the CPU or with JOLKERNELS_VALIDATE=1 (otherwise
                 losses and gradients on a GPU are NaN).
         """
-        batch = make_batch(
+        batch, call = make_batch(
             self.settings,
             logits,
             box_preds,
@@ -151,8 +122,10 @@ class JointOptimizationLoss(nn.Module):
             classification_normalizer,
             regression_normalizer,
         )
-        tensors, key = ops.pack(batch, self.encoded)
-        return JointLoss(*JointOptimizationFunction.apply(key, *tensors))
+        return JointLoss(*joint_optimization(batch, call))
+
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module's returns Any
 
     @torch.no_grad()
     def per_sample(self, *args: Any, **kwargs: Any) -> PerSample:
@@ -160,7 +133,7 @@ class JointOptimizationLoss(nn.Module):
 
         Takes what `forward` takes. Runs the plain reference, not the kernels.
         """
-        batch = make_batch(self.settings, *args, **kwargs)
+        batch, _ = make_batch(self.settings, *args, **kwargs)
         ops.check_labels(batch, self.settings)
         r = reference.rows(batch, self.settings)
         w_pos, w_neg = reference.weights(r, self.settings)
@@ -178,7 +151,7 @@ class JointOptimizationLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, as repr shows them."""
-        return ", ".join(f"{name}={value!r}" for name, value in vars(self.settings).items())
+        return repr(self.settings).removeprefix("Settings(").removesuffix(")")
 
 
 def joint_optimization_loss(
@@ -192,33 +165,10 @@ def joint_optimization_loss(
     regression_weights: Tensor | None = None,
     classification_normalizer: float | Tensor | str = "samples",
     regression_normalizer: float | Tensor | str = "samples",
-    classification: str | spec.Classification = "cross_entropy",
-    regression: str | spec.Regression = "l1",
-    coding: str | spec.Coding = "xyxy",
-    location_score: str | spec.Score | None = "iou",
-    class_score: str | None = "probability",
-    lam: float = 2.0,
-    weighting: str = "joint",
-    detach_weights: bool = False,
-    background: str = "last",
-    ignore_index: int = -100,
-    sync_group: dist.ProcessGroup | None = None,
+    **choices: Any,
 ) -> JointLoss:
     """JointOptimizationLoss as a function: see there for arguments, shapes and errors."""
-    criterion = JointOptimizationLoss(
-        classification,
-        regression,
-        coding,
-        location_score,
-        class_score,
-        lam,
-        weighting,
-        detach_weights,
-        background,
-        ignore_index,
-        sync_group,
-    )
-    return criterion(
+    return JointOptimizationLoss(**choices)(
         logits,
         box_preds,
         labels,
@@ -231,148 +181,4 @@ def joint_optimization_loss(
     )
 
 
-def make_settings(
-    classification: str | spec.Classification,
-    regression: str | spec.Regression,
-    coding: str | spec.Coding,
-    location_score: str | spec.Score | None,
-    class_score: str | None,
-    lam: float,
-    weighting: str,
-    detach_weights: bool,
-    background: str,
-    ignore_index: int,
-    sync_group: dist.ProcessGroup | None,
-) -> Settings:
-    """Check the choices of a loss; errors as JointOptimizationLoss says."""
-    weighting = one_of("weighting", weighting, ("joint", "none"))
-    background = one_of("background", background, ("last", "first"))
-    if class_score is not None:
-        class_score = one_of("class_score", class_score, ("probability",))
-    if not isinstance(detach_weights, bool):
-        raise TypeError(f"detach_weights: got {detach_weights!r}, wanted True or False")
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index: got {ignore_index!r}, wanted an int")
-    if not -(2**63) <= ignore_index < 2**63:
-        raise ValueError(f"ignore_index: got {ignore_index}, wanted an int of 64 bits")
-    if sync_group is not None and not isinstance(sync_group, dist.ProcessGroup):
-        raise TypeError(f"sync_group: got {sync_group!r}, wanted a torch.distributed ProcessGroup")
-    settings = Settings(
-        classification=spec.resolve("classification", classification),
-        regression=spec.resolve("regression", regression),
-        coding=spec.resolve("coding", coding),
-        location_score=(
-            None if location_score is None else spec.resolve("location_score", location_score)
-        ),
-        class_score=class_score,
-        lam=spec.real("lam", lam, 1),
-        weighting=weighting,
-        detach_weights=detach_weights,
-        background=background,
-        ignore_index=int(ignore_index),
-        sync_group=None if sync_group is None else sync_group.group_name,
-    )
-    if background == "first" and not settings.classification.softmax:
-        raise ValueError(
-            f"background: got 'first' with {settings.classification}, wanted 'last': "
-            "a sigmoid loss has no background column"
-        )
-    return settings
-
-
-def make_batch(
-    settings: Settings,
-    logits: Tensor,
-    box_preds: Tensor,
-    labels: Tensor,
-    target_boxes: Tensor,
-    priors: Tensor | None = None,
-    classification_weights: Tensor | None = None,
-    regression_weights: Tensor | None = None,
-    classification_normalizer: float | Tensor | str = "samples",
-    regression_normalizer: float | Tensor | str = "samples",
-) -> Batch:
-    """Check the arguments of a call; errors as JointOptimizationLoss.forward says."""
-    least = 2 if settings.classification.softmax else 1
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < least:
-        raise wrong("logits", logits, f"a tensor of shape [N, C] with C >= {least}")
-    n, c = logits.shape
-    slots = [1, c - 1, c] if least == 2 and settings.background == "last" else [1, c]
-    widths = [4 * s for s in slots]
-    if (
-        not isinstance(box_preds, Tensor)
-        or box_preds.ndim != 2
-        or len(box_preds) != n
-        or box_preds.shape[1] not in widths
-    ):
-        shapes = " or ".join(f"[{n}, {w}]" for w in widths)
-        raise wrong("box_preds", box_preds, f"a tensor of shape {shapes}, as logits are [{n}, {c}]")
-    check("labels", labels, (n,), logits, (torch.int64,))
-    check("target_boxes", target_boxes, (n, 4), logits)
-    if priors is not None:
-        check("priors", priors, (n, 4), logits)
-    elif settings.coding.uses_priors:
-        raise ValueError(f"priors: got None, wanted a [{n}, 4] tensor for {settings.coding}")
-    if classification_weights is not None:
-        check("classification_weights", classification_weights, (n,), logits)
-    if regression_weights is not None:
-        check("regression_weights", regression_weights, (n,), logits)
-    check("logits", logits, (n, c), logits)
-    check("box_preds", box_preds, tuple(box_preds.shape), logits)
-    return Batch(
-        logits,
-        box_preds,
-        labels,
-        target_boxes,
-        priors if settings.coding.uses_priors else None,
-        classification_weights,
-        regression_weights,
-        make_normalizer("classification_normalizer", classification_normalizer, logits),
-        make_normalizer("regression_normalizer", regression_normalizer, logits),
-    )
-
-
-def make_normalizer(name: str, choice: float | Tensor | str, logits: Tensor) -> Tensor | str:
-    """A normaliser by name, or as a 0-dim tensor."""
-    if isinstance(choice, str):
-        return one_of(name, choice, NORMALIZERS)
-    if isinstance(choice, Tensor):
-        check(name, choice, (), logits, (*FLOATS, torch.int64, torch.int32))
-        return choice.detach()
-    if isinstance(choice, bool) or not isinstance(choice, int | float | Real):
-        wanted = f"a number, a 0-dim tensor or one of {', '.join(NORMALIZERS)}"
-        raise TypeError(f"{name}: got {choice!r}, wanted {wanted}")
-    if isinstance(choice, int) and abs(choice) > sys.float_info.max:
-        raise ValueError(f"{name}: got an integer beyond the range of float64")
-    # By arithmetic: torch.full would make every number a constant of a compiled graph.
-    return torch.ones((), dtype=torch.float64, device=logits.device) * float(choice)
-
-
-def one_of(name: str, choice: object, choices: tuple[str, ...]) -> str:
-    """`choice` as a plain string (an enum's member may be one) if it is one of the names."""
-    if not isinstance(choice, str) or choice not in choices:
-        raise ValueError(f"{name}: got {choice!r}, wanted one of {', '.join(choices)}")
-    return str.__str__(choice)
-
-
-def check(
-    name: str,
-    tensor: object,
-    shape: tuple[int, ...],
-    logits: Tensor,
-    dtypes: tuple[torch.dtype, ...] = FLOATS,
-) -> None:
-    """Raise unless `tensor` has this shape, one of the dtypes, and the device of logits."""
-    if not isinstance(tensor, Tensor) or tensor.shape != shape:
-        raise wrong(name, tensor, f"a tensor of shape {list(shape)}")
-    if tensor.dtype not in dtypes:
-        raise TypeError(f"{name}: got {tensor.dtype}, wanted {' or '.join(map(str, dtypes))}")
-    if tensor.device != logits.device:
-        raise ValueError(f"{name}: got device {tensor.device}, wanted logits' {logits.device}")
-
-
-def wrong(name: str, got: object, wanted: str) -> Exception:
-    """The error for something that is no tensor, or one of another shape."""
-    if isinstance(got, Tensor):
-        return ValueError(f"{name}: got shape {list(got.shape)}, wanted {wanted}")
-    return TypeError(f"{name}: got {type(got).__name__}, wanted {wanted}")
+show_arguments(joint_optimization_loss, Arguments)

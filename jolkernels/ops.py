@@ -1,34 +1,33 @@
 """The two operators of the loss, jolkernels::forward and jolkernels::backward.
 
 CUDA and HIP tensors go to the Triton kernels, and so do CPU tensors where TRITON_INTERPRET=1 was
-set before the import; other CPU tensors go to the C passes of jolkernels.native, where there is a C
-compiler and for the choices these know; everything else to the tensor operations of jolkernels.cpu.
+set before the import; everything else goes to jolkernels.cpu, and so does what has no kernel.
 
 Operators are what torch.compile, torch.export and fake tensors see. Plain tensors in eager mode go
-past them, straight to the implementation: the boundary costs more than a small batch's kernels.
+straight to the implementation: the operator boundary costs more than a small batch's kernels.
 """
 
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jolkernels import cpu, native
-from jolkernels.spec import Batch, Forward, Settings, accumulator
+from jolkernels import cpu
+from jolkernels.batch import Batch, Forward, accumulator
+from jolkernels.settings import Call, Settings
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
-# The fields of a Batch, normalisers by name as None, and a key that names them and the settings.
+# The fields of a Batch by position, everything else by name; the call is encoded.
 BATCH = (
     "Tensor logits, Tensor box_preds, Tensor labels, Tensor target_boxes, Tensor? priors, "
     "Tensor? classification_weights, Tensor? regression_weights, "
-    "Tensor? classification_normalizer, Tensor? regression_normalizer, str key"
+    "Tensor? classification_normalizer, Tensor? regression_normalizer, *, str call"
 )
 torch.library.define(
     "jolkernels::forward", f"({BATCH}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -39,92 +38,96 @@ torch.library.define(
     "bool needs_logits, bool needs_boxes) -> (Tensor, Tensor)",
 )
 
-Tensors = Sequence[Tensor | None]
 
-
-def pack(batch: Batch, settings: str) -> tuple[list[Tensor | None], str]:
-    """A batch and its encoded settings as the operators take them: tensors and a key."""
-    *tensors, z_cls, z_loc = batch
-    if torch.compiler.is_compiling():  # its autograd Functions take no tensor twice
-        tensors[2:] = [t if t is None else t.detach() for t in tensors[2:]]
-    names = [z if isinstance(z, str) else "" for z in (z_cls, z_loc)]
-    numbers = [None if isinstance(z, str) else z for z in (z_cls, z_loc)]
-    return [*tensors, *numbers], f"{names[0]},{names[1]},{settings}"
-
-
-@lru_cache
-def parse(key: str) -> tuple[str, str, Settings]:
-    """What a key names: the two normalisers ("": a number is given) and the settings."""
-    z_cls, z_loc, settings = key.split(",", 2)
-    return z_cls, z_loc, Settings.decode(settings)
-
-
-def unpack(tensors: Tensors, key: str) -> tuple[Batch, Settings]:
-    """The batch and settings that `pack` took apart."""
-    z_cls, z_loc, settings = parse(key)
-    # Kernels and C read memory as it lies, which a lazily negated tensor's is not.
-    tensors = [t if t is None else t.resolve_neg() for t in tensors]
-    fields: Any = (*tensors[:7], z_cls or tensors[7], z_loc or tensors[8])
-    return Batch(*fields), settings
-
-
-def in_eager_mode(tensors: Tensors) -> bool:
-    """Whether nobody watches: no compiler, no dispatch mode, no tensor subclass."""
-    return (
-        not torch.compiler.is_compiling()
-        and not any(t.is_meta for t in tensors if t is not None)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors if t is not None)
-    )
-
-
-def implementation(batch: Batch, settings: Settings) -> Any:
-    """The module whose `forward` and `backward` compute this: kernels, native or cpu."""
-    logits = batch.logits
-    if HAS_TRITON and (logits.is_cuda or (INTERPRETED and logits.device.type == "cpu")):
-        from jolkernels import kernels
-
-        return kernels
-    return native if native.available(batch, settings) else cpu
-
-
-def forward(tensors: Tensors, key: str) -> tuple[Tensor, ...]:
-    """The fields of jolkernels.spec.Forward."""
-    if in_eager_mode(tensors):
-        return run_forward(*tensors, key)
-    return torch.ops.jolkernels.forward(*tensors, key)
+def forward(batch: Batch, call: Call) -> Forward:
+    """Both losses, negative_weight, num_positives and what the backward pass needs."""
+    if in_eager_mode(batch):
+        return forward_pass(batch, call)
+    return Forward(*torch.ops.jolkernels.forward(*batch, call=call.encode()))
 
 
 def backward(
-    tensors: Tensors, key: str, saved: Sequence[Tensor], needs: tuple[bool, bool]
+    batch: Batch,
+    call: Call,
+    rows: Tensor,
+    scalars: Tensor,
+    grad_classification: Tensor,
+    grad_regression: Tensor,
+    needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients for logits [N, C] and box_preds [N, 4S], empty where `needs` does not ask.
+    """Gradients for logits [N, C] and box_preds [N, 4S], empty where `needs` does not ask."""
+    saved = rows, scalars, grad_classification, grad_regression
+    if in_eager_mode((*batch, *saved)):
+        return backward_pass(batch, call.settings, *saved, needs)
+    return torch.ops.jolkernels.backward(
+        *batch,
+        call=call.encode(),
+        rows=rows,
+        scalars=scalars,
+        grad_classification=grad_classification,
+        grad_regression=grad_regression,
+        needs_logits=needs[0],
+        needs_boxes=needs[1],
+    )
 
-    `saved` are rows, scalars and the upstream gradients of both losses.
+
+def in_eager_mode(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether nobody watches: no compiler, no dispatch mode, no tensor subclass."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(
+            type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta
+            for t in tensors
+            if t is not None
+        )
+    )
+
+
+def implementation(logits: Tensor, settings: Settings) -> Any:
+    """The package whose `forward` and `backward` compute this: kernels or cpu."""
+    if HAS_TRITON and (logits.is_cuda or (INTERPRETED and logits.device.type == "cpu")):
+        from jolkernels import kernels
+
+        if kernels.available(settings):
+            return kernels
+    return cpu
+
+
+def forward_pass(batch: Batch, call: Call) -> Forward:
+    """The forward pass on real tensors.
+
+    Raises:
+        ValueError: a label out of range, on the CPU or with JOLKERNELS_VALIDATE=1.
     """
-    if in_eager_mode([*tensors, *saved]):
-        return run_backward(*tensors, key, *saved, *needs)
-    return torch.ops.jolkernels.backward(*tensors, key, *saved, *needs)
-
-
-def run_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    """jolkernels::forward on real tensors."""
-    *tensors, key = arguments
-    batch, settings = unpack(tensors, key)
-    result = implementation(batch, settings).forward(batch, settings)
+    batch = as_it_lies(batch)
+    result = implementation(batch.logits, call.settings).forward(batch, call)
     looks = batch.labels.device.type == "cpu" or os.environ.get("JOLKERNELS_VALIDATE") == "1"
     if looks and math.isnan(result.scalars[4]):  # of all ranks: they raise together
-        check_labels(batch, settings)
+        check_labels(batch, call.settings)
         raise ValueError("labels: a label is out of range on another rank of sync_group")
-    return tuple(result)
+    return result
 
 
-def run_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """jolkernels::backward on real tensors."""
-    batch, settings = unpack(arguments[:9], arguments[9])
-    *saved, needs_logits, needs_boxes = arguments[10:]
-    grad_logits, grad_boxes = implementation(batch, settings).backward(
-        batch, settings, *(t.resolve_neg() for t in saved), (needs_logits, needs_boxes)
+def backward_pass(
+    batch: Batch,
+    settings: Settings,
+    rows: Tensor,
+    scalars: Tensor,
+    grad_classification: Tensor,
+    grad_regression: Tensor,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """The backward pass on real tensors."""
+    batch = as_it_lies(batch)
+    grad_logits, grad_boxes = implementation(batch.logits, settings).backward(
+        batch,
+        settings,
+        rows,
+        scalars,
+        grad_classification.resolve_neg(),
+        grad_regression.resolve_neg(),
+        needs,
     )
     nothing = batch.logits.new_empty(0)
     return (
@@ -133,33 +136,67 @@ def run_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
+def as_it_lies(batch: Batch) -> Batch:
+    """The batch for kernels and C, which read memory as it lies: negation is not lazy there."""
+    return Batch(*(t if t is None else t.resolve_neg() for t in batch))  # type: ignore[arg-type]
+
+
+def run_forward(*batch: Any, call: str) -> tuple[Tensor, ...]:
+    """jolkernels::forward on real tensors."""
+    return tuple(forward_pass(Batch(*batch), Call.decode(call)))
+
+
+def run_backward(
+    *batch: Any,
+    call: str,
+    rows: Tensor,
+    scalars: Tensor,
+    grad_classification: Tensor,
+    grad_regression: Tensor,
+    needs_logits: bool,
+    needs_boxes: bool,
+) -> tuple[Tensor, Tensor]:
+    """jolkernels::backward on real tensors."""
+    return backward_pass(
+        Batch(*batch),
+        Call.decode(call).settings,
+        rows,
+        scalars,
+        grad_classification,
+        grad_regression,
+        (needs_logits, needs_boxes),
+    )
+
+
+def fake_forward(*batch: Any, call: str) -> tuple[Tensor, ...]:
     """Shapes and dtypes of jolkernels::forward."""
-    *tensors, key = arguments
-    batch, settings = unpack(tensors, key)
+    given, settings = Batch(*batch), Call.decode(call).settings
 
     def empty(*shape: int) -> Tensor:
-        return batch.logits.new_empty(shape, dtype=accumulator(batch))
+        return given.logits.new_empty(shape, dtype=accumulator(given))
 
     return tuple(
         Forward(
             classification=empty(),
             regression=empty(),
             negative_weight=empty(),
-            num_positives=batch.labels.new_empty(()),
-            rows=empty(settings.kept, batch.labels.shape[0]),
+            num_positives=given.labels.new_empty(()),
+            rows=empty(settings.kept, given.labels.shape[0]),
             scalars=empty(5),
         )
     )
 
 
-def fake_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+def fake_backward(
+    *batch: Any, needs_logits: bool, needs_boxes: bool, **_: Any
+) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of jolkernels::backward."""
-    logits, box_preds = arguments[:2]
-    needs_logits, needs_boxes = arguments[-2:]
+    given = Batch(*batch)
     return (
-        logits.new_empty(logits.shape if needs_logits else 0),
-        box_preds.new_empty(box_preds.shape) if needs_boxes else logits.new_empty(0),
+        given.logits.new_empty(given.logits.shape if needs_logits else 0),
+        given.box_preds.new_empty(given.box_preds.shape)
+        if needs_boxes
+        else given.logits.new_empty(0),
     )
 
 

@@ -5,13 +5,13 @@
     L       = sum_pos w_pos_i (l_loc_i + l_cls_i) + w_neg sum_neg l_cls_i    (Eq. 2)
 
 S_loc is the IoU of the predicted and the target box, S_cls the predicted probability of the true
-class. Slow and readable; users get the same numbers from jolkernels.loss.
+class. Slow and readable; users get the same numbers from jolkernels.loss. First the equations, then
+the rows' losses, scores and codings.
 
 Shapes: N rows (samples), C class columns, P positives; boxes are [P, 4] as x1 y1 x2 y2 in pixels.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,12 +19,131 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jolkernels import spec
-from jolkernels.spec import Batch, Settings, accumulator
+from jolkernels.batch import Batch, accumulator
+from jolkernels.registry import REFERENCE
+from jolkernels.settings import Call, Settings
+
+
+class Rows(NamedTuple):
+    """The terms of Eq. 2 for a batch."""
+
+    positive: Tensor  # [P] row indices
+    negative: Tensor  # [N - P - ignored] row indices
+    l_cls: Tensor  # [N], 0 in ignored rows
+    l_loc: Tensor  # [P]
+    s_cls: Tensor  # [P]
+    s_loc: Tensor  # [P]
+
+
+def joint_optimization_loss(batch: Batch, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Eq. 2, its two parts divided by their normalisers.
+
+    Returns:
+        classification, regression, w_neg (detached) and the number of positives, 0-dim each.
+    """
+    r = rows(batch, call.settings)
+    w_pos, w_neg = weights(r, call.settings)
+
+    l_cls, l_loc = r.l_cls, r.l_loc
+    if batch.classification_weights is not None:
+        l_cls = batch.classification_weights.detach() * l_cls
+    if batch.regression_weights is not None:
+        l_loc = batch.regression_weights.detach()[r.positive] * l_loc
+    classification = (w_pos * l_cls[r.positive]).sum() + w_neg * l_cls[r.negative].sum()
+    regression = (w_pos * l_loc).sum()
+
+    z_cls = normalizer(call.classification_normalizer, batch.classification_normalizer, r)
+    z_loc = normalizer(call.regression_normalizer, batch.regression_normalizer, r)
+    positives = batch.labels.new_tensor(len(r.positive))
+    return classification / z_cls, regression / z_loc, w_neg.detach(), positives
+
+
+def weights(r: Rows, settings: Settings) -> tuple[Tensor, Tensor]:
+    """w_pos [P] of Eq. 3 and w_neg [] of Eq. 4 (1 without positives)."""
+    if not settings.weighted:
+        return torch.ones_like(r.l_loc), r.l_loc.new_ones(())
+    w_pos = settings.lam - r.s_loc * r.s_cls
+    if settings.detach_weights:
+        w_pos = w_pos.detach()
+    w_neg = w_pos.mean() if len(w_pos) else w_pos.new_ones(())
+    return w_pos, w_neg
+
+
+def normalizer(kind: str, number: Tensor | None, r: Rows) -> Tensor | int:
+    """What a sum is divided by."""
+    if number is not None:
+        return number.detach()
+    positives, samples = len(r.positive), len(r.positive) + len(r.negative)
+    return {"samples": max(1, samples), "positives": max(1, positives), "sum": 1}[kind]
+
+
+def rows(batch: Batch, settings: Settings) -> Rows:
+    """The losses and scores of single samples, in float64 if the inputs are, else in float32."""
+    dtype = accumulator(batch)
+    logits, labels, columns = batch.logits.to(dtype), batch.labels, batch.logits.shape[1]
+
+    is_valid = labels != settings.ignore_index
+    is_background = labels == settings.background_label(columns)
+    valid, positive, negative = (
+        mask.nonzero()[:, 0]
+        for mask in (is_valid, is_valid & ~is_background, is_valid & is_background)
+    )
+
+    y = labels[positive]
+    slots = batch.box_preds.to(dtype)[positive].unflatten(1, (-1, 4))  # [P, S, 4]
+    codes = slots[torch.arange(len(y), device=y.device), y if slots.shape[1] > 1 else 0]
+    targets = batch.target_boxes[positive].to(dtype)
+    priors = targets if batch.priors is None else batch.priors[positive].to(dtype)
+
+    decode, encode = REFERENCE["coding"][type(settings.coding)]
+    boxes = decode(codes, priors, settings.coding)
+    if settings.regression.on_codes:
+        compared = codes, encode(targets, priors, settings.coding)
+    else:
+        compared = boxes, targets
+    iou_now = location_scores(boxes, targets, priors, spec.IoU(), settings).detach()
+    quality = logits.new_zeros(len(labels)).index_put((positive,), iou_now)
+    classify = REFERENCE["classification"][type(settings.classification)]
+    l_cls = classify(logits[valid], labels[valid], quality[valid], settings.classification)
+    regress = REFERENCE["regression"][type(settings.regression)]
+    return Rows(
+        positive=positive,
+        negative=negative,
+        l_cls=l_cls.new_zeros(len(labels)).index_put((valid,), l_cls),
+        l_loc=regress(*compared, settings.regression),
+        s_cls=classification_scores(logits[positive], y, settings),
+        s_loc=location_scores(boxes, targets, priors, settings.location_score, settings),
+    )
+
+
+def classification_scores(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
+    """S_cls: the predicted probability of the true class, [P]."""
+    if settings.class_score is None:
+        return logits.new_ones(len(logits))
+    p = logits.softmax(1) if settings.classification.softmax else logits.sigmoid()
+    return p.gather(1, labels[:, None])[:, 0]
+
+
+def location_scores(
+    boxes: Tensor, targets: Tensor, priors: Tensor, score: spec.Score | None, settings: Settings
+) -> Tensor:
+    """S_loc of predicted and target boxes, [P]; 0 where a box has no extent, 1 for no score."""
+    if score is None:
+        return boxes.new_ones(len(boxes))
+    used = (boxes, targets, priors) if settings.coding.uses_priors else (boxes, targets)
+    degenerate = torch.stack([(e <= 0) for b in used for e in extents(b)]).any(0)
+    # Boxes of one pixel stand in for degenerate ones, whose scores could be NaN or infinite.
+    unit = boxes.new_tensor([0, 0, 1, 1])
+    boxes, targets = (torch.where(degenerate[:, None], unit, b) for b in (boxes, targets))
+    value = REFERENCE["location_score"][type(score)](boxes, targets, score)
+    return torch.where(degenerate, 0, value)
+
 
 MIN_EXTENT = 1e-6
 """In encodings and aspect ratios boxes are at least this wide and high, in pixels."""
 EPS = 1e-7
 """torchvision's, in the places where its box losses have it."""
+
 
 # Classification losses of rows: (logits [n, C], labels [n], quality [n], spec) -> [n]. Label C of
 # a sigmoid loss is the background; quality is the IoU of a positive's box, a constant.
@@ -252,15 +371,14 @@ def encode_ltrb(boxes: Tensor, priors: Tensor, _: spec.LTRB) -> Tensor:
     return torch.cat(((center - boxes[:, :2]) / size, (boxes[:, 2:] - center) / size), 1)
 
 
-# One row a choice. Nothing else in the package names these functions.
-CLASSIFICATION: dict[type, Callable[..., Tensor]] = {
+REFERENCE["classification"] |= {
     spec.CrossEntropy: cross_entropy,
     spec.BCE: bce,
     spec.Focal: focal,
     spec.QualityFocal: quality_focal,
     spec.Varifocal: varifocal,
 }
-REGRESSION: dict[type, Callable[..., Tensor]] = {
+REFERENCE["regression"] |= {
     spec.L1: l1,
     spec.SmoothL1: smooth_l1,
     spec.L2: l2,
@@ -270,136 +388,15 @@ REGRESSION: dict[type, Callable[..., Tensor]] = {
     spec.CIoU: ciou_loss,
     spec.EIoU: eiou_loss,
 }
-SCORE: dict[type, Callable[..., Tensor]] = {
+REFERENCE["location_score"] |= {
     spec.IoU: iou_score,
     spec.GIoU: giou_score,
     spec.NWD: nwd_score,
     spec.SimD: simd_score,
     spec.DotD: dotd_score,
 }
-DECODE: dict[type, Callable[..., Tensor]] = {
-    spec.XYXY: decode_xyxy,
-    spec.Delta: decode_delta,
-    spec.LTRB: decode_ltrb,
+REFERENCE["coding"] |= {
+    spec.XYXY: (decode_xyxy, encode_xyxy),
+    spec.Delta: (decode_delta, encode_delta),
+    spec.LTRB: (decode_ltrb, encode_ltrb),
 }
-ENCODE: dict[type, Callable[..., Tensor]] = {
-    spec.XYXY: encode_xyxy,
-    spec.Delta: encode_delta,
-    spec.LTRB: encode_ltrb,
-}
-
-
-def classification_scores(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
-    """S_cls: the predicted probability of the true class, [P]."""
-    if settings.class_score is None:
-        return logits.new_ones(len(logits))
-    p = logits.softmax(1) if settings.classification.softmax else logits.sigmoid()
-    return p.gather(1, labels[:, None])[:, 0]
-
-
-def location_scores(
-    boxes: Tensor, targets: Tensor, priors: Tensor, score: spec.Score | None, settings: Settings
-) -> Tensor:
-    """S_loc of predicted and target boxes, [P]; 0 where a box has no extent, 1 for no score."""
-    if score is None:
-        return boxes.new_ones(len(boxes))
-    used = (boxes, targets, priors) if settings.coding.uses_priors else (boxes, targets)
-    degenerate = torch.stack([(e <= 0) for b in used for e in extents(b)]).any(0)
-    # Boxes of one pixel stand in for degenerate ones, whose scores could be NaN or infinite.
-    unit = boxes.new_tensor([0, 0, 1, 1])
-    boxes, targets = (torch.where(degenerate[:, None], unit, b) for b in (boxes, targets))
-    return torch.where(degenerate, 0, SCORE[type(score)](boxes, targets, score))
-
-
-class Rows(NamedTuple):
-    """The terms of Eq. 2 for a batch."""
-
-    positive: Tensor  # [P] row indices
-    negative: Tensor  # [N - P - ignored] row indices
-    l_cls: Tensor  # [N], 0 in ignored rows
-    l_loc: Tensor  # [P]
-    s_cls: Tensor  # [P]
-    s_loc: Tensor  # [P]
-
-
-def rows(batch: Batch, settings: Settings) -> Rows:
-    """The losses and scores of single samples, in float64 if the inputs are, else in float32."""
-    dtype = accumulator(batch)
-    logits, labels, columns = batch.logits.to(dtype), batch.labels, batch.logits.shape[1]
-
-    is_valid = labels != settings.ignore_index
-    is_background = labels == settings.background_label(columns)
-    valid, positive, negative = (
-        mask.nonzero()[:, 0]
-        for mask in (is_valid, is_valid & ~is_background, is_valid & is_background)
-    )
-
-    y = labels[positive]
-    slots = batch.box_preds.to(dtype)[positive].unflatten(1, (-1, 4))  # [P, S, 4]
-    codes = slots[torch.arange(len(y), device=y.device), y if slots.shape[1] > 1 else 0]
-    targets = batch.target_boxes[positive].to(dtype)
-    priors = targets if batch.priors is None else batch.priors[positive].to(dtype)
-
-    boxes = DECODE[type(settings.coding)](codes, priors, settings.coding)
-    if settings.regression.on_codes:
-        compared = codes, ENCODE[type(settings.coding)](targets, priors, settings.coding)
-    else:
-        compared = boxes, targets
-    iou_now = location_scores(boxes, targets, priors, spec.IoU(), settings).detach()
-    quality = logits.new_zeros(len(labels)).index_put((positive,), iou_now)
-    l_cls = CLASSIFICATION[type(settings.classification)](
-        logits[valid], labels[valid], quality[valid], settings.classification
-    )
-    return Rows(
-        positive=positive,
-        negative=negative,
-        l_cls=l_cls.new_zeros(len(labels)).index_put((valid,), l_cls),
-        l_loc=REGRESSION[type(settings.regression)](*compared, settings.regression),
-        s_cls=classification_scores(logits[positive], y, settings),
-        s_loc=location_scores(boxes, targets, priors, settings.location_score, settings),
-    )
-
-
-def normalizer(choice: Tensor | str, samples: int, positives: int) -> Tensor | int:
-    """What a sum is divided by."""
-    if isinstance(choice, Tensor):
-        return choice.detach()
-    return {"samples": max(1, samples), "positives": max(1, positives), "sum": 1}[choice]
-
-
-def weights(r: Rows, settings: Settings) -> tuple[Tensor, Tensor]:
-    """w_pos [P] of Eq. 3 and w_neg [] of Eq. 4 (1 without positives)."""
-    if not settings.weighted:
-        return torch.ones_like(r.l_loc), r.l_loc.new_ones(())
-    w_pos = settings.lam - r.s_loc * r.s_cls
-    if settings.detach_weights:
-        w_pos = w_pos.detach()
-    w_neg = w_pos.mean() if len(w_pos) else w_pos.new_ones(())
-    return w_pos, w_neg
-
-
-def joint_optimization_loss(
-    batch: Batch, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eq. 2, its two parts divided by their normalisers.
-
-    Returns:
-        classification, regression, w_neg (detached) and the number of positives, 0-dim each.
-    """
-    r = rows(batch, settings)
-    w_pos, w_neg = weights(r, settings)
-
-    l_cls, l_loc = r.l_cls, r.l_loc
-    if batch.classification_weights is not None:
-        l_cls = batch.classification_weights.detach() * l_cls
-    if batch.regression_weights is not None:
-        l_loc = batch.regression_weights.detach()[r.positive] * l_loc
-    classification = (w_pos * l_cls[r.positive]).sum() + w_neg * l_cls[r.negative].sum()
-    regression = (w_pos * l_loc).sum()
-
-    positives, samples = len(r.positive), len(r.positive) + len(r.negative)
-    classification = classification / normalizer(
-        batch.classification_normalizer, samples, positives
-    )
-    regression = regression / normalizer(batch.regression_normalizer, samples, positives)
-    return classification, regression, w_neg.detach(), batch.labels.new_tensor(positives)

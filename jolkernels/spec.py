@@ -4,49 +4,49 @@ A string stands for a choice with its defaults: "focal" is Focal(), "smooth_l1" 
 Each choice knows how it is used: whether classes are exclusive (`softmax`), whether the target of
 the true class is the box's IoU (`soft`), whether a box loss compares coded numbers or corners
 (`on_codes`), whether a coding needs priors (`uses_priors`).
+
+`register` adds a choice of your own.
 """
 
-import ast
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
-import torch
-from torch import Tensor
+from jolkernels.checks import real
+from jolkernels.registry import CHOICES, Classification, Coding, Regression, Score, Spec, register
 
-
-def real(
-    name: str,
-    value: object,
-    least: float = -math.inf,
-    most: float = math.inf,
-    *,
-    above: bool = False,
-) -> float:
-    """`value` as a float, if it is a finite number from `least` (`above`: beyond it) to `most`.
-
-    Raises:
-        TypeError: no number.
-        ValueError: not finite or out of this range.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: got {value!r}, wanted a number")
-    bounds = {f"{'>' if above else '>='} {least:g}": least, f"<= {most:g}": most}
-    limits = " and ".join(text for text, bound in bounds.items() if math.isfinite(bound))
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{name}: got an integer beyond the range of float64") from None
-    inside = least < number <= most if above else least <= number <= most
-    if not (math.isfinite(number) and inside):
-        raise ValueError(f"{name}: got {value}, wanted a finite number {limits}".rstrip())
-    return number
+__all__ = [
+    "BCE",
+    "CHOICES",
+    "L1",
+    "L2",
+    "LTRB",
+    "NWD",
+    "XYXY",
+    "CIoU",
+    "Classification",
+    "Coding",
+    "CrossEntropy",
+    "DIoU",
+    "Delta",
+    "DotD",
+    "EIoU",
+    "Focal",
+    "GIoU",
+    "IoU",
+    "QualityFocal",
+    "Regression",
+    "Score",
+    "SimD",
+    "SmoothL1",
+    "Varifocal",
+    "register",
+]
 
 
 def check_params(
-    choice: Any, least: float = 0, most: float = math.inf, *, above: bool = False
+    choice: Spec, least: float = 0, most: float = math.inf, *, above: bool = False
 ) -> None:
     """Make the fields of a spec floats in this range; errors as `real`."""
     for field in fields(choice):
@@ -246,149 +246,22 @@ class DotD:
         check_params(self, above=True)
 
 
-Classification = CrossEntropy | BCE | Focal | QualityFocal | Varifocal
-Regression = L1 | SmoothL1 | L2 | IoU | GIoU | DIoU | CIoU | EIoU
-Coding = XYXY | Delta | LTRB
-Score = IoU | GIoU | NWD | SimD | DotD
-
-CHOICES: dict[str, dict[str, type]] = {
-    "classification": {
-        "cross_entropy": CrossEntropy,
-        "bce": BCE,
-        "focal": Focal,
-        "quality_focal": QualityFocal,
-        "varifocal": Varifocal,
-    },
-    "regression": {
-        "l1": L1,
-        "smooth_l1": SmoothL1,
-        "l2": L2,
-        "iou": IoU,
-        "giou": GIoU,
-        "diou": DIoU,
-        "ciou": CIoU,
-        "eiou": EIoU,
-    },
-    "coding": {"xyxy": XYXY, "delta": Delta, "ltrb": LTRB},
-    "location_score": {"iou": IoU, "giou": GIoU, "nwd": NWD, "simd": SimD, "dotd": DotD},
+CHOICES["classification"] |= {
+    "cross_entropy": CrossEntropy,
+    "bce": BCE,
+    "focal": Focal,
+    "quality_focal": QualityFocal,
+    "varifocal": Varifocal,
 }
-
-NAMES = {c: name for choices in CHOICES.values() for name, c in choices.items()}
-BY_CLASS_NAME = {c.__name__: c for choices in CHOICES.values() for c in choices.values()}
-
-NORMALIZERS = ("samples", "positives", "sum")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that is fixed when a JointOptimizationLoss is made; see there."""
-
-    classification: Classification
-    regression: Regression
-    coding: Coding
-    location_score: Score | None
-    class_score: str | None
-    lam: float
-    weighting: str
-    detach_weights: bool
-    background: str
-    ignore_index: int
-    sync_group: str | None = None  # a process group's name: groups themselves cannot be copied
-
-    def encode(self) -> str:
-        """The settings as a string, for operators whose schema knows no dataclasses."""
-        values = [getattr(self, field.name) for field in fields(self)]
-        chosen = [None if c is None else (type(c).__name__, params(c)) for c in values[:4]]
-        return repr((*chosen, *values[4:]))
-
-    @staticmethod
-    def decode(text: str) -> "Settings":
-        """The settings that `encode` gave as a string."""
-        values = ast.literal_eval(text)
-        chosen: list[Any] = [None if c is None else BY_CLASS_NAME[c[0]](*c[1]) for c in values[:4]]
-        return Settings(*chosen, *values[4:])
-
-    @property
-    def weighted(self) -> bool:
-        """Whether rows have weights of Eq. 3 and 4 (else every weight is 1, Eq. 1)."""
-        return self.weighting == "joint"
-
-    @property
-    def weights_have_gradient(self) -> bool:
-        """Whether the gradient flows through the weights."""
-        return self.weighted and not self.detach_weights
-
-    @property
-    def kept(self) -> int:
-        """How many numbers of a row are kept for the backward pass.
-
-        With softmax two, the highest logit and log sum exp(z - highest): their sum alone would
-        lose the digits of the second where logits are large. Else one, the classification loss.
-        """
-        return 2 if self.classification.softmax else 1
-
-    def background_label(self, columns: int) -> int:
-        """The label of the background for logits of that many columns."""
-        if not self.classification.softmax:
-            return columns
-        return 0 if self.background == "first" else columns - 1
-
-    def last_label(self, columns: int) -> int:
-        """The largest valid label for logits of that many columns."""
-        return columns - 1 if self.classification.softmax else columns
-
-
-class Batch(NamedTuple):
-    """What one call is given; shapes as in JointOptimizationLoss.forward."""
-
-    logits: Tensor
-    box_preds: Tensor
-    labels: Tensor
-    target_boxes: Tensor
-    priors: Tensor | None
-    classification_weights: Tensor | None
-    regression_weights: Tensor | None
-    classification_normalizer: Tensor | str
-    regression_normalizer: Tensor | str
-
-
-class Forward(NamedTuple):
-    """What a forward pass gives: four 0-dim results, and what its backward needs."""
-
-    classification: Tensor
-    regression: Tensor
-    negative_weight: Tensor
-    num_positives: Tensor
-    rows: Tensor  # [kept, N]: what the same implementation's backward needs of each row
-    scalars: Tensor  # w_neg, A_neg / P, 1 / Z_cls, 1 / Z_loc, and on a GPU 0, or NaN for bad labels
-
-
-def accumulator(batch: Batch) -> torch.dtype:
-    """The dtype of the arithmetic and the losses: float64 if logits or boxes are, else float32."""
-    double = torch.float64 in (batch.logits.dtype, batch.box_preds.dtype)
-    return torch.float64 if double else torch.float32
-
-
-def params(choice: Any) -> tuple[Any, ...]:
-    """The fields of a spec, in order."""
-    return tuple(getattr(choice, field.name) for field in fields(choice))
-
-
-def resolve(kind: str, choice: object) -> Any:
-    """The dataclass that `choice` (a name or a spec) of `kind` (a key of CHOICES) stands for.
-
-    Raises:
-        TypeError: `choice` is neither a string nor one of the specs of this kind.
-        ValueError: a name that is not a choice of this kind.
-    """
-    choices = CHOICES[kind]
-    if isinstance(choice, str):
-        if choice not in choices:
-            raise ValueError(f"{kind}: got {choice!r}, wanted one of {', '.join(choices)}")
-        choice = choices[choice]()
-    elif type(choice) not in choices.values():
-        wanted = ", ".join(c.__name__ for c in choices.values())
-        raise TypeError(
-            f"{kind}: got {choice!r}, wanted a name or one of {wanted} (jolkernels.spec)"
-        )
-    return choice
+CHOICES["regression"] |= {
+    "l1": L1,
+    "smooth_l1": SmoothL1,
+    "l2": L2,
+    "iou": IoU,
+    "giou": GIoU,
+    "diou": DIoU,
+    "ciou": CIoU,
+    "eiou": EIoU,
+}
+CHOICES["coding"] |= {"xyxy": XYXY, "delta": Delta, "ltrb": LTRB}
+CHOICES["location_score"] |= {"iou": IoU, "giou": GIoU, "nwd": NWD, "simd": SimD, "dotd": DotD}

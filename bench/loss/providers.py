@@ -19,7 +19,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from bench.loss.cases import Case, Coder, Head, Inputs
 from jolkernels import reference
-from jolkernels.loss import make_batch
+from jolkernels.batch import make_batch
 
 Loss = Callable[[Inputs], Tensor]
 LAM = 2.0
@@ -90,10 +90,10 @@ def stated(weighting: str, case: Case) -> Loss:
     sums = (case.head.normalizer, case.head.normalizer)
 
     def loss(x: Inputs) -> Tensor:
-        batch = make_batch(
+        batch, call = make_batch(
             settings, x.logits, x.boxes, x.labels, x.targets, x.priors, None, None, *sums
         )
-        classification, regression, _, _ = reference.joint_optimization_loss(batch, settings)
+        classification, regression, _, _ = reference.joint_optimization_loss(batch, call)
         return classification + regression
 
     return loss
@@ -103,10 +103,10 @@ def fused(weighting: str, case: Case) -> Loss:
     """The library, with JOL or, weighting "none", the base loss."""
     head = case.head
     criterion = head.criterion(weighting)
-    sums = {"classification_normalizer": head.normalizer, "regression_normalizer": head.normalizer}
+    sums = (head.normalizer, head.normalizer)
 
     def loss(x: Inputs) -> Tensor:
-        return criterion(x.logits, x.boxes, x.labels, x.targets, x.priors, **sums).total
+        return criterion(x.logits, x.boxes, x.labels, x.targets, x.priors, None, None, *sums).total
 
     return loss
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from detectors.assigners.priors import IGNORED, Assigner
-from jolkernels import sync
+from jolkernels import process_groups
 from jolkernels.integrations.torchvision import at_least_float32
 
 
@@ -103,8 +103,8 @@ class AssignedRPN(RegionProposalNetwork):
         own = F.binary_cross_entropy_with_logits(
             objectness.flatten()[sampled], wanted, reduction="sum"
         )
-        ranks = sync.size(self.sync_group)
-        samples = sync.total(chosen.sum(), self.sync_group).clamp(min=1)
+        ranks = process_groups.size(self.sync_group)
+        samples = process_groups.total(chosen.sum(), self.sync_group).clamp(min=1)
         return ranks * own / samples, ranks * box / samples
 
 

@@ -25,7 +25,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from jolkernels import JointLoss, JointOptimizationLoss, sync
+from jolkernels import JointLoss, JointOptimizationLoss, process_groups
 from jolkernels.spec import LTRB, Delta, Focal, GIoU, Regression, SmoothL1
 
 IGNORE_INDEX = -100
@@ -266,7 +266,7 @@ class JointRetinaNetHead(RetinaNetHead):
             positives = (matched >= 0).sum(1, keepdim=True).clamp(min=1).to(priors.dtype)
             weights = (1 / positives).expand_as(matched).flatten()
             images = torch.full((), len(targets), device=priors.device)
-            images = sync.total(images, self.criterion.settings.sync_group)
+            images = process_groups.total(images, self.criterion.settings.sync_group)
             choices = {
                 "classification_weights": weights,
                 "regression_weights": weights,
@@ -339,7 +339,7 @@ class JointFCOSHead(FCOSHead):
         group = self.criterion.settings.sync_group
         normalizer: Tensor | str = "positives"
         if self.weigh_boxes:
-            normalizer = sync.total(centreness.sum(), group).clamp(min=1e-6)
+            normalizer = process_groups.total(centreness.sum(), group).clamp(min=1e-6)
         loss: JointLoss = self.criterion(
             logits,
             head_outputs["bbox_regression"].flatten(0, 1),
@@ -355,12 +355,11 @@ class JointFCOSHead(FCOSHead):
         own = F.binary_cross_entropy_with_logits(
             head_outputs["bbox_ctrness"].flatten(), centreness, reduction="none"
         )
+        ranks = process_groups.size(group)
         return {
             "classification": loss.classification,
             "bbox_regression": loss.regression,
-            "bbox_ctrness": (
-                sync.size(group) * (own * positive).sum() / loss.num_positives.clamp(min=1)
-            ),
+            "bbox_ctrness": ranks * (own * positive).sum() / loss.num_positives.clamp(min=1),
         }
 
     def _centreness(self, priors: Tensor, target_boxes: Tensor, positive: Tensor) -> Tensor:

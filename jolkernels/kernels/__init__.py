@@ -2,10 +2,10 @@
 
 forward.py and backward.py hold the kernels, launch.py picks device functions and tiles; the files
 named after a concern hold the device functions that a choice passes to the kernels as constexpr
-arguments. A new loss is a device function here named after it, with its derivative, its spec and
-entry in CHOICES (jolkernels.spec), and its row in jolkernels.reference.
+arguments. A new loss is a dataclass and a name in jolkernels.spec, a function and a row in
+jolkernels.reference, and a device function with its derivative and a row in a file here.
 """
 
-from jolkernels.kernels.launch import backward, forward
+from jolkernels.kernels.launch import available, backward, forward
 
-__all__ = ["backward", "forward"]
+__all__ = ["available", "backward", "forward"]

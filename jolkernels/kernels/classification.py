@@ -14,6 +14,9 @@ row's loss is lse - z_y and its gradient p - delta, of the online log-sum-exp be
 import triton
 import triton.language as tl
 
+from jolkernels import spec
+from jolkernels.registry import KERNEL
+
 
 @triton.jit
 def log1p(x):
@@ -114,3 +117,12 @@ def online_logsumexp(highest, total, z):
     shift = tl.where(new == -float("inf"), 0.0, new)  # all -inf so far: no NaN yet
     total = total * tl.exp(highest - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
     return new, total
+
+
+KERNEL["classification"] |= {
+    spec.CrossEntropy: None,  # what the kernels do by themselves
+    spec.BCE: bce_loss,
+    spec.Focal: focal_loss,
+    spec.QualityFocal: quality_focal_loss,
+    spec.Varifocal: varifocal_loss,
+}

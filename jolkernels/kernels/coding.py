@@ -8,6 +8,9 @@ pull(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, PARAMS)    -> dL/db from g 
 import triton
 import triton.language as tl
 
+from jolkernels import spec
+from jolkernels.registry import KERNEL
+
 MIN_EXTENT = tl.constexpr(1e-6)  # pixels; as jolkernels.reference.MIN_EXTENT
 
 
@@ -110,3 +113,10 @@ def encode_ltrb(t0, t1, t2, t3, p0, p1, p2, p3, PARAMS: tl.constexpr):
 def pull_ltrb(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, PARAMS: tl.constexpr):
     w, h = p2 - p0, p3 - p1
     return -g0 * w, -g1 * h, g2 * w, g3 * h
+
+
+KERNEL["coding"] |= {
+    spec.XYXY: (decode_xyxy, encode_xyxy, pull_xyxy),
+    spec.Delta: (decode_delta, encode_delta, pull_delta),
+    spec.LTRB: (decode_ltrb, encode_ltrb, pull_ltrb),
+}

@@ -2,7 +2,6 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -10,42 +9,46 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jolkernels import sync
-from jolkernels.kernels import classification, coding, regression, scores
+from jolkernels import process_groups
+from jolkernels.batch import Batch, Forward, accumulator
+from jolkernels.kernels import classification, coding, regression, scores  # noqa: F401  fill in KERNEL
 from jolkernels.kernels.backward import gradients_kernel
 from jolkernels.kernels.forward import SUMS, finish_kernel, rows_kernel
-from jolkernels.spec import NAMES, Batch, Forward, Settings, accumulator, params
+from jolkernels.registry import KERNEL, params
+from jolkernels.settings import Call, Settings
 
 FINISH_BLOCK = 256
 
 
+def available(settings: Settings) -> bool:
+    """Whether there are device functions for all choices."""
+    score = settings.location_score
+    return (
+        type(settings.classification) in KERNEL["classification"]
+        and type(settings.regression) in KERNEL["regression"]
+        and type(settings.coding) in KERNEL["coding"]
+        and (score is None or type(score) in KERNEL["location_score"])
+    )
+
+
 @lru_cache
 def constants(settings: Settings) -> dict[str, Any]:
-    """The constexpr arguments that both row kernels take from the settings.
-
-    Device functions bear the names of their choices: focal is focal_loss in classification.py.
-    """
-    softmax = settings.classification.softmax  # what the kernels do by themselves
+    """The constexpr arguments that both row kernels take from the settings."""
     score = settings.location_score if settings.weighted else None
-
-    def function(module: ModuleType, pattern: str, choice: Any) -> Any:
-        return getattr(module, pattern.format(NAMES[type(choice)]))
-
+    decode, encode, pull = KERNEL["coding"][type(settings.coding)]
     return {
-        "SOFTMAX": softmax,
-        "CLASSIFY": None
-        if softmax
-        else function(classification, "{}_loss", settings.classification),
+        "SOFTMAX": settings.classification.softmax,
+        "CLASSIFY": KERNEL["classification"][type(settings.classification)],
         "CLASSIFY_PARAMS": params(settings.classification),
-        "REGRESS": function(regression, "{}_loss", settings.regression),
+        "REGRESS": KERNEL["regression"][type(settings.regression)],
         "REGRESS_PARAMS": params(settings.regression),
         "ON_CODES": settings.regression.on_codes,
-        "SCORE": None if score is None else function(scores, "{}_score", score),
+        "SCORE": None if score is None else KERNEL["location_score"][type(score)],
         "SCORE_PARAMS": () if score is None else params(score),
         "SOFT": settings.classification.soft,
-        "DECODE": function(coding, "decode_{}", settings.coding),
-        "ENCODE": function(coding, "encode_{}", settings.coding),
-        "PULL": function(coding, "pull_{}", settings.coding),
+        "DECODE": decode,
+        "ENCODE": encode,
+        "PULL": pull,
         "CODING_PARAMS": params(settings.coding),
         "JOINT": settings.weighted,
         "CLASS_SCORE": settings.class_score is not None,
@@ -114,13 +117,14 @@ def on_device(tensor: Tensor) -> AbstractContextManager:
 
 
 def plan_forward(
-    batch: Batch, settings: Settings
+    batch: Batch, call: Call
 ) -> tuple[Forward, list[Launch], tuple[Tensor, Tensor | None]]:
     """The results, allocated, the launches that fill them, and what to sync between these.
 
     The last is the programs' sums [7, programs] and, with several ranks, the place for the sums of
     all of them, float64 [7].
     """
+    settings = call.settings
     inputs, sizes, compile_time = arguments(batch, settings)
     n, dtype = len(batch.labels), accumulator(batch)
     programs = triton.cdiv(n, compile_time["BLOCK_ROWS"])
@@ -138,10 +142,9 @@ def plan_forward(
     )
     partial_sums = empty(SUMS.value, programs)
     totals = empty(SUMS.value, dtype=torch.float64) if settings.sync_group else None
-    z_cls, z_loc = batch.classification_normalizer, batch.regression_normalizer
     finish = {
-        "Z_CLS": z_cls if isinstance(z_cls, str) else "number",
-        "Z_LOC": z_loc if isinstance(z_loc, str) else "number",
+        "Z_CLS": call.classification_normalizer,
+        "Z_LOC": call.regression_normalizer,
         "JOINT": settings.weighted,
         "BLOCK": FINISH_BLOCK,
         "num_warps": 4,
@@ -151,9 +154,9 @@ def plan_forward(
         partial_sums,
         programs,
         totals,
-        sync.size(settings.sync_group),
-        z_cls if isinstance(z_cls, Tensor) else None,
-        z_loc if isinstance(z_loc, Tensor) else None,
+        process_groups.size(settings.sync_group),
+        batch.classification_normalizer,
+        batch.regression_normalizer,
         *result[:4],
         result.scalars,
     )
@@ -198,14 +201,15 @@ def plan_backward(
     ]
 
 
-def forward(batch: Batch, settings: Settings) -> Forward:
-    """Both losses, and for `backward` lse or loss of the rows [N] and five scalars."""
-    result, (rows, finish), (partial_sums, totals) = plan_forward(batch, settings)
+def forward(batch: Batch, call: Call) -> Forward:
+    """Both losses, and for `backward` the rows' terms [kept, N] and five scalars."""
+    settings = call.settings
+    result, (rows, finish), (partial_sums, totals) = plan_forward(batch, call)
     with on_device(batch.logits):
         rows()
         if totals is not None and settings.sync_group is not None:
             torch.sum(partial_sums, 1, dtype=torch.float64, out=totals)
-            sync.all_reduce(totals, settings.sync_group)
+            process_groups.all_reduce(totals, settings.sync_group)
         finish()
     return result
 

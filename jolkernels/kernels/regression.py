@@ -10,7 +10,9 @@ kernel leaves the derivatives unused and the compiler drops them.
 import triton
 import triton.language as tl
 
+from jolkernels import spec
 from jolkernels.kernels.coding import extent
+from jolkernels.registry import KERNEL
 
 
 @triton.jit
@@ -180,3 +182,15 @@ def eiou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
     d0, d2 = d0 - 2.0 * per_w * (dw + qw * w * w0), d2 + 2.0 * per_w * (dw - qw * w * w2)
     d1, d3 = d1 - 2.0 * per_h * (dh + qh * h * h1), d3 + 2.0 * per_h * (dh - qh * h * h3)
     return loss + qw + qh, d0, d1, d2, d3
+
+
+KERNEL["regression"] |= {
+    spec.L1: l1_loss,
+    spec.SmoothL1: smooth_l1_loss,
+    spec.L2: l2_loss,
+    spec.IoU: iou_loss,
+    spec.GIoU: giou_loss,
+    spec.DIoU: diou_loss,
+    spec.CIoU: ciou_loss,
+    spec.EIoU: eiou_loss,
+}

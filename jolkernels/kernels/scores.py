@@ -9,7 +9,9 @@ score and derivatives to 0 elsewhere.
 import triton
 import triton.language as tl
 
+from jolkernels import spec
 from jolkernels.kernels.regression import giou_loss, iou
+from jolkernels.registry import KERNEL
 
 
 @triton.jit
@@ -85,3 +87,12 @@ def simd_score(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
     by_w = by_c * (PARAMS[0] - c) - by_a * a
     by_h = by_d * (PARAMS[1] - d) - by_b * b
     return score, g * (by_dx - by_w), g * (by_dy - by_h), g * (by_dx + by_w), g * (by_dy + by_h)
+
+
+KERNEL["location_score"] |= {
+    spec.IoU: iou_score,
+    spec.GIoU: giou_score,
+    spec.NWD: nwd_score,
+    spec.SimD: simd_score,
+    spec.DotD: dotd_score,
+}

@@ -2,6 +2,7 @@
 
 import copy
 import enum
+import inspect
 import pickle
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from cases import INTERPRETED, gradients, random_batch
 from jolkernels import (
     JointLoss,
     JointOptimizationLoss,
-    closed_form,
     joint_optimization_loss,
+    registry,
     spec,
 )
-from jolkernels.loss import make_batch
+from jolkernels.batch import make_batch
+from jolkernels.settings import Call
 
 pytestmark = pytest.mark.kernels
 
@@ -53,6 +55,58 @@ def test_wrong_choices_are_named(choices, error, message):
         JointOptimizationLoss(**choices)
 
 
+DEFAULTS = {  # in order
+    "classification": "cross_entropy",
+    "regression": "l1",
+    "coding": "xyxy",
+    "location_score": "iou",
+    "class_score": "probability",
+    "lam": 2.0,
+    "weighting": "joint",
+    "detach_weights": False,
+    "background": "last",
+    "ignore_index": -100,
+    "sync_group": None,
+}
+
+
+def test_choices_are_taken_by_position_and_by_name():
+    by_position = JointOptimizationLoss(
+        "focal", "giou", "ltrb", None, None, 1.5, "joint", True, "last", -1, None
+    )
+    by_name = JointOptimizationLoss(
+        ignore_index=-1,
+        detach_weights=True,
+        lam=1.5,
+        class_score=None,
+        location_score=None,
+        coding=spec.LTRB(),
+        regression=spec.GIoU(),
+        classification=spec.Focal(),
+    )
+    assert by_position.settings == by_name.settings
+
+
+@pytest.mark.parametrize("function", [JointOptimizationLoss, joint_optimization_loss])
+def test_signatures_show_every_choice_with_its_default(function):
+    """For help() and for completion, although the choices are written down once."""
+    parameters = inspect.signature(function).parameters
+    shown = [(name, p.default) for name, p in parameters.items() if name in DEFAULTS]
+    assert shown == list(DEFAULTS.items())
+    assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+
+
+def test_a_misspelt_choice_is_named():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lamda'"):
+        JointOptimizationLoss(lamda=2.0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lamda'"):
+        joint_optimization_loss(**random_batch(), lamda=2.0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'text'"):
+        JointOptimizationLoss(text="")
+    with pytest.raises(TypeError, match="12 positional arguments"):
+        JointOptimizationLoss(*DEFAULTS.values(), None)
+
+
 PARAMETERS = [
     (choice, field.name)
     for choices in spec.CHOICES.values()
@@ -80,8 +134,8 @@ def test_every_parameter_of_a_spec_is_a_finite_number(choice, name):
     made = choice(**{name: np.float32(0.5)})
     assert type(getattr(made, name)) is float
     kind = next(kind for kind, choices in spec.CHOICES.items() if choice in choices.values())
-    settings = JointOptimizationLoss(**{kind: made}).settings
-    assert spec.Settings.decode(settings.encode()) == settings
+    call = Call(JointOptimizationLoss(**{kind: made}).settings, "samples", "sum")
+    assert Call.decode(call.encode()) == call
 
 
 class Weighting(enum.Enum):
@@ -188,8 +242,8 @@ def test_a_label_out_of_range_makes_the_kernels_give_nan(value):
     criterion = JointOptimizationLoss()
     batch = random_batch(class_specific=True)
     batch["labels"][4] = value
-    fields = make_batch(criterion.settings, **{k: v.detach() for k, v in batch.items()})
-    result = kernels.forward(fields, criterion.settings)
+    fields, call = make_batch(criterion.settings, **{k: v.detach() for k, v in batch.items()})
+    result = kernels.forward(fields, call)
     assert result.classification.isnan() and result.regression.isnan()
     one = torch.ones((), dtype=torch.float64)
     saved = (result.rows, result.scalars, one, one, (True, True))
@@ -285,19 +339,21 @@ def test_a_default_device_does_not_matter():
 
 @pytest.mark.skipif(INTERPRETED, reason="of the tensor operations")
 @pytest.mark.parametrize(
-    ("table", "choice", "choices"),
+    ("kind", "choice", "choices"),
     [
-        ("REGRESSION", spec.EIoU, {"regression": "eiou"}),
-        ("SCORE", spec.NWD, {"location_score": "nwd"}),
-        ("CLASSIFICATION", spec.BCE, {"classification": "bce"}),
+        ("regression", spec.EIoU, {"regression": "eiou"}),
+        ("location_score", spec.NWD, {"location_score": "nwd"}),
+        ("classification", spec.BCE, {"classification": "bce"}),
+        ("coding", spec.Delta, {"coding": "delta", "regression": "eiou"}),
     ],
 )
-def test_what_has_no_closed_form_is_differentiated_by_autograd(table, choice, choices, monkeypatch):
+def test_what_has_no_closed_form_is_differentiated_by_autograd(kind, choice, choices, monkeypatch):
     """So that a new loss needs no row there."""
     criterion = JointOptimizationLoss(**choices)
-    batch = random_batch((choices.get("classification", "cross_entropy"), "last"))
+    head = (choices.get("classification", "cross_entropy"), "last")
+    batch = random_batch(head, choices.get("coding", "xyxy"))
     expected = gradients(criterion(**batch), batch)
-    monkeypatch.delitem(getattr(closed_form, table), choice)
+    monkeypatch.delitem(registry.CLOSED_FORM[kind], choice)
     torch.testing.assert_close(gradients(criterion(**batch), batch), expected)
 
 

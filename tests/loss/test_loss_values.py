@@ -18,16 +18,14 @@ from cases import (
 )
 
 from jolkernels import JointOptimizationLoss, joint_optimization_loss, reference, spec
-from jolkernels.loss import make_batch
+from jolkernels.batch import make_batch
 from jolkernels.spec import CHOICES
 
 pytestmark = pytest.mark.kernels
 
 
 def reference_loss(criterion: JointOptimizationLoss, batch: dict):
-    return reference.joint_optimization_loss(
-        make_batch(criterion.settings, **batch), criterion.settings
-    )
+    return reference.joint_optimization_loss(*make_batch(criterion.settings, **batch))
 
 
 def assert_equals_reference(criterion, batch, atol=1e-10):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from cases import HEADS, INTERPRETED, gradients, random_batch
 
-from jolkernels import JointOptimizationLoss, cpu, native, ops, spec
-from jolkernels.loss import make_batch
+from jolkernels import JointOptimizationLoss, ops, spec
+from jolkernels.batch import make_batch
+from jolkernels.cpu import native, tensors
 
 needs_passes = pytest.mark.skipif(
     INTERPRETED or native.library() is None, reason="no C compiler, or turned off"
@@ -18,8 +19,8 @@ HANDLED = [h for h in HEADS if h[0] in ("cross_entropy", "focal")]
 
 def results(implementation, criterion, batch):
     """Forward and backward of one implementation."""
-    fields = make_batch(criterion.settings, **{k: v.detach() for k, v in batch.items()})
-    result = implementation.forward(fields, criterion.settings)
+    fields, call = make_batch(criterion.settings, **{k: v.detach() for k, v in batch.items()})
+    result = implementation.forward(fields, call)
     one = torch.ones((), dtype=result.rows.dtype)
     saved = (result.rows, result.scalars, 1.3 * one, 0.7 * one, (True, True))
     return *result[:4], *implementation.backward(fields, criterion.settings, *saved)
@@ -32,10 +33,10 @@ def results(implementation, criterion, batch):
 def test_equals_the_tensor_operations(head, regression, dtype):
     criterion = JointOptimizationLoss(head[0], regression, "delta", background=head[1])
     batch = random_batch(head, "delta", n=5000, classes=33, class_specific=True, dtype=dtype)
-    fields = make_batch(criterion.settings, **batch)
+    fields, _ = make_batch(criterion.settings, **batch)
     assert native.available(fields, criterion.settings)
     tolerance = 2e-5 if dtype == torch.float32 else 1e-12
-    got, wanted = results(native, criterion, batch), results(cpu, criterion, batch)
+    got, wanted = results(native, criterion, batch), results(tensors, criterion, batch)
     for g, w in zip(got, wanted, strict=True):
         assert g.dtype == w.dtype
         scale = w.abs().max().item()
@@ -63,11 +64,11 @@ def test_what_is_not_in_c_runs_in_tensor_operations():
     for choices in ({"regression": "ciou"}, {"location_score": "nwd"}, {"classification": "bce"}):
         criterion = JointOptimizationLoss(**choices)
         batch = random_batch((choices.get("classification", "cross_entropy"), "last"))
-        assert not native.available(make_batch(criterion.settings, **batch), criterion.settings)
-    half = random_batch(dtype=torch.float16)
-    assert not native.available(
-        make_batch(JointOptimizationLoss().settings, **half), JointOptimizationLoss().settings
-    )
+        fields, _ = make_batch(criterion.settings, **batch)
+        assert not native.available(fields, criterion.settings)
+    settings = JointOptimizationLoss().settings
+    half, _ = make_batch(settings, **random_batch(dtype=torch.float16))
+    assert not native.available(half, settings)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the kernels run")
@@ -77,7 +78,7 @@ def test_what_is_not_in_c_runs_in_tensor_operations():
 def test_without_a_working_compiler_the_loss_runs_all_the_same(environment, tmp_path):
     program = """
 import torch, jolkernels
-from jolkernels import native
+from jolkernels.cpu import native
 z = torch.zeros(3, 4, requires_grad=True)
 boxes = torch.tensor([[0., 0, 4, 4]] * 3)
 loss = jolkernels.JointOptimizationLoss()(z, boxes, torch.tensor([0, 1, 3]), boxes + 1)
@@ -102,7 +103,7 @@ def test_a_last_chunk_of_one_row():
     batch["target_boxes"][-1] = batch["box_preds"].data[-1] = torch.tensor([0.0, 0, 4, 4])
     del batch["classification_weights"], batch["regression_weights"]
     expected = torch.nn.functional.cross_entropy(batch["logits"], batch["labels"])
-    for implementation in (cpu, native) if native.library() else (cpu,):
+    for implementation in (tensors, native) if native.library() else (tensors,):
         found = results(implementation, whole, batch)
         torch.testing.assert_close(found[0], expected.detach(), rtol=1e-12, atol=0)
 
@@ -119,7 +120,7 @@ def run():
 loss = run()
 child = os.fork()
 if child == 0:
-    from jolkernels import native
+    from jolkernels.cpu import native
     from concurrent.futures import ThreadPoolExecutor
     made = native.pool(2)
     os._exit(0 if made.submit(lambda: 7).result(timeout=20) == 7 else 1)
@@ -134,10 +135,9 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @needs_passes
 def test_the_operators_use_it():
     criterion, batch = JointOptimizationLoss(), random_batch()
-    fields = make_batch(criterion.settings, **batch)
-    tensors, key = ops.pack(fields, criterion.settings.encode())
-    through_operator = ops.run_forward(*(t if t is None else t.detach() for t in tensors), key)
-    direct = native.forward(fields, criterion.settings)
+    fields, call = make_batch(criterion.settings, **{k: v.detach() for k, v in batch.items()})
+    through_operator = ops.run_forward(*fields, call=call.encode())
+    direct = native.forward(fields, call)
     assert all(torch.equal(a, b) for a, b in zip(through_operator, direct, strict=True))
 
 

@@ -8,7 +8,8 @@ from cases import HEADS, INTERPRETED, gradients, random_batch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jolkernels import JointOptimizationLoss, joint_optimization_loss, ops, spec
-from jolkernels.loss import make_batch
+from jolkernels.batch import make_batch
+from jolkernels.settings import Call
 
 pytestmark = pytest.mark.kernels
 
@@ -25,6 +26,25 @@ def case(head, choices, normalizer):
     return criterion, batch | {"classification_normalizer": normalizer}
 
 
+def opcheck(fields, call):
+    """PyTorch's own checks of both operators."""
+    named = {"call": call.encode()}
+    torch.library.opcheck(torch.ops.jolkernels.forward.default, fields, named)
+    result = ops.forward(fields, call)
+    one = torch.ones((), dtype=result.rows.dtype)
+    named |= {"rows": result.rows, "scalars": result.scalars}
+    named |= {"grad_classification": one, "grad_regression": one.clone()}
+    for logits, boxes in ((True, True), (True, False), (False, True)):
+        needs = {"needs_logits": logits, "needs_boxes": boxes}
+        torch.library.opcheck(torch.ops.jolkernels.backward.default, fields, named | needs)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Else the tests would share Dynamo's limit of compiled variants of one function."""
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_settings_survive_encoding(head):
     criterion = JointOptimizationLoss(
@@ -35,23 +55,19 @@ def test_settings_survive_encoding(head):
         location_score=spec.SimD(m=1.5, n=2.5),
         lam=1.7,
     )
-    assert spec.Settings.decode(criterion.settings.encode()) == criterion.settings
-    nothing = JointOptimizationLoss(location_score=None, class_score=None).settings
-    assert spec.Settings.decode(nothing.encode()) == nothing
+    call = Call(criterion.settings, "positives", "number")
+    assert Call.decode(call.encode()) == call
+    nothing = Call(
+        JointOptimizationLoss(location_score=None, class_score=None).settings, "sum", "sum"
+    )
+    assert Call.decode(nothing.encode()) == nothing
 
 
 @pytest.mark.parametrize(("head", "choices", "normalizer"), CASES, ids=lambda v: str(v)[:30])
 def test_opcheck(head, choices, normalizer):
     criterion, batch = case(head, choices, normalizer)
     detached = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    fields = make_batch(criterion.settings, **detached)
-    tensors, key = ops.pack(fields, criterion.settings.encode())
-    torch.library.opcheck(torch.ops.jolkernels.forward.default, (*tensors, key))
-    *_, rows, scalars = ops.forward(tensors, key)
-    one = torch.ones((), dtype=rows.dtype)
-    for needs in ((True, True), (True, False), (False, True)):
-        arguments = (*tensors, key, rows, scalars, one, one, *needs)
-        torch.library.opcheck(torch.ops.jolkernels.backward.default, arguments)
+    opcheck(*make_batch(criterion.settings, **detached))
 
 
 @pytest.mark.parametrize(("head", "choices", "normalizer"), CASES, ids=lambda v: str(v)[:30])

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jolkernels import sync
-from jolkernels.spec import Batch, Forward, Settings
+from jolkernels import process_groups
+from jolkernels.batch import Batch, Forward
+from jolkernels.settings import Call
 
 
 class Sums(NamedTuple):
@@ -22,20 +23,23 @@ class Sums(NamedTuple):
     bad: float  # labels out of range
 
 
-def finish(local: Sums, rows: Tensor, batch: Batch, settings: Settings) -> Forward:
+def finish(local: Sums, rows: Tensor, batch: Batch, call: Call) -> Forward:
     """The results of this process, whose sums are `local`, with the totals of its sync_group.
 
     `rows` [kept, N] is what the backward pass needs of each row.
     """
-    total, ranks = local, sync.size(settings.sync_group)
+    settings = call.settings
+    total, ranks = local, process_groups.size(settings.sync_group)
     if settings.sync_group is not None:
         sums = torch.tensor(local, dtype=torch.float64, device=rows.device)
-        sync.all_reduce(sums, settings.sync_group)
+        process_groups.all_reduce(sums, settings.sync_group)
         total = Sums(*sums.tolist())
 
     w_neg = total.weights / total.positives if settings.weighted and total.positives else 1.0
-    inv_z_cls = ranks * inverse(batch.classification_normalizer, total)
-    inv_z_loc = ranks * inverse(batch.regression_normalizer, total)
+    inv_z_cls = ranks * inverse(
+        call.classification_normalizer, batch.classification_normalizer, total
+    )
+    inv_z_loc = ranks * inverse(call.regression_normalizer, batch.regression_normalizer, total)
     mean_neg = total.a_neg / max(1, total.positives)
     poison = math.nan if total.bad else 0.0
     return Forward(
@@ -48,9 +52,9 @@ def finish(local: Sums, rows: Tensor, batch: Batch, settings: Settings) -> Forwa
     )
 
 
-def inverse(choice: Tensor | str, total: Sums) -> float:
+def inverse(kind: str, number: Tensor | None, total: Sums) -> float:
     """One over a normaliser."""
-    if isinstance(choice, Tensor):
-        return float(1 / choice.double())
+    if number is not None:
+        return float(1 / number.double())
     named = {"samples": max(1, total.samples), "positives": max(1, total.positives), "sum": 1}
-    return 1 / named[choice]
+    return 1 / named[kind]

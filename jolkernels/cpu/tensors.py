@@ -1,16 +1,15 @@
-"""The loss and its gradient in tensor operations: where neither Triton nor C runs.
-
-Same interface as jolkernels.kernels: `forward` gives the results and what `backward` needs beside
-the inputs, `backward` the two gradients. docs/mathematics.md has the derivation.
-"""
+"""The loss and its gradient in tensor operations: where neither Triton nor C runs."""
 
 import torch
 from torch import Tensor
 
-from jolkernels import closed_form, reference, spec
-from jolkernels.closed_form import Gradient, Rowwise, regression
-from jolkernels.spec import Batch, Forward, Settings, accumulator
-from jolkernels.sums import Sums, finish
+from jolkernels import spec
+from jolkernels.batch import Batch, Forward, accumulator
+from jolkernels.cpu import gradients
+from jolkernels.cpu.closed_form import Gradient, Rowwise
+from jolkernels.cpu.sums import Sums, finish
+from jolkernels.registry import REFERENCE
+from jolkernels.settings import Call, Settings
 
 
 class Positives:
@@ -34,14 +33,14 @@ class Positives:
         codes = slots[self.rows, self.slot].to(dtype)
         targets = batch.target_boxes[self.rows].to(dtype)
         priors = targets if batch.priors is None else batch.priors[self.rows].to(dtype)
-        decode = closed_form.DECODE[type(settings.coding)]
-        boxes, self.pullback = decode(codes, priors, settings.coding)
+        boxes, self.pullback = gradients.decode(codes, priors, settings.coding)
 
         if settings.regression.on_codes:
-            encoded = reference.ENCODE[type(settings.coding)](targets, priors, settings.coding)
-            self.l_loc, self.l_loc_grad = regression(codes, encoded, settings.regression)
+            _, encode = REFERENCE["coding"][type(settings.coding)]
+            encoded = encode(targets, priors, settings.coding)
+            self.l_loc, self.l_loc_grad = gradients.regression(codes, encoded, settings.regression)
         else:
-            self.l_loc, l_loc_grad = regression(boxes, targets, settings.regression)
+            self.l_loc, l_loc_grad = gradients.regression(boxes, targets, settings.regression)
             self.l_loc_grad = lambda: self.pullback(l_loc_grad())
 
         used = (boxes, targets, priors)[: 3 if settings.coding.uses_priors else 2]
@@ -54,7 +53,7 @@ class Positives:
 
     def score(self, choice: spec.Score) -> tuple[Tensor, Gradient]:
         """A location score [P] and its gradient for the boxes, 0 where one has no extent."""
-        return closed_form.score(self.boxes, self.targets, self.alive, choice)
+        return gradients.score(self.boxes, self.targets, self.alive, choice)
 
     def classification(self, logits: Tensor, settings: Settings) -> Rowwise:
         """Losses of all rows [N] and their gradient; ignored rows count as background."""
@@ -62,7 +61,7 @@ class Positives:
         if settings.classification.soft:
             quality = logits.new_zeros(len(logits))
             quality[self.rows] = self.score(spec.IoU())[0]
-        return closed_form.classification(logits, self.labels, quality, settings.classification)
+        return gradients.classification(logits, self.labels, quality, settings.classification)
 
     def s_cls(self, logits: Tensor, l_cls: Tensor, settings: Settings) -> Tensor:
         """The predicted probability of the true class, [P]; l_cls [N] are the rows' losses."""
@@ -73,8 +72,9 @@ class Positives:
         return logits[self.rows, self.y].sigmoid()
 
 
-def forward(batch: Batch, settings: Settings) -> Forward:
+def forward(batch: Batch, call: Call) -> Forward:
     """Both losses, and for `backward` the rows' classification losses and the scalars."""
+    settings = call.settings
     p = Positives(batch, settings)
     logits = batch.logits.to(accumulator(batch))
     l_cls = p.classification(logits, settings)[0]()
@@ -96,7 +96,7 @@ def forward(batch: Batch, settings: Settings) -> Forward:
         r=float(weighted_loc.sum()),
         bad=p.bad,
     )
-    return finish(local, l_cls.repeat(settings.kept, 1), batch, settings)
+    return finish(local, l_cls.repeat(settings.kept, 1), batch, call)
 
 
 def backward(

@@ -1,7 +1,7 @@
 """The row passes in C: built at the first use on a CPU, where a C compiler is.
 
 `available` says whether a call can run here; everything else, and every machine without a
-compiler, runs jolkernels.cpu's tensor operations. JOLKERNELS_NATIVE=0 turns this off.
+compiler, runs jolkernels.cpu.tensors. JOLKERNELS_NATIVE=0 turns this off.
 
 Why C: with tensor operations alone forward and backward cost 1.03 and 1.35 of the plain base loss
 at 200,000 rows (81 and 9 columns) and 1.3 of the eager statement of JOL at 1,024 rows, where each
@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from jolkernels import spec
-from jolkernels.spec import Batch, Forward, Settings, accumulator
-from jolkernels.sums import Sums, finish
+from jolkernels.batch import Batch, Forward, accumulator
+from jolkernels.cpu.sums import Sums, finish
+from jolkernels.settings import Call, Settings
 
 SOURCE = Path(__file__).with_name("rows.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
@@ -50,7 +51,7 @@ NUMBERS = ("lam", "focal_alpha", "focal_gamma", "beta", "weight_0", "weight_1", 
 PROGRESS = ("count", "next")
 
 
-class Call(ctypes.Structure):
+class RowsCall(ctypes.Structure):
     """struct call of rows.c."""
 
     _fields_ = (
@@ -104,6 +105,7 @@ def available(batch: Batch, settings: Settings) -> bool:
     return (
         type(settings.classification) in CLASSIFICATION
         and type(settings.regression) in REGRESSION
+        and type(settings.coding) in CODING
         and (score is None or isinstance(score, spec.IoU))
         and batch.logits.device.type == "cpu"
         and all(t is None or t.dtype == dtype for t in floats)
@@ -113,9 +115,9 @@ def available(batch: Batch, settings: Settings) -> bool:
 
 
 @lru_cache
-def template(settings: Settings, columns: int, box_columns: int) -> Call:
+def template(settings: Settings, columns: int, box_columns: int) -> RowsCall:
     """What rows.c has to know of the settings, for logits and boxes of so many columns."""
-    c = Call(columns=columns, box_columns=box_columns)
+    c = RowsCall(columns=columns, box_columns=box_columns)
     c.background, c.last = settings.background_label(columns), settings.last_label(columns)
     c.ignore = settings.ignore_index
     c.classification = CLASSIFICATION[type(settings.classification)]
@@ -134,10 +136,10 @@ def template(settings: Settings, columns: int, box_columns: int) -> Call:
     return c
 
 
-def describe(batch: Batch, settings: Settings, rows: Tensor) -> Call:
+def describe(batch: Batch, settings: Settings, rows: Tensor) -> RowsCall:
     """What rows.c has to know of a call; `batch` and `rows` have to stay alive."""
     made = template(settings, batch.logits.shape[1], batch.box_preds.shape[1])
-    c = Call.from_buffer_copy(made)
+    c = RowsCall.from_buffer_copy(made)
     c.count = len(batch.labels)
     c.logits, c.logits_row = batch.logits.data_ptr(), batch.logits.stride(0)
     c.boxes, (c.boxes_row, c.boxes_col) = batch.box_preds.data_ptr(), batch.box_preds.stride()
@@ -163,7 +165,7 @@ def pool(threads: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=pool.cache_clear)  # a child process has no threads
 
 
-def run(function: str, c: Call, dtype: torch.dtype) -> None:
+def run(function: str, c: RowsCall, dtype: torch.dtype) -> None:
     """Call a pass of rows.c, in as many threads as pay; each takes chunks until none is left."""
     passes = getattr(library(), f"{function}_{'f32' if dtype == torch.float32 else 'f64'}")
     call = ctypes.byref(c)
@@ -177,16 +179,16 @@ def run(function: str, c: Call, dtype: torch.dtype) -> None:
         wait(waiting)
 
 
-def forward(batch: Batch, settings: Settings) -> Forward:
-    """As jolkernels.cpu.forward."""
-    dtype, n = accumulator(batch), len(batch.labels)
+def forward(batch: Batch, call: Call) -> Forward:
+    """As jolkernels.cpu.tensors.forward."""
+    settings, dtype, n = call.settings, accumulator(batch), len(batch.labels)
     # Always on the CPU: a default device set by the user must not reach the C pointers.
     rows = torch.empty(settings.kept, n, dtype=dtype, device="cpu")
     sums = torch.empty(-(-n // CHUNK), len(Sums._fields), dtype=torch.float64, device="cpu")
     c = describe(batch, settings, rows)
     c.sums = sums.data_ptr()
     run("forward", c, dtype)
-    return finish(Sums(*sums.sum(0).tolist()), rows, batch, settings)
+    return finish(Sums(*sums.sum(0).tolist()), rows, batch, call)
 
 
 def backward(
@@ -198,7 +200,7 @@ def backward(
     grad_regression: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As jolkernels.cpu.backward."""
+    """As jolkernels.cpu.tensors.backward."""
     c = describe(batch, settings, rows)
     c.w_neg, c.mean_neg, inv_z_cls, inv_z_loc, _ = scalars.tolist()
     c.g_cls, c.g_loc = float(grad_classification) * inv_z_cls, float(grad_regression) * inv_z_loc

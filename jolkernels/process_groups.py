@@ -5,6 +5,19 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 
+def name(group: object) -> str | None:
+    """The name of a group; None without one.
+
+    Raises:
+        TypeError: not a process group.
+    """
+    if group is None:
+        return None
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"sync_group: got {group!r}, wanted a torch.distributed ProcessGroup")
+    return group.group_name
+
+
 def resolve(group: str) -> dist.ProcessGroup:
     """The process group of that name, in this process."""
     return _resolve_process_group(group)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 /* The row passes of the loss in C, for float and double: what kernels/forward.py and backward.py
  * compute, for the losses of the reference detectors (docs/mathematics.md has the derivation).
  *
- * jolkernels/native/__init__.py fills struct call and knows which settings are computed here. The
- * file includes itself once for each type. */
+ * native.py fills struct call and knows which settings are computed here. The file includes itself
+ * once for each type. */
 
 #ifndef REAL
 
@@ -13,7 +13,7 @@
 enum { CROSS_ENTROPY, FOCAL };
 enum { L1, SMOOTH_L1, IOU_LOSS, GIOU_LOSS };
 enum { XYXY, DELTA, LTRB };
-enum { P, N, W, A_POS, A_NEG, R, BAD, SUMS }; /* as jolkernels.sums.Sums */
+enum { P, N, W, A_POS, A_NEG, R, BAD, SUMS }; /* as Sums of sums.py */
 enum { CHUNK = 4096 }; /* rows a thread takes at a time; their sums do not depend on the threads */
 enum { TILE = 2048 };  /* logits whose exp is taken in one loop */
 

@@ -1,24 +1,26 @@
 """Losses, scores and decoders with their gradients in closed form, in tensor operations.
 
-Each function returns its value and a function that gives the gradient when it is asked for: [P, 4]
-with respect to x1 y1 x2 y2 or the codes, and for a decoder the pullback from the box's gradient to
-that of its codes. A loss or score that has no row here is differentiated by autograd from its row
-in jolkernels.reference.
+    box loss or score   (x [P, 4], target [P, 4], spec) -> value [P], Gradient [P, 4]
+    decoder             (codes [P, 4], priors [P, 4], spec) -> boxes [P, 4], Pullback
+    classification      (logits [N, C], labels [N], quality [N], spec) -> Rowwise
+
+A Gradient computes the gradient for x when it is called, a Pullback that for the codes from that
+for the boxes. Rowwise is a pair of functions: one gives the losses [N], the other their gradient
+[N, C]; the backward pass has the losses already and calls the second only. `quality` is the IoU of
+a positive's box, a constant.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from jolkernels import reference, spec
+from jolkernels.registry import CLOSED_FORM
 
 Gradient = Callable[[], Tensor]
-# For logits: the rows' losses [N] and their gradient [N, C], each when it is asked for. A backward
-# pass has the losses at hand and asks for the gradient alone.
 Rowwise = tuple[Callable[[], Tensor], Gradient]
 Pullback = Callable[[Tensor], Tensor]
 
@@ -355,15 +357,14 @@ def varifocal(logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.Varifo
     return loss, gradient
 
 
-# One row a choice that has a closed form.
-CLASSIFICATION: dict[type, Callable[..., Rowwise]] = {
+CLOSED_FORM["classification"] |= {
     spec.CrossEntropy: cross_entropy,
     spec.BCE: bce,
     spec.Focal: focal,
     spec.QualityFocal: quality_focal,
     spec.Varifocal: varifocal,
 }
-REGRESSION: dict[type, Callable[..., tuple[Tensor, Gradient]]] = {
+CLOSED_FORM["regression"] |= {
     spec.L1: l1,
     spec.SmoothL1: smooth_l1,
     spec.L2: l2,
@@ -373,58 +374,15 @@ REGRESSION: dict[type, Callable[..., tuple[Tensor, Gradient]]] = {
     spec.CIoU: ciou_loss,
     spec.EIoU: eiou_loss,
 }
-SCORE: dict[type, Callable[..., tuple[Tensor, Gradient]]] = {
+CLOSED_FORM["location_score"] |= {
     spec.IoU: iou_score,
     spec.GIoU: giou_score,
     spec.NWD: nwd_score,
     spec.SimD: simd_score,
     spec.DotD: dotd_score,
 }
-DECODE: dict[type, Callable[..., tuple[Tensor, Pullback]]] = {
+CLOSED_FORM["coding"] |= {
     spec.XYXY: decode_xyxy,
     spec.Delta: decode_delta,
     spec.LTRB: decode_ltrb,
 }
-
-
-def classification(logits: Tensor, labels: Tensor, quality: Tensor, choice: Any) -> Rowwise:
-    """Losses [N] of rows and their gradient [N, C]; arguments as in jolkernels.reference."""
-    function = CLASSIFICATION.get(type(choice))
-    if function is not None:
-        return function(logits, labels, quality, choice)
-    loss, gradient = by_autograd(reference.CLASSIFICATION, logits, labels, quality, choice)
-    return lambda: loss, gradient
-
-
-def regression(x: Tensor, target: Tensor, choice: Any) -> tuple[Tensor, Gradient]:
-    """Box losses [P] and their gradient [P, 4]."""
-    function = REGRESSION.get(type(choice))
-    if function is not None:
-        return function(x, target, choice)
-    return by_autograd(reference.REGRESSION, x, target, choice)
-
-
-def score(boxes: Tensor, targets: Tensor, alive: Tensor, choice: Any) -> tuple[Tensor, Gradient]:
-    """Location scores [P] and their gradient [P, 4], 0 for boxes that are not `alive`."""
-    function = SCORE.get(type(choice))
-    if function is not None:
-        value, gradient = function(boxes, targets, choice)
-    else:  # autograd would multiply a degenerate box's infinite derivative by 0
-        unit = boxes.new_tensor([0, 0, 1, 1])
-        stand_ins = (torch.where(alive[:, None], b, unit) for b in (boxes, targets))
-        value, gradient = by_autograd(reference.SCORE, *stand_ins, choice)
-    return torch.where(alive, value, 0), lambda: torch.where(alive[:, None], gradient(), 0)
-
-
-def by_autograd(
-    table: dict[type, Callable[..., Tensor]], x: Tensor, *constants: Any
-) -> tuple[Tensor, Gradient]:
-    """The reference's function for the last of `constants`, differentiated for x when asked."""
-    function = table[type(constants[-1])]
-
-    def gradient() -> Tensor:
-        leaf = x.detach().requires_grad_()
-        with torch.enable_grad():
-            return torch.autograd.grad(function(leaf, *constants).sum(), leaf)[0]
-
-    return function(x, *constants), gradient

@@ -1,0 +1,39 @@
+"""Checks of single values, whose errors name the argument, what came and what was wanted."""
+
+import math
+from numbers import Real
+
+
+def real(
+    name: str,
+    value: object,
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: bool = False,
+) -> float:
+    """`value` as a float, if it is a finite number from `least` (`above`: beyond it) to `most`.
+
+    Raises:
+        TypeError: no number.
+        ValueError: not finite or out of this range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: got {value!r}, wanted a number")
+    bounds = {f"{'>' if above else '>='} {least:g}": least, f"<= {most:g}": most}
+    limits = " and ".join(text for text, bound in bounds.items() if math.isfinite(bound))
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: got an integer beyond the range of float64") from None
+    inside = least < number <= most if above else least <= number <= most
+    if not (math.isfinite(number) and inside):
+        raise ValueError(f"{name}: got {value}, wanted a finite number {limits}".rstrip())
+    return number
+
+
+def one_of(name: str, choice: object, choices: tuple[str, ...]) -> str:
+    """`choice` as a plain string (an enum's member may be one) if it is one of the names."""
+    if not isinstance(choice, str) or choice not in choices:
+        raise ValueError(f"{name}: got {choice!r}, wanted one of {', '.join(choices)}")
+    return str.__str__(choice)
