@@ -24,19 +24,19 @@ class Batch(NamedTuple):
     priors: Tensor | None
     classification_weights: Tensor | None
     regression_weights: Tensor | None
-    classification_normalizer: Tensor | None  # 0-dim; None: it is one that Call names
+    classification_normalizer: Tensor | None  # 0-dim; None: Call says which it is
     regression_normalizer: Tensor | None
 
 
 class Forward(NamedTuple):
-    """What a forward pass gives: four 0-dim results, and what its backward needs."""
+    """What a forward pass returns: four 0-dim results, and what its backward needs."""
 
     classification: Tensor
     regression: Tensor
     negative_weight: Tensor
     num_positives: Tensor
     rows: Tensor  # [kept, N]: what the same implementation's backward needs of each row
-    scalars: Tensor  # w_neg, A_neg / P, 1 / Z_cls, 1 / Z_loc, and on a GPU 0, or NaN for bad labels
+    scalars: Tensor  # w_neg, A_neg / P, 1 / Z_cls, 1 / Z_loc, and 0, or NaN if a label is bad
 
 
 def accumulator(batch: Batch) -> torch.dtype:
@@ -57,7 +57,7 @@ def make_batch(
     classification_normalizer: float | Tensor | str = "samples",
     regression_normalizer: float | Tensor | str = "samples",
 ) -> tuple[Batch, Call]:
-    """Check the arguments of a call; errors as JointOptimizationLoss.forward says."""
+    """Check the arguments of a call; raises what JointOptimizationLoss.forward does."""
     least = 2 if settings.classification.softmax else 1
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < least:
         raise wrong("logits", logits, f"a tensor of shape [N, C] with C >= {least}")
@@ -137,7 +137,7 @@ def check(
 
 
 def wrong(name: str, got: object, wanted: str) -> Exception:
-    """The error for something that is no tensor, or one of another shape."""
+    """The error for something that is not a tensor, or has the wrong shape."""
     if isinstance(got, Tensor):
         return ValueError(f"{name}: got shape {list(got.shape)}, wanted {wanted}")
     return TypeError(f"{name}: got {type(got).__name__}, wanted {wanted}")

@@ -12,11 +12,11 @@ def real(
     *,
     above: bool = False,
 ) -> float:
-    """`value` as a float, if it is a finite number from `least` (`above`: beyond it) to `most`.
+    """`value` as a float, if it is finite and from `least` (`above`: greater than it) to `most`.
 
     Raises:
-        TypeError: no number.
-        ValueError: not finite or out of this range.
+        TypeError: not a number.
+        ValueError: not finite, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: got {value!r}, wanted a number")
@@ -33,7 +33,7 @@ def real(
 
 
 def one_of(name: str, choice: object, choices: tuple[str, ...]) -> str:
-    """`choice` as a plain string (an enum's member may be one) if it is one of the names."""
+    """`choice`, perhaps a member of a string enum, as a plain string if it is one of `choices`."""
     if not isinstance(choice, str) or choice not in choices:
         raise ValueError(f"{name}: got {choice!r}, wanted one of {', '.join(choices)}")
     return str.__str__(choice)

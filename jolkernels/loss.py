@@ -16,7 +16,7 @@ from jolkernels.settings import Arguments, Settings, hands_on, show_arguments
 
 
 class JointLoss(NamedTuple):
-    """The two parts of the loss, divided by their normalisers, and two numbers to watch."""
+    """The two parts of the loss, divided by their normalisers, and two numbers to log."""
 
     classification: Tensor
     regression: Tensor
@@ -27,12 +27,12 @@ class JointLoss(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """classification + regression, what to call backward on."""
+        """classification + regression: call backward on it."""
         return self.classification + self.regression
 
 
 class PerSample(NamedTuple):
-    """What each row contributes, [N] each, without gradient; see JointOptimizationLoss.per_sample.
+    """What each row contributes, [N] each, no gradient; see JointOptimizationLoss.per_sample.
 
     Scores and regression are 0 in rows that are not positive, weight is w_neg in negatives, and
     everything is 0 in ignored rows. Losses are without weights and normalisers.
@@ -61,14 +61,14 @@ class JointOptimizationLoss(nn.Module):
         class_score: S_cls: "probability" of the true class, or None: S_cls = 1.
         lam: the paper's lambda, at least 1.
         weighting: "joint", or "none": every weight is 1, the base loss of Eq. 1.
-        detach_weights: whether the weights are constants for the gradient.
+        detach_weights: True: no gradient flows through the weights.
         background: "last" or "first", the background's column with cross entropy.
-        ignore_index: the label of rows that count for nothing.
-        sync_group: a torch.distributed ProcessGroup over whose ranks w_neg and the normalisers are
-            taken.
+        ignore_index: the label of rows to ignore.
+        sync_group: a torch.distributed ProcessGroup: w_neg and the normalisers are those of all its
+            ranks' samples.
 
     Raises:
-        ValueError, TypeError: an argument that is none of the above, by name.
+        ValueError, TypeError: an argument is none of the above; the message names it.
     """
 
     @hands_on(Arguments)
@@ -103,12 +103,12 @@ class JointOptimizationLoss(nn.Module):
             regression_weights: [N] floating, constant factors of the box losses.
             classification_normalizer: what the sum is divided by: "samples" (max(1, valid rows)),
                 "positives" (max(1, positives)), "sum" (1), a number or a 0-dim tensor.
-            regression_normalizer: likewise for the box loss.
+            regression_normalizer: the same for the box loss.
 
         Raises:
-            ValueError, TypeError: a shape, dtype, device or name that does not fit, by name; a
-                label out of range, by index, on the CPU or with JOLKERNELS_VALIDATE=1 (otherwise
-                losses and gradients on a GPU are NaN).
+            ValueError, TypeError: a wrong shape, dtype, device or name; the message names it.
+            ValueError: a label out of range, on the CPU or with JOLKERNELS_VALIDATE=1; the message
+                has its index. Otherwise losses and gradients on a GPU are NaN.
         """
         batch, call = make_batch(
             self.settings,
@@ -131,7 +131,7 @@ class JointOptimizationLoss(nn.Module):
     def per_sample(self, *args: Any, **kwargs: Any) -> PerSample:
         """Scores, weights and unweighted losses of single rows, for figures and debugging.
 
-        Takes what `forward` takes. Runs the plain reference, not the kernels.
+        Takes the arguments of `forward`. Runs the plain reference, not the kernels.
         """
         batch, _ = make_batch(self.settings, *args, **kwargs)
         ops.check_labels(batch, self.settings)
@@ -150,7 +150,7 @@ class JointOptimizationLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The settings, as repr shows them."""
+        """The choices, for repr."""
         return repr(self.settings).removeprefix("Settings(").removesuffix(")")
 
 

@@ -55,7 +55,7 @@ def backward(
     grad_regression: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients for logits [N, C] and box_preds [N, 4S], empty where `needs` does not ask."""
+    """Gradients for logits [N, C] and box_preds [N, 4S], each empty where `needs` is False."""
     saved = rows, scalars, grad_classification, grad_regression
     if in_eager_mode((*batch, *saved)):
         return backward_pass(batch, call.settings, *saved, needs)
@@ -72,7 +72,7 @@ def backward(
 
 
 def in_eager_mode(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether nobody watches: no compiler, no dispatch mode, no tensor subclass."""
+    """Whether these are plain tensors, with no compiler or dispatch mode at work."""
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -100,7 +100,7 @@ def forward_pass(batch: Batch, call: Call) -> Forward:
     Raises:
         ValueError: a label out of range, on the CPU or with JOLKERNELS_VALIDATE=1.
     """
-    batch = as_it_lies(batch)
+    batch = materialized(batch)
     result = implementation(batch.logits, call.settings).forward(batch, call)
     looks = batch.labels.device.type == "cpu" or os.environ.get("JOLKERNELS_VALIDATE") == "1"
     if looks and math.isnan(result.scalars[4]):  # of all ranks: they raise together
@@ -119,7 +119,7 @@ def backward_pass(
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     """The backward pass on real tensors."""
-    batch = as_it_lies(batch)
+    batch = materialized(batch)
     grad_logits, grad_boxes = implementation(batch.logits, settings).backward(
         batch,
         settings,
@@ -136,8 +136,8 @@ def backward_pass(
     )
 
 
-def as_it_lies(batch: Batch) -> Batch:
-    """The batch for kernels and C, which read memory as it lies: negation is not lazy there."""
+def materialized(batch: Batch) -> Batch:
+    """The batch without lazy negation, which kernels and C, reading memory, would miss."""
     return Batch(*(t if t is None else t.resolve_neg() for t in batch))  # type: ignore[arg-type]
 
 
@@ -209,8 +209,8 @@ torch.library.register_fake("jolkernels::backward", fake_backward)
 def check_labels(batch: Batch, settings: Settings) -> None:
     """Raise for a label out of range.
 
-    Every implementation turns both losses and all gradients into NaN then, and a GPU, for which
-    looking means waiting, leaves it at that unless JOLKERNELS_VALIDATE=1.
+    Every implementation then makes both losses and all gradients NaN. On a GPU, where looking means
+    waiting, that is all that happens unless JOLKERNELS_VALIDATE=1.
 
     Raises:
         ValueError: with the first bad index and its value.

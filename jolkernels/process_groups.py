@@ -1,4 +1,4 @@
-"""Sums over the ranks of a process group, which the settings know by name."""
+"""Sums over the ranks of a process group, which the settings identify by name."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -29,7 +29,7 @@ def size(group: str | None) -> int:
 
 
 def total(value: Tensor, group: str | None) -> Tensor:
-    """The sum of `value` over the ranks, without gradient; every rank has to call it."""
+    """The sum of `value` over the ranks, without gradient; every rank must call it."""
     value = value.detach()
     if group is not None:
         value = value.clone()
@@ -38,5 +38,5 @@ def total(value: Tensor, group: str | None) -> Tensor:
 
 
 def all_reduce(sums: Tensor, group: str) -> None:
-    """Add `sums` over the ranks, in place. Every rank of the group has to call it."""
+    """Add `sums` over the ranks, in place. Every rank of the group must call it."""
     dist.all_reduce(sums, group=resolve(group))

@@ -1,4 +1,4 @@
-"""The paper's equations in plain PyTorch, differentiated by autograd: what every test trusts.
+"""The paper's equations in plain PyTorch, differentiated by autograd: the oracle of every test.
 
     w_pos_i = lam - s_loc_i * s_cls_i                                        (Eq. 3)
     w_neg   = mean of w_pos_i over the positives                             (Eq. 4)

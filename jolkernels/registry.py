@@ -31,7 +31,7 @@ class Regression(Spec, Protocol):
 
 
 class Coding(Spec, Protocol):
-    """How a box prediction stands for a box."""
+    """How a box prediction encodes a box."""
 
     uses_priors: ClassVar[bool]
 
@@ -46,7 +46,7 @@ FLAGS = {
     "coding": ("uses_priors",),
     "location_score": (),
 }
-"""What a spec of each kind says of itself, as class variables."""
+"""The class variables that a spec of each kind must have."""
 
 CHOICES: dict[str, dict[str, type]] = {kind: {} for kind in FLAGS}
 """The spec's class by kind and name."""
@@ -87,13 +87,13 @@ def register(
 
     Args:
         kind: "classification", "regression", "coding" or "location_score".
-        name: the string that stands for `spec` with its defaults.
+        name: the string that means `spec` with its defaults.
         spec: a frozen dataclass. Its fields are the parameters: numbers, strings or tuples of
             these, each with a default. Its class variables say how it is used: softmax (False) and
             soft for a classification loss, on_codes for a box loss, uses_priors for a coding.
         reference: a function in plain PyTorch, with the signature of its kind in
             jolkernels.reference; for a coding the pair (decode, encode).
-        closed_form: a function that also gives the gradient, with the signature of its kind in
+        closed_form: a function that also returns the gradient, with the signature of its kind in
             jolkernels.cpu.closed_form; None: autograd differentiates the reference.
         kernel: a @triton.jit device function with the signature of its kind in jolkernels.kernels,
             its derivative included; for a coding (decode, encode, pull); None: no kernel.
@@ -131,7 +131,7 @@ def check_spec(kind: str, spec: type) -> None:
         raise TypeError(f"{kind}: got {spec!r}, wanted a frozen dataclass")
     for flag in FLAGS[kind]:
         if not isinstance(getattr(spec, flag, None), bool):
-            raise TypeError(f"{kind}: {spec.__name__}.{flag} has to be True or False")
+            raise TypeError(f"{kind}: {spec.__name__}.{flag}: wanted True or False")
     if getattr(spec, "softmax", False):
         raise ValueError(f"{kind}: {spec.__name__}.softmax: only cross entropy has one")
     values = params(spec())
@@ -144,7 +144,7 @@ def check_spec(kind: str, spec: type) -> None:
 
 
 def check_functions(name: str, given: Any, count: int) -> None:
-    """Raise unless `given` is a function or, for a `count` above one, a tuple of so many."""
+    """Raise unless `given` is a function or, if `count` > 1, a tuple of `count` functions."""
     functions = given if count > 1 else (given,)
     if not isinstance(functions, tuple) or len(functions) != count:
         raise TypeError(f"{name}: got {given!r}, wanted a tuple of {count} functions")
@@ -158,11 +158,11 @@ def params(choice: Spec) -> tuple[Any, ...]:
 
 
 def resolve(kind: str, choice: object) -> Any:
-    """The dataclass that `choice` (a name or a spec) of `kind` (a key of CHOICES) stands for.
+    """The spec that `choice`, a name or a spec, means; `kind` is a key of CHOICES.
 
     Raises:
-        TypeError: `choice` is neither a string nor one of the specs of this kind.
-        ValueError: a name that is not a choice of this kind.
+        TypeError: `choice` is neither a string nor a spec of this kind.
+        ValueError: an unknown name.
     """
     choices = CHOICES[kind]
     if isinstance(choice, str):

@@ -24,7 +24,7 @@ from jolkernels.registry import (
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of JointOptimizationLoss, where they are explained; checked when made."""
+    """The arguments of JointOptimizationLoss, which documents them; checked on construction."""
 
     classification: str | Classification = "cross_entropy"
     regression: str | Regression = "l1"
@@ -40,7 +40,7 @@ class Arguments:
     text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Keep plain values, specs and the group's name; errors as JointOptimizationLoss says."""
+        """Check the values; keep specs instead of names, and of the group its name."""
         kept: dict[str, Any] = {
             "classification": resolve("classification", self.classification),
             "regression": resolve("regression", self.regression),
@@ -68,7 +68,7 @@ class Arguments:
             )
         for name, value in kept.items():
             object.__setattr__(self, name, value)
-        # Now, as torch.compile could not: its floats may be symbols.
+        # Here, because torch.compile may see symbols for the floats and could not write them.
         object.__setattr__(self, "text", self.written())
 
     def written(self) -> str:

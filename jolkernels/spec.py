@@ -1,9 +1,9 @@
 """The choices of the loss, by name: frozen dataclasses that loss, kernels and tests share.
 
-A string stands for a choice with its defaults: "focal" is Focal(), "smooth_l1" is SmoothL1().
-Each choice knows how it is used: whether classes are exclusive (`softmax`), whether the target of
-the true class is the box's IoU (`soft`), whether a box loss compares coded numbers or corners
-(`on_codes`), whether a coding needs priors (`uses_priors`).
+A string means the choice with its defaults: "focal" is Focal(), "smooth_l1" is SmoothL1(). Class
+variables say how a choice is used: whether classes are exclusive (`softmax`), whether the target of
+the true class is the box's IoU (`soft`), whether a box loss compares codes or corners (`on_codes`),
+whether a coding needs priors (`uses_priors`).
 
 `register` adds a choice of your own.
 """
@@ -48,7 +48,7 @@ __all__ = [
 def check_params(
     choice: Spec, least: float = 0, most: float = math.inf, *, above: bool = False
 ) -> None:
-    """Make the fields of a spec floats in this range; errors as `real`."""
+    """Check that the fields of a spec are in this range, and make them floats; raises as `real`."""
     for field in fields(choice):
         name = f"{type(choice).__name__}: {field.name}"
         value = real(name, getattr(choice, field.name), least, most, above=above)
@@ -81,7 +81,7 @@ class Focal:
     soft: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse what is no share of the true class, or no exponent."""
+        """Check that alpha is a share, 0 to 1, and gamma an exponent >= 0."""
         check_params(self)
         real("Focal: alpha", self.alpha, 0, 1)
 
@@ -95,7 +95,7 @@ class QualityFocal:
     soft: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse a negative exponent."""
+        """Check that the exponent is not negative."""
         check_params(self)
 
 
@@ -109,7 +109,7 @@ class Varifocal:
     soft: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse a negative factor or exponent."""
+        """Check that factor and exponent are not negative."""
         check_params(self)
 
 
@@ -128,7 +128,7 @@ class SmoothL1:
     on_codes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse a negative beta."""
+        """Check that beta is not negative."""
         check_params(self)
 
 
@@ -193,7 +193,7 @@ class Delta:
     uses_priors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Take any sequence of four positive weights."""
+        """Accept any sequence of four positive weights."""
         given = self.weights
         if not isinstance(given, Sequence) or isinstance(given, str | bytes) or len(given) != 4:
             raise ValueError(f"Delta: weights: got {given!r}, wanted four numbers > 0")
@@ -219,7 +219,7 @@ class NWD:
     constant: float = 12.7
 
     def __post_init__(self) -> None:
-        """Refuse what is not positive."""
+        """Check that the parameters are positive."""
         check_params(self, above=True)
 
 
@@ -231,7 +231,7 @@ class SimD:
     n: float = 4.59
 
     def __post_init__(self) -> None:
-        """Refuse what is not positive."""
+        """Check that the parameters are positive."""
         check_params(self, above=True)
 
 
@@ -242,7 +242,7 @@ class DotD:
     size: float = 12.7
 
     def __post_init__(self) -> None:
-        """Refuse what is not positive."""
+        """Check that the parameters are positive."""
         check_params(self, above=True)
 
 

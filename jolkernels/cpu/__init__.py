@@ -34,7 +34,7 @@ def backward(
     grad_regression: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients for logits [N, C] and box_preds [N, 4S], each where `needs` asks for it."""
+    """Gradients for logits [N, C] and box_preds [N, 4S], each None where `needs` is False."""
     return implementation(batch, settings).backward(
         batch, settings, rows, scalars, grad_classification, grad_regression, needs
     )

@@ -279,7 +279,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, _: Tensor, __: spec.CrossEntro
 
 
 def focal(logits: Tensor, labels: Tensor, _: Tensor, spec: spec.Focal) -> Rowwise:
-    """For labels of which C is the background.
+    """For labels where C is the background.
 
     With u = -z in the column of the true class and z in the others, the loss of a column is
     alpha_t sigmoid(u)^gamma softplus(u), without cancellation at either end.

@@ -1,12 +1,12 @@
-"""The row passes in C: built at the first use on a CPU, where a C compiler is.
+"""The row passes in C, compiled at the first use if there is a C compiler.
 
-`available` says whether a call can run here; everything else, and every machine without a
-compiler, runs jolkernels.cpu.tensors. JOLKERNELS_NATIVE=0 turns this off.
+`available` says whether a call can run here; other calls, and machines without a compiler, use
+jolkernels.cpu.tensors. JOLKERNELS_NATIVE=0 turns this off.
 
-Why C: with tensor operations alone forward and backward cost 1.03 and 1.35 of the plain base loss
-at 200,000 rows (81 and 9 columns) and 1.3 of the eager statement of JOL at 1,024 rows, where each
-of some 300 operations costs microseconds. One pass in C has neither cost (see bench/results) and
-compiles in a second, for all combinations of its choices at once.
+Why C: in tensor operations, forward and backward take 1.03 (81 columns) and 1.35 (9 columns) times
+as long as the plain base loss at 200,000 rows, and 1.3 times as long as eager JOL at 1,024 rows,
+where each of some 300 operations costs microseconds. One pass in C avoids both (see bench/results),
+and all combinations of its choices compile together in a second.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ SOURCE = Path(__file__).with_name("rows.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
          "-shared", "-fPIC")  # fmt: skip
 CHUNK = 4096  # as in rows.c; sums are added chunk by chunk: the bits do not depend on the threads
-SERIAL = 32768  # elements of logits below which threads cost more than they bring
+SERIAL = 32768  # elements of logits below which threads cost more than they save
 
 # The order of the enums in rows.c.
 CLASSIFICATION: dict[type, int] = {spec.CrossEntropy: 0, spec.Focal: 1}
@@ -65,7 +65,7 @@ class RowsCall(ctypes.Structure):
 
 @lru_cache
 def library() -> ctypes.CDLL | None:
-    """The compiled passes, from the user's cache or built now; None where that cannot be."""
+    """The compiled passes, from the user's cache or built now; None if neither is possible."""
     compiler = next(
         (c for c in (os.environ.get("CC"), "cc", "gcc", "clang") if c and shutil.which(c)), None
     )
@@ -74,7 +74,7 @@ def library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(build(compiler)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # Runtime: no home folder
-        logging.getLogger(__name__).info("no C passes, tensor operations instead: %s", error)
+        logging.getLogger(__name__).info("no C passes, using tensor operations: %s", error)
         return None
 
 
@@ -93,7 +93,7 @@ def build(compiler: str) -> Path:
             made = Path(folder) / "rows.so"
             command = [compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm"]
             subprocess.run(command, capture_output=True, check=True)
-            made.replace(built)  # at once: another process may be building too
+            made.replace(built)  # atomically: another process may be building too
     return built
 
 
@@ -116,7 +116,7 @@ def available(batch: Batch, settings: Settings) -> bool:
 
 @lru_cache
 def template(settings: Settings, columns: int, box_columns: int) -> RowsCall:
-    """What rows.c has to know of the settings, for logits and boxes of so many columns."""
+    """What rows.c needs to know of the settings, for the given numbers of columns."""
     c = RowsCall(columns=columns, box_columns=box_columns)
     c.background, c.last = settings.background_label(columns), settings.last_label(columns)
     c.ignore = settings.ignore_index
@@ -137,7 +137,7 @@ def template(settings: Settings, columns: int, box_columns: int) -> RowsCall:
 
 
 def describe(batch: Batch, settings: Settings, rows: Tensor) -> RowsCall:
-    """What rows.c has to know of a call; `batch` and `rows` have to stay alive."""
+    """What rows.c needs to know of a call; `batch` and `rows` must stay alive."""
     made = template(settings, batch.logits.shape[1], batch.box_preds.shape[1])
     c = RowsCall.from_buffer_copy(made)
     c.count = len(batch.labels)
@@ -158,7 +158,7 @@ def describe(batch: Batch, settings: Settings, rows: Tensor) -> RowsCall:
 
 @lru_cache
 def pool(threads: int) -> ThreadPoolExecutor:
-    """Threads for the chunks; ctypes gives up the interpreter's lock during a call."""
+    """Threads for the chunks; ctypes releases the GIL during a call."""
     return ThreadPoolExecutor(threads, thread_name_prefix="jolkernels")
 
 
@@ -166,7 +166,7 @@ os.register_at_fork(after_in_child=pool.cache_clear)  # a child process has no t
 
 
 def run(function: str, c: RowsCall, dtype: torch.dtype) -> None:
-    """Call a pass of rows.c, in as many threads as pay; each takes chunks until none is left."""
+    """Run a pass of rows.c, in threads where these pay; each takes chunks until none are left."""
     passes = getattr(library(), f"{function}_{'f32' if dtype == torch.float32 else 'f64'}")
     call = ctypes.byref(c)
     helpers = 0

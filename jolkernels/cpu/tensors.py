@@ -73,7 +73,7 @@ class Positives:
 
 
 def forward(batch: Batch, call: Call) -> Forward:
-    """Both losses, and for `backward` the rows' classification losses and the scalars."""
+    """Both losses, and for `backward` the rows' classification losses and five scalars."""
     settings = call.settings
     p = Positives(batch, settings)
     logits = batch.logits.to(accumulator(batch))
@@ -108,7 +108,7 @@ def backward(
     grad_regression: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients for logits [N, C] and box_preds [N, 4S], each where `needs` asks for it."""
+    """Gradients for logits [N, C] and box_preds [N, 4S], each None where `needs` is False."""
     p = Positives(batch, settings)
     logits = batch.logits.to(accumulator(batch))
     w_neg, mean_neg, inv_z_cls, inv_z_loc, _ = scalars.unbind()

@@ -25,7 +25,8 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from jolkernels import JointLoss, JointOptimizationLoss, process_groups
+from jolkernels import process_groups
+from jolkernels.loss import JointLoss, JointOptimizationLoss
 from jolkernels.spec import LTRB, Delta, Focal, GIoU, Regression, SmoothL1
 
 IGNORE_INDEX = -100

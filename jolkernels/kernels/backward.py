@@ -8,7 +8,7 @@ extra weights alpha_i, beta_i and weight w_i = lam - s_i v_i (docs/mathematics.m
     softmax:  dL/dz_ik = q_i (p_ik - [k = y_i]),  q_i = g_c alpha_i w_i / Z_cls + G_i v_i s_i
     sigmoid:  dL/dz_ik = (g_c alpha_i w_i / Z_cls) a'(z_ik) - [k = y_i] G_i v_i s_i (1 - s_i)
 
-and for a negative row the same with w_neg in the place of w_i and G = 0.
+and for a negative row the same with w_neg instead of w_i and G = 0.
 """
 
 import triton
@@ -23,7 +23,7 @@ def store_box_gradient(
     grad_boxes, rows, n, slot, positive, poison, d0, d1, d2, d3,
     width, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write whole rows of the [N, width] gradient: d in the row's slot, 0 in all others."""
+    """Write whole rows of the [N, width] gradient: d in the row's slot, 0 in the others."""
     for start in range(0, width, BLOCK):
         cols = start + tl.arange(0, BLOCK)[None, :]
         part = cols % 4

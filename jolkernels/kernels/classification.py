@@ -7,8 +7,8 @@ A sigmoid loss is one function of a tile of logits:
 where is_true marks the column of a positive's true class and quality is the IoU of its box, [rows,
 1], a constant that two of the losses take as the target of that column.
 
-Softmax couples the columns of a row, so cross entropy is what the kernels do by themselves: its
-row's loss is lse - z_y and its gradient p - delta, of the online log-sum-exp below.
+Softmax couples the columns of a row, so cross entropy is built into the kernels: a row's loss is
+lse - z_y, by the online log-sum-exp below, and its gradient p - delta.
 """
 
 import triton
@@ -112,7 +112,7 @@ def varifocal_loss(z, is_true, quality, PARAMS: tl.constexpr):
 
 @triton.jit
 def online_logsumexp(highest, total, z):
-    """Take a tile of logits [rows, columns] into a row's running maximum and sum of exp."""
+    """Add a tile of logits [rows, columns] to each row's running maximum and sum of exp."""
     new = tl.maximum(highest, tl.max(z, 1))
     shift = tl.where(new == -float("inf"), 0.0, new)  # all -inf so far: no NaN yet
     total = total * tl.exp(highest - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
@@ -120,7 +120,7 @@ def online_logsumexp(highest, total, z):
 
 
 KERNEL["classification"] |= {
-    spec.CrossEntropy: None,  # what the kernels do by themselves
+    spec.CrossEntropy: None,  # built into the kernels
     spec.BCE: bce_loss,
     spec.Focal: focal_loss,
     spec.QualityFocal: quality_focal_loss,

@@ -22,7 +22,7 @@ SUMS = tl.constexpr(7)
 
 @triton.jit
 def row_kinds(labels, stride, rows, n, background, last, ignore):
-    """Which rows are valid, positive or badly labelled, and a label that is safe as an index."""
+    """Which rows are valid, positive or badly labelled, and labels that are safe as indices."""
     label = tl.load(labels + rows * stride, mask=rows < n, other=ignore)
     counted = (rows < n) & (label != ignore)
     bad = counted & ((label < 0) | (label > last))
@@ -32,7 +32,7 @@ def row_kinds(labels, stride, rows, n, background, last, ignore):
 
 @triton.jit
 def load_factors(pointer, stride, rows, mask, ACC: tl.constexpr):
-    """Extra weights of rows, 1 without any."""
+    """Extra weights of rows; 1 if there are none."""
     if pointer is None:
         factors = mask.to(ACC)
     else:
@@ -73,7 +73,7 @@ def box_terms(
     """Box loss r and location score v of positive rows, with their derivatives for the codes.
 
     Returns r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3 and, for a SOFT classification loss, the
-    IoU; what the caller does not use is dropped by the compiler. Reads boxes, targets and priors
+    IoU. The compiler drops what the caller does not use. Reads boxes, targets and priors
     of positive rows only.
     """
     b0, b1, b2, b3 = load_four(boxes, stride_box_row, stride_box_col, rows, 4 * slot, positive, ACC)
@@ -240,7 +240,7 @@ def finish_kernel(
 ):  # fmt: skip
     """Add the programs' sums in float64, in a fixed order, and form the results (one program).
 
-    totals: the sums of all ranks of a process group, of which there are `ranks`, or None.
+    totals: the sums over the `ranks` ranks of a process group, or None without one.
     """
     local = tl.zeros([8, BLOCK], tl.float64)
     kind = tl.arange(0, 8)[:, None]

@@ -59,7 +59,7 @@ def constants(settings: Settings) -> dict[str, Any]:
 def tiles(columns: int) -> dict[str, int]:
     """Rows and columns a program holds at a time, and its warps: by shape alone.
 
-    No autotuner: ranks would pick different winners, and the order of the sums with them.
+    No autotuner: ranks would pick different winners and add in different orders.
     """
     block_cols = min(triton.next_power_of_2(columns), 1024)
     block_rows = max(1, min(64, 512 // block_cols))
@@ -98,7 +98,7 @@ def arguments(batch: Batch, settings: Settings) -> tuple[tuple, tuple, dict[str,
 
 
 class Launch(NamedTuple):
-    """A kernel with all it is called with; bench.compile_report compiles it without calling it."""
+    """A kernel with all its arguments; bench.compile_report compiles it without calling it."""
 
     kernel: Any
     programs: int
@@ -119,10 +119,10 @@ def on_device(tensor: Tensor) -> AbstractContextManager:
 def plan_forward(
     batch: Batch, call: Call
 ) -> tuple[Forward, list[Launch], tuple[Tensor, Tensor | None]]:
-    """The results, allocated, the launches that fill them, and what to sync between these.
+    """The results, allocated; the launches that fill them; and what to sync between the launches.
 
-    The last is the programs' sums [7, programs] and, with several ranks, the place for the sums of
-    all of them, float64 [7].
+    The last item is the programs' sums [7, programs] and, with a sync_group, a buffer for the sums
+    over all ranks, float64 [7].
     """
     settings = call.settings
     inputs, sizes, compile_time = arguments(batch, settings)
@@ -223,7 +223,7 @@ def backward(
     grad_regression: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients for logits [N, C] and box_preds [N, 4S], each where `needs` asks for it."""
+    """Gradients for logits [N, C] and box_preds [N, 4S], each None where `needs` is False."""
     gradients, launches = plan_backward(
         batch, settings, rows, scalars, grad_classification, grad_regression, needs
     )

@@ -321,7 +321,7 @@ REFUSED = {
     "no name": (("regression", 3, Quartic), {}, TypeError, "name: got 3, wanted a string"),
     "thawed": (("regression", "x", Thawed), {}, TypeError, "Thawed.*wanted a frozen dataclass"),
     "instance": (("regression", "x", Quartic()), {}, TypeError, "wanted a frozen dataclass"),
-    "bare": (("regression", "x", Bare), {}, TypeError, "Bare.on_codes has to be True or False"),
+    "bare": (("regression", "x", Bare), {}, TypeError, "Bare.on_codes: wanted True or False"),
     "softmax": (("classification", "x", Margin), {}, ValueError, "only cross entropy"),
     "parameters": (("regression", "x", Heavy), {}, ValueError, "parameters other than numbers"),
     "reference": (("regression", "x", Quartic), {"reference": 3}, TypeError, "reference: got 3"),
