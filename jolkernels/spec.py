@@ -6,15 +6,18 @@ the true class is the box's IoU (`soft`), whether a box loss compares coded numb
 (`on_codes`), whether a coding needs priors (`uses_priors`).
 """
 
+from __future__ import annotations
+
 import ast
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def real(
@@ -302,7 +305,7 @@ class Settings:
         return repr((*chosen, *values[4:]))
 
     @staticmethod
-    def decode(text: str) -> "Settings":
+    def decode(text: str) -> Settings:
         """The settings that `encode` gave as a string."""
         values = ast.literal_eval(text)
         chosen: list[Any] = [None if c is None else BY_CLASS_NAME[c[0]](*c[1]) for c in values[:4]]
@@ -365,6 +368,8 @@ class Forward(NamedTuple):
 
 def accumulator(batch: Batch) -> torch.dtype:
     """The dtype of the arithmetic and the losses: float64 if logits or boxes are, else float32."""
+    import torch
+
     double = torch.float64 in (batch.logits.dtype, batch.box_preds.dtype)
     return torch.float64 if double else torch.float32
 
