@@ -232,7 +232,7 @@ def test_checkpoint_of_another_shape_is_refused(settings: TrainSettings) -> None
 def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = DemoSize(train_images=5, val_images=2, pixels=96, crop=64, steps=4, batch_size=2)
     out = tmp_path / "demo"
-    demo.run(out, seed=1, size=size)
+    demo.compare(out, seed=1, size=size)
     assert {p.name for p in out.iterdir()} == {
         demo.MARK, "train", "val", "base", "jol", "table.txt", "detections.png", "pr_curves.png",
     }  # fmt: skip
@@ -250,16 +250,16 @@ def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[st
     row = next(line for line in table.splitlines() if line.startswith("AP  ")).split()
     assert row[1:3] == [f"{100 * base['AP']:.1f}", f"{100 * joint['AP']:.1f}"]
 
-    demo.run(out, seed=1, size=replace(size, steps=1))  # an earlier demo is replaced
+    demo.compare(out, seed=1, size=replace(size, steps=1))  # an earlier demo is replaced
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match="holds what no demo wrote"):
-        demo.run(out, size=size)
+        demo.compare(out, size=size)
     assert (out / "thesis.txt").exists() and (out / "table.txt").exists()
     for name in ("thesis", "data"):  # what no demo wrote is not, whatever its folders are called
         (tmp_path / name / "train").mkdir(parents=True)
         (tmp_path / name / "train" / "mine.txt").write_text("precious")
         with pytest.raises(RunError, match="holds what no demo wrote"):
-            demo.run(tmp_path / name, seed=1, size=size)
+            demo.compare(tmp_path / name, seed=1, size=size)
         assert (tmp_path / name / "train" / "mine.txt").read_text() == "precious"
 
 
