@@ -66,7 +66,7 @@ def problems(args: argparse.Namespace, *paths: str) -> Iterator[str]:
     elif missing or not paths:
         wanted = "--dataset NAME --data-root DIR" + (f" or {' '.join(paths)}" if paths else "")
         yield f"wanted {wanted}; missing {' '.join(missing) or '--dataset'}"
-    if not named and _value(args, "--split"):
+    elif _value(args, "--split"):
         yield "--split without --dataset"
 
 
