@@ -11,11 +11,11 @@ from torch import Tensor
 from detectors.assigners.priors import Assigner, Level
 from detectors.assigners.similarities import centres
 from detectors.data.object_counts import Image, Pool, not_counted, sizes
+from detectors.data.object_sizes import LIMITS, size_name, size_range
 from detectors.evaluation.prior_coverage import (
     Bucket,
     positives,
     simd_constants,
-    size_name,
     without_positives,
 )
 from detectors.models.anchor_plans import Layout
@@ -23,16 +23,13 @@ from detectors.models.assigner_choice import choose_assigner
 from detectors.models.fcos import centre_sampling, inside_only
 from detectors.utils.progress import Progress
 
-LIMITS = (0.0, 8.0, 16.0, 32.0, float("inf"))
-"""Limits of the native sizes."""
 LOW_QUALITY = "min_low_quality"
 
 
 def describe(pool: Pool) -> Iterator[str]:
     """The lines on images, objects, sizes and classes."""
     size, relative = sizes(pool)
-    bucket = torch.bucketize(size, size.new_tensor(LIMITS[1:-1]), right=True)
-    shares = torch.bincount(bucket, minlength=len(LIMITS) - 1) / len(size)
+    shares = torch.bincount(size_range(size), minlength=len(LIMITS) - 1) / len(size)
     yield f"{len(pool.images):,} images, {len(size):,} objects; {not_counted(pool)}"
     yield ""
     yield "Row of the paper's Table 1; sizes: means of sqrt(w h) and of sqrt(w h / (W H)), the"

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from detectors.data.dataset import CocoDetection
+from detectors.data.object_sizes import SMALL, TINY, VERY_TINY
 from detectors.data.synthetic import write_scenes
 from detectors.errors import RunError
 from detectors.evaluation.average_precision import METRICS
@@ -150,9 +151,9 @@ def table(results: dict[str, loop.TrainResult], seed: int, size: DemoSize) -> st
 
 
 SIZES = {
-    "AP_vt": "AP_vt   < 8 px",
-    "AP_t": "AP_t   8-16 px",
-    "AP_s": "AP_s  16-32 px",
-    "AP_m": "AP_m   > 32 px",
+    "AP_vt": f"AP_vt   < {VERY_TINY} px",
+    "AP_t": f"AP_t   {VERY_TINY}-{TINY} px",
+    "AP_s": f"AP_s  {TINY}-{SMALL} px",
+    "AP_m": f"AP_m   > {SMALL} px",
 }
 """How the table names AP by size; sizes are square roots of areas."""
