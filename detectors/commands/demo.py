@@ -21,6 +21,7 @@ from detectors.evaluation.curves import NAMES, pr_curves
 from detectors.paper.side_by_side import detections
 from detectors.training import loop, run_folder
 from detectors.training.settings import TrainSettings
+from detectors.utils.text_tables import aligned
 
 LEARNING_RATE = 0.01
 """Base does better at 0.02 (AP 30.4 and 31.1 against 28.0 and 29.3, seeds 0 and 1), JOL worse (27.9
@@ -133,21 +134,20 @@ def _clear(out: Path) -> None:
 def table(results: dict[str, loop.TrainResult], seed: int, size: DemoSize) -> str:
     """The comparison as text: AP by size in per cent, seconds a step, both and the difference."""
     base, joint = results["base"], results["jol"]
-    lines = [f"{'':<16}{'base':>9}{'JOL':>9}{'JOL - base':>13}"]
+    rows = [["", "base", "JOL", "JOL - base"]]
     for name in METRICS:
         a, b = 100 * base.evaluation.metrics[name], 100 * joint.evaluation.metrics[name]
         if not math.isnan(a):
-            lines.append(f"{SIZES.get(name, name):<16}{a:>9.1f}{b:>9.1f}{b - a:>+13.1f}")
+            rows.append([SIZES.get(name, name), f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}"])
     a, b = base.seconds_per_step, joint.seconds_per_step
-    lines.append(f"{'seconds a step':<16}{a:>9.3f}{b:>9.3f}{b - a:>+13.3f}")
-    lines.append("")
-    lines.append(
+    rows.append(["seconds a step", f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}"])
+    about = (
         f"AP in per cent (IoU .5:.95) on {size.val_images} scenes. Faster R-CNN from random "
         f"weights, {size.steps} steps\nof {size.batch_size} images; same initial weights, data and "
         f"learning rate. One seed ({seed}) and one rate\n({LEARNING_RATE}): a few points either "
         "way are chance or the rate's (README); try others with --seed."
     )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*aligned(rows), "", about]) + "\n"
 
 
 SIZES = {
