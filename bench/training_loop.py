@@ -5,8 +5,7 @@
 Both train Faster R-CNN with the base loss from the same weights on the same images, mirrored alike,
 in the same order, at the same learning rates. The harness is Trainer.step: its loader, gradient
 clipping, a check of every loss and of the gradient's norm, progress and metrics.jsonl. The other
-loop does what train_one_epoch of torchvision's references/detection/engine.py does, with
-torchvision's own classes, losses and samplers around the same layers.
+loop is bench.reference_loop.
 
 They take turns in one process, --steps steps each, the first of a pair by turns; the first pair is
 not counted. Memory is that of processes that run one loop each, without their loading processes.
@@ -86,7 +85,7 @@ def settings_of(given: argparse.Namespace, workers: int, steps: int) -> TrainSet
         "batch_size": given.batch_size,
         "device": given.device,
         "workers": workers,
-        "max_steps": steps + 1,  # the last, which writes a checkpoint, is not taken
+        "max_steps": steps + 1,  # the last, which is always logged, is not taken
     }
     return resolve(chosen, 1, None, {})
 
