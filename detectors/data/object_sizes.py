@@ -5,9 +5,10 @@ pixels, tiny up to 16, small up to 32, and of medium size beyond.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the limits are read without torch, which takes seconds to import
+    from torch import Tensor
 
 VERY_TINY, TINY, SMALL = 8, 16, 32
 """The upper limits of AI-TOD's sizes, in pixels."""
@@ -15,7 +16,7 @@ LIMITS = (0.0, VERY_TINY, TINY, SMALL, float("inf"))
 """The sizes as ranges; each lower limit belongs to its range."""
 
 
-def box_sizes(boxes: Tensor, least_side: float = 0.0) -> Tensor:
+def box_sizes(boxes: "Tensor", least_side: float = 0.0) -> "Tensor":
     """sqrt(w h) [n] of boxes [n, 4] as x1 y1 x2 y2, in their unit and dtype.
 
     Sides shorter than `least_side` count as that long.
@@ -23,9 +24,9 @@ def box_sizes(boxes: Tensor, least_side: float = 0.0) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).clamp(min=least_side).prod(dim=1).sqrt()
 
 
-def size_range(sizes: Tensor, limits: Sequence[float] = LIMITS) -> Tensor:
+def size_range(sizes: "Tensor", limits: Sequence[float] = LIMITS) -> "Tensor":
     """For each of `sizes` [n] the index of its range, int64 [n]."""
-    return torch.bucketize(sizes, sizes.new_tensor(limits[1:-1]), right=True)
+    return (sizes[:, None] >= sizes.new_tensor(limits[1:-1])).sum(dim=1)
 
 
 def size_name(low: float, high: float) -> str:
