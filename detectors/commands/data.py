@@ -17,6 +17,7 @@ from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
 from detectors.models.anchor_plans import paper_layout
 from detectors.training.settings import TrainSettings
+from detectors.utils.files import replace
 
 
 def add(subparsers: Any) -> None:
@@ -275,9 +276,7 @@ def convert(args: argparse.Namespace) -> None:
                 on_image=lambda done: progress.step(done),
             )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    beside = args.out.with_name(args.out.name + ".part")
-    beside.write_bytes(to_json(**content))
-    os.replace(beside, args.out)
+    replace(args.out, lambda file: file.write(to_json(**content)))
     for what, number in _left_out(split.left_out, coco).items():
         print(f"left out: {number:,} {what}")
     kinds = f"{len(content['images']):,} images, {len(content['annotations']):,} annotations"

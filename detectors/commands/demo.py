@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from detectors.commands.options import count
 from detectors.commands.parser import Parser
+from detectors.data.object_sizes import SMALL, TINY, VERY_TINY
 from detectors.errors import RunError
 from detectors.evaluation.protocols import METRICS
 from detectors.training import run_folder
 from detectors.training.settings import TrainSettings
+from detectors.utils.text_tables import aligned
 
 if TYPE_CHECKING:
     from torch import nn
@@ -176,27 +178,26 @@ def _clear(out: Path) -> None:
 def table(results: "dict[str, TrainResult]", seed: int, size: DemoSize) -> str:
     """The comparison as text: AP by size in per cent, seconds a step, both and the difference."""
     base, joint = results["base"], results["jol"]
-    lines = [f"{'':<16}{'base':>9}{'JOL':>9}{'JOL - base':>13}"]
+    rows = [["", "base", "JOL", "JOL - base"]]
     for name in METRICS:
         a, b = 100 * base.evaluation.metrics[name], 100 * joint.evaluation.metrics[name]
         if not math.isnan(a):
-            lines.append(f"{SIZES.get(name, name):<16}{a:>9.1f}{b:>9.1f}{b - a:>+13.1f}")
+            rows.append([SIZES.get(name, name), f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}"])
     a, b = base.seconds_per_step, joint.seconds_per_step
-    lines.append(f"{'seconds a step':<16}{a:>9.3f}{b:>9.3f}{b - a:>+13.3f}")
-    lines.append("")
-    lines.append(
+    rows.append(["seconds a step", f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}"])
+    about = (
         f"AP in per cent (IoU .5:.95) on {size.val_images} scenes. Faster R-CNN from random "
         f"weights, {size.steps} steps\nof {size.batch_size} images; same initial weights, data and "
         f"learning rate. One seed ({seed}) and one rate\n({LEARNING_RATE}): a few points either "
         "way are chance or the rate's (README); try others with --seed."
     )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*aligned(rows), "", about]) + "\n"
 
 
 SIZES = {
-    "AP_vt": "AP_vt   < 8 px",
-    "AP_t": "AP_t   8-16 px",
-    "AP_s": "AP_s  16-32 px",
-    "AP_m": "AP_m   > 32 px",
+    "AP_vt": f"AP_vt   < {VERY_TINY} px",
+    "AP_t": f"AP_t   {VERY_TINY}-{TINY} px",
+    "AP_s": f"AP_s  {TINY}-{SMALL} px",
+    "AP_m": f"AP_m   > {SMALL} px",
 }
 """How the table names AP by size; sizes are square roots of areas."""

@@ -5,6 +5,8 @@ Nothing here imports numpy or torch: the command line lists these names.
 
 from dataclasses import dataclass
 
+from detectors.data.object_sizes import SMALL, TINY, VERY_TINY
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -26,7 +28,13 @@ EVALUATORS = ("faster", "pycocotools")
 PROTOCOLS = {
     # Wang et al., "Tiny Object Detection in Aerial Images", ICPR 2020, and their cocoapi-aitod
     "aitod": Protocol(
-        {"vt": (0, 64), "t": (64, 256), "s": (256, 1024), "m": (1024, 1e10)}, max_dets=1500
+        {
+            "vt": (0, VERY_TINY**2),
+            "t": (VERY_TINY**2, TINY**2),
+            "s": (TINY**2, SMALL**2),
+            "m": (SMALL**2, 1e10),
+        },
+        max_dets=1500,
     ),
     "coco": Protocol({"s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}, max_dets=100),
     # Cheng et al., "Towards Large-Scale Small Object Detection", TPAMI 2023: extremely,

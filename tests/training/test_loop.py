@@ -20,7 +20,10 @@ from detectors.evaluation.olrp import OLRP
 from detectors.inference import detect
 from detectors.training import checkpoints, loop, run_folder, schedule
 from detectors.training.settings import TrainSettings
+from detectors.training.state import State
 from detectors.training.step import Outcome, Stepper
+from detectors.utils.progress import Progress
+from detectors.utils.signals import Stopping
 
 RUN_FILES = {
     "config.json",
@@ -177,6 +180,39 @@ def test_a_run_whose_ap_is_not_defined_keeps_its_last_weights(
     result = loop.train(settings, model, data, CocoDetection(images, empty), tmp_path)
     assert result is not None and math.isnan(result.best) and result.best_step == settings.steps
     assert checkpoints.load(tmp_path / "best.pt")["step"] == settings.steps
+
+
+def test_a_trainer_of_one_s_own_parts(
+    settings: TrainSettings, data: CocoDetection, tmp_path: Path
+) -> None:
+    """Its steps alone give the weights that `train` gives; checkpoints are for its `run`."""
+    run_to_end(settings, data, tmp_path / "run")
+    steps, out = tmp_path / "steps", tmp_path / "own"
+    model = loop.make_model(settings, len(data.class_names))
+
+    def trainer(folder: Path, state: State, log: run_folder.MetricsLog | None) -> loop.Trainer:
+        folder.mkdir(exist_ok=True)
+        stepper = Stepper(model, settings)
+        files = checkpoints.Checkpoints(folder)
+        return loop.Trainer(
+            settings, stepper, data, data, files, log, Progress("own", 0, 5), Stopping(), state
+        )
+
+    stepping = trainer(steps, State(), run_folder.MetricsLog(steps, 0))
+    batches = stepping.batches()
+    for done in range(1, settings.steps + 1):
+        stepping.step(batches)
+        assert stepping.state.step == len(stepping.seconds) == done
+    assert [p.name for p in steps.iterdir()] == ["metrics.jsonl"]
+    wanted = checkpoints.load(tmp_path / "run" / "last.pt")["model"]
+    assert all(torch.equal(v, wanted[k]) for k, v in model.state_dict().items())
+
+    result = trainer(out, stepping.state, None).run()  # every step is done: it evaluates
+    assert result is not None and math.isnan(result.seconds_per_step)
+    assert result.best_step == settings.steps
+    assert not (out / "last.pt").exists() and not (out / "metrics.jsonl").exists()
+    read = [(folder / "results.json").read_text() for folder in (out, tmp_path / "run")]
+    assert read[0] == read[1]
 
 
 def test_loss_that_is_not_finite_stops(
