@@ -177,7 +177,7 @@ def stats(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Print every problem of a data set, and what would be left out of it.
+    """Print every problem of a data set, and what would be skipped of it.
 
     Raises:
         Unusable: there are problems.
@@ -229,7 +229,7 @@ def _check_one(source: str, coco: CocoFile, left_out: Mapping[str, int], report:
 
 
 def _left_out(before: Mapping[str, int], coco: CocoFile) -> dict[str, int]:
-    """What was left out by the reader, in words → how many, and then by the rules."""
+    """What the reader skipped, in words → how many, and then what the rules skip."""
     from detectors.data.visdrone import ZERO_SIZE
 
     return {**before, ZERO_SIZE: before.get(ZERO_SIZE, 0) + coco.zero_size}

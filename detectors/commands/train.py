@@ -136,8 +136,8 @@ def run(args: argparse.Namespace) -> None:
                 run_folder.start(out, settings, data)
             for dataset in (train_data, val_data):
                 data_options.report_skipped(dataset)
-            _tell_start(args, checkpoint, problems)
-        with _told_before_any_ends(world):
+            _report_start(args, checkpoint, problems)
+        with _reported_before_any_ends(world):
             result = loop.train(
                 settings,
                 model,
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
                 world=world,
             )
     if result is not None:
-        _tell_end(result, settings, len(train_data), out)
+        _report_end(result, settings, len(train_data), out)
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -159,8 +159,8 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _told_before_any_ends(world: "World") -> Iterator[None]:
-    """Rank 0 tells what all raise first: as soon as one has ended, torchrun ends the others."""
+def _reported_before_any_ends(world: "World") -> Iterator[None]:
+    """Rank 0 reports what all raise first: as soon as one has ended, torchrun ends the others."""
     try:
         yield
     except errors.TrainingError as error:
@@ -186,7 +186,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _tell_start(
+def _report_start(
     args: argparse.Namespace, checkpoint: dict[str, Any] | None, problems: list[str]
 ) -> None:
     for problem in problems:
@@ -197,7 +197,7 @@ def _tell_start(
         print(f"jol train: {args.out}: {what}", file=sys.stderr)
 
 
-def _tell_end(result: "TrainResult", settings: TrainSettings, images: int, out: Path) -> None:
+def _report_end(result: "TrainResult", settings: TrainSettings, images: int, out: Path) -> None:
     """The summary: final and best AP, time, where the files are."""
     from detectors.evaluation.report import metrics_line
 
