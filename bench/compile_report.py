@@ -27,6 +27,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from detectors.utils.text_tables import markdown
 from jolkernels import JointOptimizationLoss
 from jolkernels.batch import accumulator, make_batch
 from jolkernels.kernels import launch
@@ -227,14 +228,12 @@ def report(variant: Variant, target: str) -> list[Report]:
 def as_markdown(reports: list[Report]) -> str:
     """A row a kernel; for each target registers / bytes spilled / bytes of shared memory."""
     targets = list(dict.fromkeys(r.target for r in reports))
-    head = ("variant", "dtype", "C", "kernel", *targets, "load", "store", "row", "model")
-    lines = [
+    head = ["variant", "dtype", "C", "kernel", *targets, "load", "store", "row", "model"]
+    about = (
         "For each target registers a thread / bytes spilled / bytes of shared memory; bits of the "
-        "widest load and store of logits; bytes that a positive row moves, and the model's.",
-        "",
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
-    ]
+        "widest load and store of logits; bytes that a positive row moves, and the model's."
+    )
+    rows: list[list[str]] = []
     kernels: dict[tuple[Any, ...], dict[str, Report]] = {}
     for r in reports:
         kernels.setdefault((r.variant, r.dtype, r.columns, r.kernel), {})[r.target] = r
@@ -243,8 +242,8 @@ def as_markdown(reports: list[Report]) -> str:
         costs = [f"{r.registers}/{r.spill_bytes}/{r.shared_bytes}" for r in used]
         widest = [max(getattr(r, side) or 0 for r in used) for side in ("load_bits", "store_bits")]
         rest = [v or "" for v in (*widest, used[0].row_bytes, used[0].model_bytes)]
-        lines.append(f"| {' | '.join(map(str, (*key, *costs, *rest)))} |")
-    return "\n".join(lines) + "\n"
+        rows.append(list(map(str, (*key, *costs, *rest))))
+    return "\n".join([about, "", *markdown(head, rows, labels=len(head))]) + "\n"
 
 
 def write(

@@ -20,6 +20,7 @@ from bench.loss.measure import Sample, summary, synchronize
 from detectors.models.cost import CLASSES, batch, build, gigamacs, parameters
 from detectors.models.presets import DETECTORS
 from detectors.paper.published_numbers import COSTS
+from detectors.utils.text_tables import markdown
 
 NOTE = """
 FCOS has 2.4 G more than the paper's because MMDetection's configuration takes the caffe ResNet-50,
@@ -58,6 +59,20 @@ def step_samples(
     return {"base": summary(base), "jol": summary(joint), "ratio": summary(ratios)}
 
 
+def row(name: str, options: argparse.Namespace) -> list[str]:
+    """Measure a detector; the cells of its row."""
+    model = build(name, "base", options.size)
+    flops, size = (COSTS[name].gflops, COSTS[name].parameters) if name in COSTS else ("", "")
+    counted = [f"{parameters(model):.1f}", size, f"{gigamacs(model, options.size):.1f}", flops]
+    steps = ["", ""]
+    if options.repetitions:
+        found = step_samples(
+            name, options.size, options.batch_size, options.device, options.repetitions
+        )
+        steps = [f"{found['base'].median:.2f}", f"{found['ratio'].median:.3f}"]
+    return [name, *map(str, counted), *steps]
+
+
 def main() -> None:
     """Measure and print, or write, a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -69,21 +84,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file to write")
     options = parser.parse_args()
     head = ("detector", "parameters, M", "paper", "GMACs", "paper", "base, s a step", "JOL / base")
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    print("\n".join(lines), flush=True)
-    for name in options.detectors:
-        model = build(name, "base", options.size)
-        flops, size = (COSTS[name].gflops, COSTS[name].parameters) if name in COSTS else ("", "")
-        cells = [f"{parameters(model):.1f}", size, f"{gigamacs(model, options.size):.1f}", flops]
-        if options.repetitions:
-            found = step_samples(
-                name, options.size, options.batch_size, options.device, options.repetitions
-            )
-            cells += [f"{found['base'].median:.2f}", f"{found['ratio'].median:.3f}"]
-        else:
-            cells += ["", ""]
-        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
-        print(lines[-1], flush=True)
+    lines = []
+    for line in markdown(head, (row(name, options) for name in options.detectors)):
+        print(line, flush=True)
+        lines.append(line)
     if options.out:
         about = (
             f"`python -m bench.detector_cost`, preset paper, {CLASSES} classes, {options.size} x "

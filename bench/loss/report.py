@@ -20,6 +20,7 @@ import torch
 from bench.loss.cases import DTYPES
 from bench.loss.measure import Sample
 from bench.loss.providers import OURS
+from detectors.utils.text_tables import markdown
 
 TIME, RATIO = "ms", "ratio to jolkernels"
 
@@ -155,8 +156,7 @@ def read_csv(path: Path) -> list[Row]:
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table; all columns but the first are numbers."""
-    out = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    return "\n".join(out + [f"| {' | '.join(line)} |" for line in lines]) + "\n"
+    return "\n".join(markdown(head, lines)) + "\n"
 
 
 def number(value: float) -> str:

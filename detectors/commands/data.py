@@ -1,31 +1,154 @@
-"""The commands of `jol data`."""
+"""`jol data`: what a data set holds, what is wrong in it, and other formats of it."""
 
 import argparse
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from detectors.commands import data_stats
-from detectors.commands.data_options import is_named, refuse_split, splits
-from detectors.commands.options import dataset_options, positive, prior_options
-from detectors.data import object_counts
+from detectors.commands.data_options import add_dataset, is_named, problems, splits
+from detectors.commands.options import PRIORS, add_settings, positive
+from detectors.commands.parser import Parser
 from detectors.data.catalog import DATASETS, read_split
 from detectors.data.coco import CocoFile, read_coco, to_json
 from detectors.data.coco_checks import Report
-from detectors.data.images import decode
-from detectors.data.sodad import write_tiles
-from detectors.data.visdrone import ZERO_SIZE
 from detectors.errors import DataError, Unusable
 from detectors.models.anchor_plans import paper_layout
-from detectors.models.presets import DETECTORS
-from detectors.utils.progress import Progress
+from detectors.training.settings import TrainSettings
+from detectors.utils.files import replace
+
+
+def add(subparsers: Any) -> None:
+    """Declare `jol data` and its own commands."""
+    data: Parser = subparsers.add_parser(
+        "data", help="look into data sets", usage="jol data COMMAND ..."
+    )
+    actions = data.add_subparsers(
+        prog="jol data", required=True, metavar="COMMAND", title="commands"
+    )
+    _add_stats(actions)
+    _add_check(actions)
+    _add_convert(actions)
+
+
+def _add(
+    actions: Any, name: str, run: Callable[[argparse.Namespace], None], **settings: Any
+) -> Parser:
+    command: Parser = actions.add_parser(name, **settings)
+    command.set_defaults(run=run, command=f"data {name}")
+    return command
+
+
+def _add_splits(command: Parser) -> None:
+    add_dataset(command)
+    command.add_argument(
+        "--split",
+        metavar="NAME",
+        nargs="+",
+        help="of --dataset (default: those that the paper's Table 1 counts objects of)",
+    )
+
+
+def _add_stats(actions: Any) -> None:
+    command = _add(
+        actions,
+        "stats",
+        stats,
+        help="count objects by size and class; with --positives: what an assigner gives them",
+        usage="jol data stats --annotations FILE ... [OPTION ...]\n"
+        "       jol data stats --dataset NAME --data-root DIR [OPTION ...]",
+    )
+    add = command.add_argument
+    add(
+        "--annotations",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help="COCO JSON files, counted together, such as train and val; needs no images",
+    )
+    _add_splits(command)
+    add_settings(
+        command,
+        TrainSettings,
+        ["detector"],
+        default="faster_rcnn",
+        help="detector whose anchors, with preset paper, are looked at (default: %(default)s)",
+    )
+    add_settings(command, TrainSettings, PRIORS)
+    add(
+        "--image-size",
+        metavar="S",
+        type=positive,
+        help="resize the shorter side to S pixels (default: 800, longer side at most 1333)",
+    )
+    add(
+        "--positives",
+        action="store_true",
+        help="count the positives that the assigner gives to objects of each size",
+    )
+    add(
+        "--every",
+        metavar="N",
+        type=positive,
+        default=1,
+        help="with --positives: assign on every N-th image only (default: 1, all)",
+    )
+    command.check = lambda args: problems(args, "--annotations")
+
+
+def _add_check(actions: Any) -> None:
+    command = _add(
+        actions,
+        "check",
+        check,
+        help="name every problem of a data set; exit status 2 if there is one",
+        usage="jol data check --images DIR --annotations FILE\n"
+        "       jol data check --dataset NAME --data-root DIR [--split NAME ...]",
+    )
+    add = command.add_argument
+    add("--images", metavar="DIR", type=Path, help="without --dataset: folder of the images")
+    add("--annotations", metavar="FILE", type=Path, help="their COCO JSON file")
+    _add_splits(command)
+    command.check = lambda args: problems(args, "--images", "--annotations")
+
+
+def _add_convert(actions: Any) -> None:
+    command = _add(
+        actions,
+        "convert",
+        convert,
+        help="write a data set of the paper as COCO JSON, SODA-D also as tiles",
+        usage="jol data convert --dataset NAME --data-root DIR --split NAME --out FILE\n"
+        "                        [--out-images DIR]",
+    )
+    add_dataset(command)
+    add = command.add_argument
+    add("--split", metavar="NAME", required=True, help="such as train")
+    add("--out", metavar="FILE", required=True, type=Path, help="COCO JSON file to write")
+    add(
+        "--out-images",
+        metavar="DIR",
+        type=Path,
+        help="with sodad: write tiles there, and --out for them; train and eval look for "
+        "tiles/SPLIT and tiles/SPLIT.json in --data-root",
+    )
+    command.check = _problems_of_convert
+
+
+def _problems_of_convert(args: argparse.Namespace) -> Iterator[str]:
+    yield from problems(args)
+    dataset = DATASETS.get(str(args.dataset))
+    if args.out_images and dataset and not dataset.tiled:
+        yield f"--out-images: {args.dataset} is not cut into tiles"
 
 
 def stats(args: argparse.Namespace) -> None:
     """Print what the data set holds, SimD's constants, and what an assigner gives its objects."""
+    from detectors.commands import data_stats
+    from detectors.data import object_counts
+
     sizes = {
         name: getattr(args, name)
         for name in ("anchor_scale", "anchor_ratios", "strides", "image_size")
@@ -38,14 +161,13 @@ def stats(args: argparse.Namespace) -> None:
         )
     except ValueError as error:
         raise Unusable(str(error)) from error
-    if is_named(args, "--annotations"):
+    if is_named(args):
         published = splits(args)
         pool = object_counts.make_pool(
             [(split.source, split.check(files=False)) for split in published],
             sum((Counter(split.left_out) for split in published), Counter()),
         )
     else:
-        refuse_split(args)
         pool = object_counts.read_pool(args.annotations)
     print("\n".join(data_stats.describe(pool)))
     print("\n" + "\n".join(data_stats.describe_simd(pool, args.detector, anchors)), flush=True)
@@ -55,20 +177,20 @@ def stats(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Print every problem of a data set, and what would be left out of it.
+    """Print every problem of a data set, and what would be skipped of it.
 
     Raises:
         Unusable: there are problems.
     """
-    problems = 0
+    count = 0
 
     def report(problem: str) -> None:
-        nonlocal problems
-        problems += 1
+        nonlocal count
+        count += 1
         # names of files need not be text
         print(problem.encode(errors="backslashreplace").decode(), flush=True)
 
-    if is_named(args, "--images", "--annotations"):
+    if is_named(args):
         dataset = DATASETS[args.dataset]
         for name in args.split or dataset.counted:
             try:
@@ -78,19 +200,20 @@ def check(args: argparse.Namespace) -> None:
             else:
                 _check_one(split.source, split.check(report), split.left_out, report)
     else:
-        refuse_split(args)
         try:
             coco = read_coco(args.annotations, args.images, report)
         except DataError as error:
             report(str(error))
         else:
             _check_one(str(args.annotations), coco, {}, report)
-    if problems:
-        raise Unusable(f"{problems:,} problems" if problems > 1 else "1 problem")
+    if count:
+        raise Unusable(f"{count:,} problems" if count > 1 else "1 problem")
 
 
 def _check_one(source: str, coco: CocoFile, left_out: Mapping[str, int], report: Report) -> None:
     """Decode every image, and print what of the data would be used."""
+    from detectors.utils.progress import Progress
+
     with Progress(f"images of {source}", 0, len(coco.files), quiet=True) as progress:
         for done, problem in enumerate(undecodable(coco, source), start=1):
             if problem:
@@ -106,12 +229,15 @@ def _check_one(source: str, coco: CocoFile, left_out: Mapping[str, int], report:
 
 
 def _left_out(before: Mapping[str, int], coco: CocoFile) -> dict[str, int]:
-    """What was left out by the reader, in words → how many, and then by the rules."""
+    """What the reader skipped, in words → how many, and then what the rules skip."""
+    from detectors.data.visdrone import ZERO_SIZE
+
     return {**before, ZERO_SIZE: before.get(ZERO_SIZE, 0) + coco.zero_size}
 
 
 def undecodable(coco: CocoFile, source: str) -> Iterator[str | None]:
     """For each image what is wrong with its file, None where it can be decoded and has its size."""
+    from detectors.data.images import decode
 
     def problem(image: dict[str, Any], file: Path) -> str | None:
         try:
@@ -129,10 +255,10 @@ def convert(args: argparse.Namespace) -> None:
 
     File names begin at --data-root, those of tiles at --out-images.
     """
-    is_named(args)
+    from detectors.data.sodad import write_tiles
+    from detectors.utils.progress import Progress
+
     dataset = DATASETS[args.dataset]
-    if args.out_images and not dataset.tiled:
-        raise Unusable(f"--out-images: {args.dataset} is not cut into tiles")
     for path in (args.out, args.out_images):
         if path and path.exists() and path.is_dir() != (path == args.out_images):
             raise Unusable(f"{path}: is a {'folder' if path.is_dir() else 'file'}")
@@ -150,107 +276,8 @@ def convert(args: argparse.Namespace) -> None:
                 on_image=lambda done: progress.step(done),
             )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    beside = args.out.with_name(args.out.name + ".part")
-    beside.write_bytes(to_json(**content))
-    os.replace(beside, args.out)
+    replace(args.out, lambda file: file.write(to_json(**content)))
     for what, number in _left_out(split.left_out, coco).items():
         print(f"left out: {number:,} {what}")
     kinds = f"{len(content['images']):,} images, {len(content['annotations']):,} annotations"
     print(f"{kinds} in {args.out}")
-
-
-def add_data_commands(commands: Any) -> None:
-    """Add `data` with its own commands to the commands of a parser."""
-    data = commands.add_parser("data", help="look into data sets", allow_abbrev=False)
-    actions = data.add_subparsers(required=True, metavar="COMMAND")
-    for name, options, run, text in (
-        (
-            "stats",
-            _stats_options,
-            stats,
-            "count objects by size and class; with --positives: what an assigner gives them",
-        ),
-        (
-            "check",
-            _check_options,
-            check,
-            "name every problem of a data set; exit status 2 if there is one",
-        ),
-        (
-            "convert",
-            _convert_options,
-            convert,
-            "write a data set of the paper as COCO JSON, SODA-D also as tiles",
-        ),
-    ):
-        command = actions.add_parser(name, help=text, allow_abbrev=False)
-        options(command)
-        command.set_defaults(run=run, command=f"data {name}")
-
-
-def _splits_options(command: argparse.ArgumentParser) -> None:
-    dataset_options(command)
-    command.add_argument(
-        "--split",
-        metavar="NAME",
-        nargs="+",
-        help="of --dataset (default: those that the paper's Table 1 counts objects of)",
-    )
-
-
-def _stats_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add(
-        "--annotations",
-        metavar="FILE",
-        nargs="+",
-        type=Path,
-        help="COCO JSON files, counted together, such as train and val; needs no images",
-    )
-    _splits_options(command)
-    add(
-        "--detector",
-        metavar="NAME",
-        default="faster_rcnn",
-        help=f"whose anchors, with preset paper: {', '.join(DETECTORS)} (default: faster_rcnn)",
-    )
-    prior_options(command)
-    add(
-        "--image-size",
-        metavar="S",
-        type=positive,
-        help="resize the shorter side to so many pixels (default: 800, longer side at most 1333)",
-    )
-    add(
-        "--positives",
-        action="store_true",
-        help="count the positives that the assigner gives to objects of each size",
-    )
-    add(
-        "--every",
-        metavar="N",
-        type=positive,
-        default=1,
-        help="with --positives: assign on every N-th image only (default: 1, all)",
-    )
-
-
-def _check_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("--images", metavar="DIR", type=Path, help="without --dataset: folder of the images")
-    add("--annotations", metavar="FILE", type=Path, help="their COCO JSON file")
-    _splits_options(command)
-
-
-def _convert_options(command: argparse.ArgumentParser) -> None:
-    dataset_options(command)
-    add = command.add_argument
-    add("--split", metavar="NAME", required=True, help="such as train")
-    add("--out", metavar="FILE", required=True, type=Path, help="COCO JSON file to write")
-    add(
-        "--out-images",
-        metavar="DIR",
-        type=Path,
-        help="with sodad: write tiles there, and --out for them; train and eval look for "
-        "tiles/SPLIT and tiles/SPLIT.json in --data-root",
-    )

@@ -3,54 +3,91 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from detectors.commands.options import Options, choice
 from detectors.data.catalog import DATASETS, evaluation_data, read_split, training_data
 from detectors.data.coco import fail
 from detectors.data.coco_checks import Report
-from detectors.data.dataset import CocoDetection
-from detectors.data.published import Published
 from detectors.errors import DataError, Unusable
 
+if TYPE_CHECKING:
+    from detectors.data.dataset import CocoDetection
+    from detectors.data.published import Published
+
 SKIPPED_SHOWN = 3
-
-
-def is_named(args: argparse.Namespace, *paths: str) -> bool:
-    """Whether --dataset names the data, and not the options `paths`, all of which are needed.
-
-    Raises:
-        Unusable: neither, not all, or both.
-    """
-    given = [name for name in paths if _value(args, name)]
-    if not any(_value(args, name) for name in NAMED):
-        missing = [name for name in paths if name not in given]
-        if missing or not paths:
-            wanted = "--dataset NAME --data-root DIR"
-            if paths:
-                wanted += f" or {' '.join(paths)}"
-            raise Unusable(f"wanted {wanted}; missing {' '.join(missing) or '--dataset'}")
-        return False
-    if given:
-        raise Unusable(f"{given[0]} with --dataset or --data-root, wanted one or the other")
-    for name in NAMED:
-        if not _value(args, name):
-            raise Unusable(f"{name} is missing; wanted --dataset NAME --data-root DIR")
-    return True
-
-
 NAMED = ("--dataset", "--data-root")
-TRAINING = ("--train-images", "--train-annotations", "--val-images", "--val-annotations")
+EVALUATION = ("--val-images", "--val-annotations")
+TRAINING = ("--train-images", "--train-annotations", *EVALUATION)
 
 
-def training(args: argparse.Namespace) -> tuple[CocoDetection, CocoDetection, dict[str, Any]]:
+def add_dataset(options: Options, splits: str = "") -> None:
+    """The options that name a data set of the paper; `splits`: also --split, by default these."""
+    add = options.add_argument
+    add("--dataset", **choice(DATASETS), help="a data set as its publisher made it")
+    add(
+        "--data-root",
+        metavar="DIR",
+        type=Path,
+        help="with --dataset: folder that its archives were unpacked in",
+    )
+    if splits:
+        add("--split", metavar="NAME", help=f"of --dataset (default: {splits})")
+
+
+def add_evaluation(options: Options) -> None:
+    """The options that name images and annotations to evaluate on."""
+    add = options.add_argument
+    add(
+        "--val-images",
+        metavar="DIR",
+        type=Path,
+        help="without --dataset: folder of the images to evaluate on",
+    )
+    add("--val-annotations", metavar="FILE", type=Path, help="their COCO JSON file")
+
+
+def problems(args: argparse.Namespace, *paths: str) -> Iterator[str]:
+    """What is wrong with the data that the arguments name.
+
+    They have to name a data set by NAMED or files by all of the options `paths`, not both.
+    """
+    named = [name for name in NAMED if _value(args, name)]
+    given = [name for name in paths if _value(args, name)]
+    missing = [name for name in paths if name not in given]
+    if named and given:
+        yield f"{given[0]} with --dataset or --data-root, wanted one or the other"
+    elif named:
+        for name in NAMED:
+            if name not in named:
+                yield f"{name} is missing; wanted --dataset NAME --data-root DIR"
+    elif missing or not paths:
+        wanted = "--dataset NAME --data-root DIR" + (f" or {' '.join(paths)}" if paths else "")
+        yield f"wanted {wanted}; missing {' '.join(missing) or '--dataset'}"
+    elif _value(args, "--split"):
+        yield "--split without --dataset"
+
+
+def is_named(args: argparse.Namespace) -> bool:
+    """Whether --dataset names the data."""
+    return _value(args, "--dataset") is not None
+
+
+def training(
+    args: argparse.Namespace,
+) -> tuple["CocoDetection", "CocoDetection", dict[str, Any]]:
     """The data to learn from and to evaluate on, and what config.json says of where they are.
 
     Raises:
         Unusable, DataError
     """
-    if is_named(args, *TRAINING):
+    from detectors.data.dataset import CocoDetection
+
+    for problem in problems(args, *TRAINING):
+        raise Unusable(problem)
+    if is_named(args):
         root = os.path.abspath(args.data_root)
         data: dict[str, Any] = {"dataset": args.dataset, "data_root": root}
         train = training_data(args.dataset, args.data_root)
@@ -73,36 +110,31 @@ def name_data(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
             setattr(args, _key(name), value if name == "--dataset" else Path(value))
 
 
-def evaluation(args: argparse.Namespace) -> CocoDetection:
+def evaluation(args: argparse.Namespace) -> "CocoDetection":
     """The data to evaluate on.
 
     Raises:
-        Unusable, DataError
+        DataError
     """
-    if is_named(args, "--val-images", "--val-annotations"):
+    from detectors.data.dataset import CocoDetection
+
+    if is_named(args):
         return evaluation_data(args.dataset, args.data_root, args.split)
-    refuse_split(args)
     return CocoDetection(args.val_images, args.val_annotations)
 
 
-def refuse_split(args: argparse.Namespace) -> None:
-    """Raise Unusable if there is a --split of no --dataset."""
-    if args.split:
-        raise Unusable("--split without --dataset")
-
-
-def splits(args: argparse.Namespace, report: Report = fail) -> list[Published]:
+def splits(args: argparse.Namespace, report: Report = fail) -> list["Published"]:
     """The splits of the data set of the paper that --dataset and --split name.
 
     Raises:
-        DataError: unusable data, by default also what otherwise `report` is told.
+        DataError: unusable data, by default also what otherwise goes to `report`.
     """
     root: Path = args.data_root
     names = args.split or DATASETS[args.dataset].counted
     return [read_split(args.dataset, root, split, report) for split in names]
 
 
-def refuse_other_classes(dataset: CocoDetection, other: object, names: list[str]) -> None:
+def refuse_other_classes(dataset: "CocoDetection", other: object, names: list[str]) -> None:
     """Raise DataError unless the data have these classes, which `other` has."""
     if dataset.class_names != names:
         raise DataError(
@@ -110,8 +142,8 @@ def refuse_other_classes(dataset: CocoDetection, other: object, names: list[str]
         )
 
 
-def report_skipped(dataset: CocoDetection) -> None:
-    """Name what was left out of the data, its first lines."""
+def report_skipped(dataset: "CocoDetection") -> None:
+    """Print how many annotations were clipped or skipped, and the first of them."""
     if dataset.skipped:
         count = len(dataset.skipped)
         print(f"{dataset.source}: {count} annotations clipped or left out:", file=sys.stderr)

@@ -11,11 +11,11 @@ from torch import Tensor
 from detectors.assigners.priors import Assigner, Level
 from detectors.assigners.similarities import centres
 from detectors.data.object_counts import Image, Pool, not_counted, sizes
+from detectors.data.object_sizes import LIMITS, size_name, size_range
 from detectors.evaluation.prior_coverage import (
     Bucket,
     positives,
     simd_constants,
-    size_name,
     without_positives,
 )
 from detectors.models.anchor_plans import Layout
@@ -23,34 +23,31 @@ from detectors.models.assigner_choice import choose_assigner
 from detectors.models.fcos import centre_sampling, inside_only
 from detectors.models.presets import DETECTORS
 from detectors.utils.progress import Progress
+from detectors.utils.text_tables import aligned
 
-LIMITS = (0.0, 8.0, 16.0, 32.0, float("inf"))
-"""Limits of the native sizes."""
 LOW_QUALITY = "min_low_quality"
 
 
 def describe(pool: Pool) -> Iterator[str]:
     """The lines on images, objects, sizes and classes."""
     size, relative = sizes(pool)
-    bucket = torch.bucketize(size, size.new_tensor(LIMITS[1:-1]), right=True)
-    shares = torch.bincount(bucket, minlength=len(LIMITS) - 1) / len(size)
+    shares = torch.bincount(size_range(size), minlength=len(LIMITS) - 1) / len(size)
     yield f"{len(pool.images):,} images, {len(size):,} objects; {not_counted(pool)}"
     yield ""
     yield "Row of the paper's Table 1; sizes: means of sqrt(w h) and of sqrt(w h / (W H)), the"
     yield "latter by our definition: the paper's was not found"
-    yield _row("", ["images", "instances", "absolute", "relative"])
     cells = [f"{len(pool.images):,}", f"{len(size):,}", f"{size.mean():.1f}"]
-    yield _row("", [*cells, f"{relative.mean():.4f}"])
+    cells.append(f"{relative.mean():.4f}")
+    yield from _table([["images", "instances", "absolute", "relative"], cells], labels=0)
     yield ""
     yield "Size sqrt(w h) in pixels of the images as they are"
     yield f"  mean {size.mean():.2f} ± {size.std(correction=0):.2f}"
-    yield _row("", [size_name(*limits) for limits in pairwise(LIMITS)])
-    yield _row("share of the objects", [f"{100 * share:.1f} %" for share in shares.tolist()])
+    names = [size_name(*limits) for limits in pairwise(LIMITS)]
+    cells = [f"{100 * share:.1f} %" for share in shares.tolist()]
+    yield from _table([["", *names], ["share of the objects", *cells]])
     yield ""
-    wide = max(map(len, pool.classes))
     yield "Objects of each class"
-    for name, count in pool.classes.items():
-        yield f"  {name:{wide}}  {count:9,}"
+    yield from _table([[name, f"{count:,}"] for name, count in pool.classes.items()])
 
 
 def describe_simd(pool: Pool, detector: str, layout: Layout) -> Iterator[str]:
@@ -108,10 +105,10 @@ def describe_positives(
         yield f"  {name}: " + " ".join(f"{key}={value}" for key, value in values.items())
     if every > 1:
         yield f"  image 1 of every {every}: {len(images):,} of {len(pool.images):,}"
-    yield _row("", [bucket.name for bucket in buckets])
-    yield _row("objects", [f"{bucket.objects:,}" for bucket in buckets])
-    for label, found in counted.items():
-        yield _row(label, [_mean(bucket) for bucket in found])
+    rows = [["", *(bucket.name for bucket in buckets)]]
+    rows.append(["objects", *(f"{bucket.objects:,}" for bucket in buckets)])
+    rows += [[label, *map(_mean, found)] for label, found in counted.items()]
+    yield from _table(rows)
     yield ""
     for label, found in counted.items():
         which = "" if label == name else f" {label}"
@@ -157,5 +154,5 @@ def _words(detector: str, layout: Layout) -> str:
     return f"{detector}'s {what} (preset paper): scale {scales}, images resized to {long} x {short}"
 
 
-def _row(label: str, cells: Iterable[str]) -> str:
-    return f"  {label:24}" + "".join(f"{cell:>11}" for cell in cells)
+def _table(rows: Iterable[Sequence[str]], labels: int = 1) -> Iterator[str]:
+    return (f"  {line}" for line in aligned(rows, labels))

@@ -1,165 +1,135 @@
-"""Arguments that several commands share."""
+"""Options that several commands share, the option of a setting, and the types of values."""
 
 import argparse
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-import torch
-
-from detectors.assigners.names import ASSIGNERS
-from detectors.data.catalog import DATASETS
+from detectors.commands.parser import meant
 from detectors.errors import Unusable
-from detectors.evaluation.average_precision import EVALUATORS, PROTOCOLS
-from detectors.training.settings import DEFAULTS
+from detectors.training.settings import TrainSettings
+
+Options = argparse.ArgumentParser | argparse._ArgumentGroup
+"""What options are added to."""
+PRIORS = ("assigner", "assigner_settings", "anchor_scale", "anchor_ratios", "strides")
+"""Settings that `jol data stats` takes as `jol train` does."""
 
 
-def dataset_options(command: argparse.ArgumentParser) -> None:
-    """What says which data set of the paper."""
-    add = command.add_argument
-    add("--dataset", choices=tuple(DATASETS), help="a data set as its publisher made it")
-    add(
-        "--data-root",
-        metavar="DIR",
-        type=Path,
-        help="with --dataset: folder that its archives were unpacked in",
+def add_settings(
+    options: Options, settings: type[TrainSettings], names: Iterable[str], **changes: Any
+) -> None:
+    """Add the options of settings by name; their fields say all of them but `changes`."""
+    hints = get_type_hints(settings)
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    for name in names:
+        keywords = {"help": fields[name].metadata["help"], **_kind(fields[name], hints[name])}
+        options.add_argument(f"--{name.replace('_', '-')}", **(keywords | changes))
+
+
+def _kind(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
+    """What argparse has to know of a field of this type, which TrainSettings' `setting` made."""
+    about = dict(field.metadata["kind"])
+    metavar = {"metavar": about.pop("metavar")} if "metavar" in about else {}
+    parts = [part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
+    many = [part for part in parts if get_origin(part) is list]
+    kind = get_args(many[0])[0] if many else parts[0]
+    if hint is bool:
+        return {"action": "store_true"}
+    if kind is bool:
+        return {"type": one_of({"on": True, "off": False}), "metavar": "on|off"}
+    if "choices" in about:
+        known = {str(choice): choice for choice in about["choices"]}
+        known |= {about["none"]: None} if "none" in about else {}
+        return {"type": one_of(known), "metavar": "|".join(known), **metavar}
+    if get_origin(kind) is dict:
+        return {"type": named_number, "nargs": "+", **metavar}
+    if kind is str:
+        return metavar
+    found = {"type": number(kind, **about), "metavar": "N" if kind is int else "X", **metavar}
+    return found | ({"nargs": "+"} if many else {})
+
+
+def checkpoint_option(options: Options) -> None:
+    """The detector to use."""
+    options.add_argument(
+        "--checkpoint", metavar="FILE", required=True, type=Path, help="last.pt or best.pt of a run"
     )
 
 
-def prior_options(command: argparse.ArgumentParser) -> None:
-    """What train and data stats share."""
-    add = command.add_argument
-    add(
-        "--assigner",
-        choices=ASSIGNERS,
-        help="of the RPN or RetinaNet (default: by IoU), or of FCOS: atss, rfla (default: its own)",
-    )
-    add(
-        "--assigner-settings",
-        metavar="NAME=X",
-        nargs="+",
-        type=setting,
-        help="of the assigner, such as m=6.13 n=4.59 for simd",
-    )
-    add(
-        "--anchor-scale",
-        metavar="X",
-        type=rate,
-        help="side of the anchors in strides (default: 8, retinanet 4, slim 6 to 180 pixels by "
-        "level; tiny objects want 2 to 4)",
-    )
-    add(
-        "--anchor-ratios",
-        metavar="X",
-        nargs="+",
-        type=rate,
-        help="height over width of the anchors of a location (default: 0.5 1 2)",
-    )
-    add(
-        "--strides",
-        metavar="N",
-        nargs="+",
-        type=positive,
-        help="of the pyramid's levels (default: 4 8 16 32 64, retinanet and fcos 8 16 32 64 128; "
-        "slim 4 8 16 32, retinanet and fcos 4 8 16)",
-    )
+def choice(known: Iterable[Any]) -> dict[str, Any]:
+    """What makes an option take one of these values."""
+    words = {str(value): value for value in known}
+    return {"type": one_of(words), "metavar": "|".join(words)}
 
 
-def device_option(command: argparse.ArgumentParser) -> None:
-    """Where to compute."""
-    # A default given to train would hide an earlier run's.
-    suppressed = command.argument_default == argparse.SUPPRESS
-    command.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        default=argparse.SUPPRESS if suppressed else default_device(),
-        help="where to compute (default: cuda where there is a GPU)",
-    )
+def find_device(device: str | None) -> str:
+    """This device, or the one to use where none is given.
 
+    Raises:
+        Unusable: it is not there.
+    """
+    import torch
 
-def val_options(command: argparse.ArgumentParser) -> None:
-    """What train and eval share."""
-    dataset_options(command)
-    add = command.add_argument
-    add(
-        "--val-images",
-        metavar="DIR",
-        type=Path,
-        help="without --dataset: folder of the images to evaluate on",
-    )
-    add("--val-annotations", metavar="FILE", type=Path, help="their COCO JSON file")
-    add(
-        "--protocol",
-        choices=tuple(PROTOCOLS),
-        help="size ranges and detection limits of the evaluation "
-        "(default: the data set's; eval: else the run's; else aitod)",
-    )
-    device_option(command)
-    suppressed = command.argument_default == argparse.SUPPRESS
-    add(
-        "--evaluator",
-        choices=EVALUATORS,
-        default=argparse.SUPPRESS if suppressed else DEFAULTS["evaluator"],
-        help="library that computes AP: faster-coco-eval (default) or pycocotools",
-    )
-
-
-def count(text: str) -> int:
-    """0, 1, 2, ..."""
-    return int(_number(text, text.isdecimal(), "a whole number of 0 or more"))
-
-
-def count_or_none(text: str) -> int | None:
-    """1, 2, 3, ...; None for 0."""
-    return count(text) or None
-
-
-def on_off(text: str) -> bool:
-    """Whether it is "on" and not "off"."""
-    return one_of(("on", "off"), text) == "on"
-
-
-def one_of(known: Sequence[str], text: str) -> str | None:
-    """The text, one of those known; None for "none"."""
-    _number(text, text in known, f"one of {', '.join(known)}")
-    return None if text == "none" else text
-
-
-def default_device() -> str:
-    """Where to compute if nothing is said."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_device(device: str) -> None:
-    """Raise Unusable if there is no such device here."""
-    if device == "cuda" and not torch.cuda.is_available():
+    gpu = torch.cuda.is_available()
+    if device == "cuda" and not gpu:
         raise Unusable("--device cuda: PyTorch finds no GPU here")
+    return device or ("cuda" if gpu else "cpu")
 
 
-def positive(text: str) -> int:
-    """1, 2, 3, ..."""
-    return int(_number(text, text.isdecimal() and int(text) > 0, "a whole number of 1 or more"))
+def one_of(known: dict[str, Any]) -> Callable[[str], Any]:
+    """The type of an argument that is one of these words, and what each stands for."""
+
+    def parse(text: str) -> Any:
+        _refuse_unless(text in known, text, f"one of {', '.join(known)}{meant(text, known)}")
+        return known[text]
+
+    return parse
 
 
-def rate(text: str) -> float:
-    """A positive number."""
-    return float(_number(text, 0 < _parsed(text) < math.inf, "a positive number"))
+def number(
+    kind: type[int] | type[float],
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    none: str | None = None,
+) -> Callable[[str], Any]:
+    """The type of an argument that is a number in these limits; `none` is the word for None."""
+    wanted = "a whole number" if kind is int else "a number"
+    if above == 0:
+        wanted = "a positive number"
+    elif least is not None and below is not None:
+        wanted += f" from {least:g} to below {below:g}"
+    elif least is not None:
+        wanted += f" of {least:g} or more"
+
+    def parse(text: str) -> Any:
+        if text == none:
+            return None
+        try:
+            value = kind(text) if kind is float or text.isdecimal() else None
+        except ValueError:
+            value = None
+        good = value is not None and (
+            (least is None or value >= least)
+            and (above is None or above < value < math.inf)
+            and (below is None or value < below)
+        )
+        _refuse_unless(good, text, wanted)
+        return value
+
+    return parse
 
 
-def share(text: str) -> float:
-    """A number from 0 to below 1."""
-    return float(_number(text, 0 <= _parsed(text) < 1, "a number from 0 to below 1"))
+count = number(int, least=0)
+positive = number(int, least=1)
+share = number(float, least=0, below=1)
 
 
-def _parsed(text: str) -> float:
-    """The number in the text, NaN where there is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def setting(text: str) -> tuple[str, float | None]:
+def named_number(text: str) -> tuple[str, float | None]:
     """NAME=NUMBER, or NAME=none."""
     name, _, value = text.partition("=")
     if value == "none":
@@ -170,7 +140,6 @@ def setting(text: str) -> tuple[str, float | None]:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted NAME=NUMBER") from None
 
 
-def _number(text: str, good: bool, wanted: str) -> str:
+def _refuse_unless(good: bool, text: str, wanted: str) -> None:
     if not good:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
-    return text

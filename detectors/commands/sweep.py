@@ -5,6 +5,7 @@ sweep.json in the sweep's folder keeps the arguments of each run, so that a run 
 is never taken for this one.
 """
 
+import argparse
 import dataclasses
 import json
 import shlex
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detectors.commands import train
+from detectors.commands.options import choice, count
+from detectors.commands.parser import Parser
 from detectors.errors import JolError, RunError
 from detectors.paper import published_numbers
 from detectors.paper.published_numbers import Cell
@@ -29,12 +33,39 @@ PRESET = "paper"
 TIMED = ("--max-steps", "60", "--eval-every", "0")
 """For Table 9, where the common arguments say no length: three lines of metrics.jsonl."""
 RECORD = "sweep.json"
-Parse = Callable[[list[str]], dict[str, Any]]
 Launch = Callable[[list[str]], int]
 
 
 class SweepError(JolError, RuntimeError):
     """Runs of a sweep that failed, by name."""
+
+
+def add(subparsers: Any) -> None:
+    """Declare `jol sweep`; what follows -- is for `jol train`."""
+    command: Parser = subparsers.add_parser(
+        "sweep",
+        help="train what a table of the paper needs",
+        usage="jol sweep N --out DIR [--seeds N ...] [--dry-run] -- ARGUMENT ...",
+        epilog="What follows -- goes to every `jol train`, such as the data; --preset is paper "
+        "unless given there, and --detector or --loss there keep those runs alone.",
+    )
+    add = command.add_argument
+    add("table", **{**choice(TABLES), "metavar": "N"}, help="table, 2 to 9 (9: steps only)")
+    add("--out", metavar="DIR", required=True, type=Path, help="folder of the runs' folders")
+    add("--seeds", metavar="N", nargs="+", type=count, default=[0, 1, 2], help="default: 0 1 2")
+    add("--dry-run", action="store_true", help="print the commands, run nothing")
+    command.split = lambda words: words.index("--") if "--" in words else len(words)
+    command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do the runs of a table that are not done yet.
+
+    Raises:
+        RunError: arguments that do not go with the table, or an --out of other runs.
+        SweepError: runs that failed, after all others were done.
+    """
+    sweep(plan(args.table, args.seeds, args.rest[1:]), args.out, dry=args.dry_run)
 
 
 @dataclass(frozen=True)
@@ -121,14 +152,13 @@ def _given(words: Sequence[str], flag: str) -> str | None:
 
 
 def sweep(
-    planned: Sequence[Planned], out: Path, parse: Parse, *, dry: bool, launch: Launch | None = None
+    planned: Sequence[Planned], out: Path, *, dry: bool, launch: Launch | None = None
 ) -> None:
     """Do the runs that are not done, or print their commands.
 
     Args:
         planned: what to run.
         out: the sweep's folder, which holds a folder for each run.
-        parse: `jol train`'s arguments → their values by name; exits on unusable ones.
         dry: print only.
         launch: runs `jol train` with these arguments and returns its exit status.
 
@@ -138,7 +168,7 @@ def sweep(
     """
     launch = launch or _launch
     record = _read_record(out)
-    values = {p.name: _values(parse(_command(p, out))) for p in planned}
+    values = {p.name: _values(train.parse(_command(p, out)[1:])) for p in planned}
     for name, now in values.items():
         was = record.get(name, now)
         for key in now.keys() | was.keys():

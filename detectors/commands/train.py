@@ -5,56 +5,86 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from detectors import errors
 from detectors.commands import data_options
-from detectors.commands.options import (
-    check_device,
-    count,
-    count_or_none,
-    default_device,
-    on_off,
-    one_of,
-    positive,
-    prior_options,
-    rate,
-    share,
-    val_options,
-)
+from detectors.commands.options import Options, add_settings, find_device, positive
+from detectors.commands.parser import Parser
 from detectors.errors import Unusable
-from detectors.evaluation.report import metrics_line
-from detectors.models.presets import BACKBONES, DETECTORS, LOSSES, PRESETS
-from detectors.training import checkpoints, loop, run_folder
+from detectors.training import run_folder
+from detectors.training.defaults_in_words import of_datasets
 from detectors.training.settings import (
-    DEFAULTS,
+    EPOCHS,
+    EVALUATION,
     LENGTH,
-    PRECISIONS,
-    WITHOUT_PRESET,
+    LOSS,
+    MODEL,
+    TRAINING,
     TrainSettings,
     resolve,
 )
-from detectors.utils.distributed import World, connected
 
-SETTINGS = {*TrainSettings.__dataclass_fields__, *LENGTH}
-SCORES = ("iou", "giou", "nwd", "simd", "dotd", "none")
-CLASS_SCORES = ("probability", "none")
+if TYPE_CHECKING:
+    from detectors.training.loop import TrainResult
+    from detectors.utils.distributed import World
 
 
-def train(args: argparse.Namespace) -> None:
+def add(subparsers: Any) -> None:
+    """Declare `jol train`; what is not given is not in its arguments, for `resolve` to decide."""
+    command: Parser = subparsers.add_parser(
+        "train",
+        help="train a detector",
+        usage="jol train --out DIR --detector NAME --loss base|jol DATA [OPTION ...]\n"
+        "       jol train --out DIR --config FILE [OPTION ...]\n"
+        "       jol train --out DIR --resume [OPTION ...]",
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_options(command)
+    command.set_defaults(run=run)
+    command.check = _problems
+
+
+def parse(words: Sequence[str]) -> dict[str, Any]:
+    """The arguments that `jol train` makes of these words, which name the data.
+
+    Raises:
+        Unusable: they name no data.
+        SystemExit: other words that it cannot take, after they were printed.
+    """
+    parser = Parser(prog="jol")
+    add(parser.add_subparsers(prog="jol", dest="command"))
+    args = parser.parse_args(["train", *words])
+    for problem in data_options.problems(args, *data_options.TRAINING):
+        raise Unusable(problem)
+    return vars(args)
+
+
+def _problems(args: argparse.Namespace) -> Iterator[str]:
+    """What is missing, but for runs that have it from a config.json."""
+    out = getattr(args, "out", None)
+    goes_on = "resume" in args and isinstance(out, Path) and run_folder.holds_run(out)
+    if "config" in args or goes_on:
+        if data_options.names_data(args):
+            yield from data_options.problems(args, *data_options.TRAINING)
+        return
+    missing = [f"--{name}" for name in ("detector", "loss") if name not in args]
+    if missing:
+        yield f"missing {' and '.join(missing)}, or --config of an earlier run"
+    yield from data_options.problems(args, *data_options.TRAINING)
+
+
+def run(args: argparse.Namespace) -> None:
     """Train as the arguments say, which hold only those that were given.
 
     Raises:
         Unusable, DataError, RunError: before anything is written.
-        engine.TrainingError: what ends a run; engine.Stopped among them.
+        TrainingError: what ends a run, Stopped among them.
     """
-    given = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    given = given_settings(args)
     out: Path = args.out
     resumed = "resume" in args and run_folder.holds_run(out)
     if not resumed:
@@ -64,8 +94,11 @@ def train(args: argparse.Namespace) -> None:
     same_data = bool(data_was) and not data_options.names_data(args)
     if same_data:
         data_options.name_data(args, data_was)
-    given.setdefault("device", was.get("device", default_device()))
-    check_device(given["device"])
+    # Here and not above, so that what is wrong with the arguments is said without torch.
+    from detectors.training import checkpoints, loop
+    from detectors.utils.distributed import connected
+
+    given["device"] = find_device(given.get("device", was.get("device")))
     train_data, val_data, data = data_options.training(args)
     data_options.refuse_other_classes(val_data, train_data.source, train_data.class_names)
     settings = resolve(given, len(train_data), data.get("dataset"), was)
@@ -103,8 +136,8 @@ def train(args: argparse.Namespace) -> None:
                 run_folder.start(out, settings, data)
             for dataset in (train_data, val_data):
                 data_options.report_skipped(dataset)
-            _tell_start(args, checkpoint, problems)
-        with _told_before_any_ends(world):
+            _report_start(args, checkpoint, problems)
+        with _reported_before_any_ends(world):
             result = loop.train(
                 settings,
                 model,
@@ -116,12 +149,18 @@ def train(args: argparse.Namespace) -> None:
                 world=world,
             )
     if result is not None:
-        _tell_end(result, settings, len(train_data), out)
+        _report_end(result, settings, len(train_data), out)
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that are settings or the length of a run, by name."""
+    names = {field.name for field in dataclasses.fields(TrainSettings)} | set(LENGTH)
+    return {name: value for name, value in vars(args).items() if name in names}
 
 
 @contextmanager
-def _told_before_any_ends(world: World) -> Iterator[None]:
-    """Rank 0 tells what all raise first: as soon as one has ended, torchrun ends the others."""
+def _reported_before_any_ends(world: "World") -> Iterator[None]:
+    """Rank 0 reports what all raise first: as soon as one has ended, torchrun ends the others."""
     try:
         yield
     except errors.TrainingError as error:
@@ -135,6 +174,8 @@ def _told_before_any_ends(world: World) -> Iterator[None]:
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Within it, PyTorch takes algorithms that give the same bits each time, if that is wanted."""
+    import torch
+
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
@@ -145,7 +186,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _tell_start(
+def _report_start(
     args: argparse.Namespace, checkpoint: dict[str, Any] | None, problems: list[str]
 ) -> None:
     for problem in problems:
@@ -156,8 +197,10 @@ def _tell_start(
         print(f"jol train: {args.out}: {what}", file=sys.stderr)
 
 
-def _tell_end(result: loop.TrainResult, settings: TrainSettings, images: int, out: Path) -> None:
+def _report_end(result: "TrainResult", settings: TrainSettings, images: int, out: Path) -> None:
     """The summary: final and best AP, time, where the files are."""
+    from detectors.evaluation.report import metrics_line
+
     print(metrics_line(result.evaluation))
     if not math.isnan(result.best):
         epoch = result.best_step * settings.batch_size / images
@@ -168,11 +211,8 @@ def _tell_end(result: loop.TrainResult, settings: TrainSettings, images: int, ou
     print(f"results in {out}")
 
 
-def train_options(command: argparse.ArgumentParser) -> None:
-    """All of them; `command` suppresses defaults, so that what is not given is not there."""
+def _add_options(command: Parser) -> None:
     add = command.add_argument
-    add("--detector", metavar="NAME", help=", ".join(DETECTORS))
-    add("--loss", choices=LOSSES, help="the detector's own loss, or JOL")
     add("--out", metavar="DIR", required=True, type=Path, help="folder of the run")
     add(
         "--config",
@@ -181,43 +221,39 @@ def train_options(command: argparse.ArgumentParser) -> None:
         help="config.json of a run to repeat: its data and settings, but for what is given here",
     )
     add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, whose settings and data hold; begin it if there is none",
+    )
+    data = command.add_argument_group(
+        "data", "DATA is a data set of the paper, or images and COCO JSON files."
+    )
+    data_options.add_dataset(data)
+    data.add_argument(
         "--train-images",
         metavar="DIR",
         type=Path,
         help="without --dataset: folder of the training images",
     )
-    add("--train-annotations", metavar="FILE", type=Path, help="their COCO JSON file")
-    val_options(command)
-    add(
-        "--preset",
-        choices=PRESETS,
-        help="torchvision: stock ResNet-50 (default); paper: the paper's settings (default with "
-        "--dataset); slim: small, for a CPU and random weights",
-    )
-    prior_options(command)
-    add(
-        "--score-threshold",
-        metavar="X",
-        type=share,
-        help="least score of a detection (default: 0.05, torchvision's fcos 0.2)",
-    )
-    add(
-        "--centreness-weights",
-        metavar="on|off",
-        type=on_off,
-        help="fcos: weigh box losses by centreness, as MMDetection (default: with preset paper)",
-    )
-    add("--backbone", choices=BACKBONES, help="default: resnet50; slim resnet18, detectors 14")
-    add(
-        "--backbone-weights",
-        metavar="imagenet|none|FILE",
-        help="weights to start from (default: imagenet, or none with slim)",
-    )
+    data.add_argument("--train-annotations", metavar="FILE", type=Path, help="their COCO JSON file")
+    data_options.add_evaluation(data)
+    for group in (MODEL, LOSS, TRAINING, EVALUATION):
+        options = command.add_argument_group(group)
+        if group == TRAINING:
+            _add_length(options)
+        fields = dataclasses.fields(TrainSettings)
+        names = [field.name for field in fields if field.metadata.get("group") == group]
+        add_settings(options, TrainSettings, names)
+
+
+def _add_length(options: Options) -> None:
+    """Options that are no settings: they become steps when the number of images is known."""
+    add = options.add_argument
     add(
         "--epochs",
         metavar="N",
         type=positive,
-        help="passes over the training images (default: 12; --dataset aitod, aitodv2: 24)",
+        help=f"passes over the training images (default: {of_datasets(EPOCHS, 'epochs')})",
     )
     add(
         "--decay-epochs",
@@ -231,110 +267,5 @@ def train_options(command: argparse.ArgumentParser) -> None:
         "--max-steps",
         metavar="N",
         type=positive,
-        help="at most so many steps; alone: as many",
+        help="at most N steps; without --epochs: N steps",
     )
-    add(
-        "--batch-size",
-        metavar="N",
-        type=positive,
-        help="images a step, over all processes (default: 2, or 4 with slim)",
-    )
-    add(
-        "--lr",
-        metavar="X",
-        type=rate,
-        help="learning rate (default: two-stage 0.005, retinanet and fcos 0.001; slim 0.02)",
-    )
-    add(
-        "--image-size",
-        metavar="S",
-        nargs="+",
-        type=positive,
-        help="resize the shorter side to so many pixels; of several one is drawn for each training "
-        "image, the largest is for evaluation "
-        "(default: 800, longer side at most 1333; --dataset sodad 1200; slim: not resized)",
-    )
-    add(
-        "--crop",
-        metavar="S",
-        type=count_or_none,
-        help="train on random crops of so many pixels, 0: whole images "
-        "(default: 0, or 192 with slim)",
-    )
-    add(
-        "--seed",
-        metavar="N",
-        type=count,
-        help=f"seed of weights, data order and draws (default: {WITHOUT_PRESET['seed']})",
-    )
-    add(
-        "--lam",
-        metavar="X",
-        type=float,
-        help=f"λ of the weights, at least 1 (default: {WITHOUT_PRESET['lam']:g})",
-    )
-    add(
-        "--location-score",
-        metavar="|".join(SCORES),
-        type=partial(one_of, SCORES),
-        help=f"S_loc (default: {WITHOUT_PRESET['location_score']})",
-    )
-    add(
-        "--class-score",
-        metavar="|".join(CLASS_SCORES),
-        type=partial(one_of, CLASS_SCORES),
-        help=f"S_cls (default: {WITHOUT_PRESET['class_score']})",
-    )
-    add("--detach-weights", action="store_true", help="no gradient through the weights")
-    add(
-        "--resume",
-        action="store_true",
-        help="go on with the run in --out, whose settings and data hold; begin it if there is none",
-    )
-    add(
-        "--eval-every",
-        metavar="N",
-        type=count,
-        help="evaluate every so many epochs, 0: at the end only "
-        f"(default: {DEFAULTS['eval_every']})",
-    )
-    add(
-        "--workers",
-        metavar="N",
-        type=count,
-        help=f"processes that load images, for each process that trains "
-        f"(default: {DEFAULTS['workers']})",
-    )
-    add(
-        "--clip",
-        metavar="X",
-        type=rate,
-        help=f"largest norm of the gradient, which is scaled down to it "
-        f"(default: {DEFAULTS['clip']:g})",
-    )
-    add(
-        "--amp",
-        choices=PRECISIONS,
-        help="forward pass in half precision; losses stay in fp32, fp16 scales them "
-        f"(default: {DEFAULTS['amp']})",
-    )
-    add(
-        "--channels-last",
-        action=argparse.BooleanOptionalAction,
-        help="memory order of images and weights (default: channels last)",
-    )
-    add("--compile", action="store_true", help="torch.compile backbone and dense heads")
-    add(
-        "--deterministic",
-        action="store_true",
-        help="the same bits each time on a GPU too, at a price; on a CPU they are anyway",
-    )
-    add(
-        "--max-bad-steps",
-        metavar="N",
-        type=count,
-        help="leave out up to so many steps in a row whose loss is not finite or whose image "
-        "cannot be read, restart loading processes that die so often, instead of stopping "
-        f"(default: {DEFAULTS['max_bad_steps']})",
-    )
-    add("--tensorboard", action="store_true", help="write for TensorBoard beside metrics.jsonl")

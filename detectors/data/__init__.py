@@ -9,6 +9,7 @@ published.py      what a reader returns; AI-TOD, AI-TODv2 and COCO, which come a
 visdrone.py       VisDrone-DET's folders of txt files
 sodad.py          SODA-D: its regions to ignore, its tiles written and read
 tiles.py          the geometry of tiles, and the merging of what was detected on them
+object_sizes.py   square roots of areas, and the limits 8, 16 and 32
 object_counts.py  objects counted by class and size
 synthetic.py      generated scenes of tiny objects
 """

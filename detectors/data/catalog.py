@@ -5,24 +5,26 @@ differ, or people usually arrange them in another way, several paths are tried.
 
 Schedules: section 4.2 of the paper. The rate falls to a tenth after 8 and 11 of 12 epochs, 16 and
 22 of 24: the same parts of a run, and what runs do anyway.
+
+The readers are imported when they read: the command line lists the names without torch.
 """
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from detectors.data.coco import fail
 from detectors.data.coco_checks import Report
-from detectors.data.dataset import CocoDetection
-from detectors.data.published import Published, first_of, read_published_json
-from detectors.data.sodad import TiledDetection, read_sodad
-from detectors.data.visdrone import read_visdrone
 from detectors.errors import DataError
+
+if TYPE_CHECKING:
+    from detectors.data.dataset import CocoDetection
+    from detectors.data.published import Published
 
 
 class _Read(Protocol):
-    def __call__(self, root: Path, split: str, report: Report) -> Published: ...
+    def __call__(self, root: Path, split: str, report: Report) -> "Published": ...
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,16 @@ class NamedDataset:
     tiled: bool = False
 
 
-def _visdrone(root: Path, split: str, report: Report) -> Published:
+def _visdrone(root: Path, split: str, report: Report) -> "Published":
+    from detectors.data.published import first_of
+    from detectors.data.visdrone import read_visdrone
+
     return read_visdrone(root, first_of(root, [f"VisDrone2019-DET-{split}", split]), report)
 
 
-def _aitod(version: str, root: Path, split: str, report: Report) -> Published:
+def _aitod(version: str, root: Path, split: str, report: Report) -> "Published":
+    from detectors.data.published import first_of, read_published_json
+
     names = (f"aitod{version}_{split}_v1.json", f"aitod{version}_{split}.json")
     file = first_of(root, [f"{folder}{name}" for name in names for folder in ("annotations/", "")])
     # The images of trainval are also those of train and val.
@@ -66,13 +73,18 @@ def _aitod(version: str, root: Path, split: str, report: Report) -> Published:
     return read_published_json(root, file, [*folders, "images"])
 
 
-def _sodad(root: Path, split: str, report: Report) -> Published:
+def _sodad(root: Path, split: str, report: Report) -> "Published":
+    from detectors.data.published import first_of
+    from detectors.data.sodad import read_sodad
+
     file = first_of(root, [f"{folder}/{split}.json" for folder in ("Annotations", "annotations")])
     folders = [f"{part}{end}" for part in ("Images", "images") for end in ("", f"/{split}")]
     return read_sodad(root, file, folders, report)
 
 
-def _coco(root: Path, split: str, report: Report) -> Published:
+def _coco(root: Path, split: str, report: Report) -> "Published":
+    from detectors.data.published import first_of, read_published_json
+
     file = first_of(root, [f"annotations/instances_{split}2017.json"])
     return read_published_json(root, file, [f"{split}2017", f"images/{split}2017"])
 
@@ -121,7 +133,7 @@ DATASETS = {
 }
 
 
-def read_split(name: str, root: Path, split: str, report: Report = fail) -> Published:
+def read_split(name: str, root: Path, split: str, report: Report = fail) -> "Published":
     """A split of the data set `name` whose archives were unpacked in `root`.
 
     Raises:
@@ -133,12 +145,14 @@ def read_split(name: str, root: Path, split: str, report: Report = fail) -> Publ
     return dataset.read(root, split, report)
 
 
-def training_data(name: str, root: Path) -> CocoDetection:
+def training_data(name: str, root: Path) -> "CocoDetection":
     """The split that the paper trains on.
 
     Raises:
         DataError: unusable data, or SODA-D's tiles are not there.
     """
+    from detectors.data.dataset import CocoDetection
+
     dataset = DATASETS[name]
     if dataset.tiled:
         return CocoDetection(*_tiles(name, root, dataset.train))
@@ -146,12 +160,15 @@ def training_data(name: str, root: Path) -> CocoDetection:
     return CocoDetection(root, published.content, published.source)
 
 
-def evaluation_data(name: str, root: Path, split: str | None = None) -> CocoDetection:
+def evaluation_data(name: str, root: Path, split: str | None = None) -> "CocoDetection":
     """A split to evaluate on, by default the one whose results the paper gives.
 
     Raises:
         DataError: unusable data, or SODA-D's tiles are not there.
     """
+    from detectors.data.dataset import CocoDetection
+    from detectors.data.sodad import TiledDetection
+
     dataset = DATASETS[name]
     split = split or dataset.test
     published = read_split(name, root, split)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detectors.data.coco import CocoFile, read_coco
+from detectors.data.object_sizes import box_sizes
 from detectors.data.visdrone import ZERO_SIZE
 from detectors.errors import DataError
 
@@ -91,7 +92,7 @@ def sizes(pool: Pool) -> tuple[Tensor, Tensor]:
     """Of each object [N] sqrt(w h) in pixels, and sqrt(w h / (W H)) of its W x H image."""
     boxes = torch.cat([boxes for boxes, _ in pool.images])
     area = torch.cat([boxes.new_full((len(boxes),), h * w) for boxes, (h, w) in pool.images])
-    size = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
+    size = box_sizes(boxes)
     return size, size / area.sqrt()
 
 

@@ -1,6 +1,7 @@
 """Evaluation: average precision and oLRP by the benchmarks' protocols, files, curves.
 
-average_precision.py  AP over IoU thresholds and object sizes; the protocols
+protocols.py          the benchmarks' rules by name
+average_precision.py  AP over IoU thresholds and object sizes
 olrp.py               optimal localisation recall precision
 arrays.py             objects and detections as arrays
 model_evaluation.py   a detector run on a data set and evaluated, by one process or several
@@ -14,7 +15,8 @@ from detectors.utils.lazy import names_of
 __getattr__, __all__ = names_of(
     __name__,
     {
-        "average_precision": "EVALUATORS METRICS PROTOCOLS Evaluation evaluate",
+        "average_precision": "Evaluation evaluate",
         "model_evaluation": "evaluate_model",
+        "protocols": "EVALUATORS METRICS PROTOCOLS",
     },
 )

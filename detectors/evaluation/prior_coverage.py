@@ -14,10 +14,11 @@ from torch import Tensor
 
 from detectors.assigners.priors import Assigner, Level
 from detectors.data.object_counts import Image
+from detectors.data.object_sizes import LIMITS, box_sizes, size_name, size_range
 from detectors.models.anchor_plans import Layout
 from detectors.models.anchors import PlainAnchors
 
-BUCKETS = (0.0, 8.0, 16.0, 32.0, 96.0, float("inf"))
+BUCKETS = (*LIMITS[:-1], 96.0, float("inf"))
 """Limits of the sizes sqrt(w h), in pixels of the resized image; the lower one belongs to it."""
 
 
@@ -100,7 +101,6 @@ def positives(
     get 6.7 in exact arithmetic, 4.3 were float32 compared bit by bit, 5.4 within assigners.TIE.
     """
     layout = layout or Layout()
-    limits = torch.tensor(BUCKETS[1:-1], dtype=torch.float64)
     objects = torch.zeros(len(BUCKETS) - 1, dtype=torch.float64)
     matched = torch.zeros_like(objects)
     for image in images:
@@ -108,8 +108,7 @@ def positives(
         priors, levels = make_priors(layout, height, width)
         matches = assign(boxes.float(), priors, levels)
         gets = torch.bincount(matches[matches >= 0], minlength=len(boxes)).double()
-        size = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
-        bucket = torch.bucketize(size, limits, right=True)
+        bucket = size_range(box_sizes(boxes), BUCKETS)
         objects += torch.bincount(bucket, minlength=len(objects))
         matched += torch.bincount(bucket, weights=gets, minlength=len(objects))
     means = (matched / objects.clamp(min=1)).tolist()
@@ -123,15 +122,6 @@ def positives(
 def without_positives(buckets: Iterable[Bucket]) -> list[str]:
     """The sizes whose objects get no prior at all, such as "<8 px" or "8-16 px"."""
     return [bucket.name for bucket in buckets if bucket.objects and bucket.positives == 0]
-
-
-def size_name(low: float, high: float) -> str:
-    """Sizes from `low` to below `high` in words, such as "<8 px" or "8-16 px"."""
-    if low == 0:
-        return f"<{high:g} px"
-    if high == float("inf"):
-        return f">={low:g} px"
-    return f"{low:g}-{high:g} px"
 
 
 def _grids(layout: Layout, height: int, width: int) -> list[tuple[int, int, int]]:

@@ -18,6 +18,7 @@ from detectors import errors
 from detectors.evaluation.average_precision import Evaluation
 from detectors.evaluation.curves import pr_classes, pr_curves
 from detectors.utils import files
+from detectors.utils.text_tables import aligned
 
 ARRAYS = ("precision", "recall_points", "iou_thresholds")
 
@@ -81,10 +82,7 @@ def class_table(evaluation: Evaluation) -> str:
     table = [["", *evaluation.metrics]]
     for name, metrics in [*evaluation.per_class.items(), ("all", evaluation.metrics)]:
         table.append([name, *map(_percent, metrics.values())])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table
-    )
+    return "\n".join(aligned(table))
 
 
 def _percent(value: float) -> str:

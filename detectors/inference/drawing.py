@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from detectors.data.object_sizes import box_sizes
 from detectors.utils.palette import GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION, YELLOW
 
 COLOURS = (ORANGE, SKY_BLUE, YELLOW, PURPLE, GREEN, VERMILION)
@@ -73,7 +74,7 @@ def enlargement(boxes: Tensor, size: tuple[int, int]) -> int:
     """How many times to enlarge a picture of this (width, height): 1, 2, ..."""
     if not len(boxes):
         return 1
-    side = float((boxes[:, 2:] - boxes[:, :2]).clamp(min=1).prod(1).sqrt().median())
+    side = float(box_sizes(boxes, least_side=1).median())
     return max(1, min(round(READABLE / side), LARGEST // max(size)))
 
 

@@ -13,20 +13,20 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from detectors.data.object_sizes import SMALL, TINY, size_name, size_range
 from detectors.evaluation.curves import NAMES, RUN_STYLES, STYLE_OF
-from detectors.evaluation.prior_coverage import BUCKETS, size_name
+from detectors.evaluation.prior_coverage import BUCKETS
 from detectors.paper.loss_samples import Samples
 from detectors.paper.table_rows import number
 
-PANELS = ((0.0, 16.0), (16.0, 32.0), (32.0, float("inf")))
+PANELS = ((0.0, TINY), (TINY, SMALL), (SMALL, float("inf")))
 """Sizes of Fig. 1b, c and d, in pixels."""
 
 
 def shares(values: Tensor, sizes: Tensor) -> list[float]:
     """The share of the sum of `values` [P] that each of BUCKETS gets, in per cent."""
-    bucket = torch.bucketize(sizes, sizes.new_tensor(BUCKETS[1:-1]), right=True)
     sums = torch.zeros(len(BUCKETS) - 1, dtype=torch.float64)
-    sums.index_add_(0, bucket, values.double())
+    sums.index_add_(0, size_range(sizes, BUCKETS), values.double())
     return [100 * float(s) / float(sums.sum()) for s in sums]
 
 

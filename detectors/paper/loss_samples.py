@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.data.dataset import CocoDetection
+from detectors.data.object_sizes import box_sizes
 from detectors.errors import DataError
 from detectors.inference.detect import as_inputs
 from detectors.utils.progress import Progress
@@ -53,7 +54,7 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
         settings = criterion.settings
         background = settings.background_label(logits.shape[1])
         at = ((labels != background) & (labels != settings.ignore_index)).nonzero()[:, 0]
-        sizes = (targets[at, 2:] - targets[at, :2]).prod(1).sqrt()
+        sizes = box_sizes(targets[at])
         loss = rows.weight[at] * (rows.classification[at] + rows.regression[at])
         scores = (rows.location_score[at], rows.class_score[at])
         own = (priors[at] == targets[at]).all(1)
@@ -61,7 +62,7 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
 
     def note_objects(_: nn.Module, __: tuple[Any, ...], result: tuple[Any, Any]) -> None:
         boxes = torch.cat([target["boxes"] for target in result[1]])
-        objects.append((boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt())
+        objects.append(box_sizes(boxes))
 
     heads = [m for m in model.modules() if isinstance(m, JointOptimizationLoss)]
     hooks = [head.register_forward_hook(look, with_kwargs=True) for head in heads]

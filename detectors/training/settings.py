@@ -1,90 +1,245 @@
-"""The settings of a training run: their names, defaults, and what decides those not given.
+"""The settings of a training run: their names, help, choices, defaults, and what decides the rest.
 
-One dataclass serves the command line, whose options carry the same names, the file config.json and
-the training loop. `resolve` fills in what was not given: from an earlier run's config.json, else
-the data set's, the preset's and the defaults below.
+One dataclass serves the command line, whose options are made from its fields, the file config.json
+and the training loop. `resolve` fills in what was not given: from an earlier run's config.json,
+else the data set's, the preset's and the fields' defaults. Nothing here imports torch.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-from detectors.data.catalog import DATASETS
+from detectors.assigners.names import ASSIGNERS
+from detectors.data.catalog import DATASETS, NamedDataset
 from detectors.errors import Unusable
-from detectors.evaluation.average_precision import EVALUATORS, PROTOCOLS
-from detectors.models.presets import WEIGHTS, find_detector
+from detectors.evaluation.protocols import EVALUATORS, PROTOCOLS
+from detectors.models.anchor_plans import RATIOS
+from detectors.models.presets import (
+    BACKBONES,
+    DETECTORS,
+    LOSSES,
+    PRESETS,
+    WEIGHTS,
+    by_preset,
+    find_detector,
+)
+from detectors.training.defaults_in_words import (
+    anchor_scales,
+    of_detectors,
+    of_image_sizes,
+    of_presets,
+    text,
+)
+from jolkernels.spec import CHOICES
 
-BATCHES = {"torchvision": 2, "paper": 2, "slim": 4}
-CROPS = {"torchvision": 0, "paper": 0, "slim": 192}
-EPOCHS = 12
+BATCHES = by_preset(2, slim=4)
+CROPS = by_preset(0, slim=192)
 LENGTH = ("epochs", "max_steps", "decay_epochs")
 """Options that become `steps` and `decay_steps` once the number of images is known."""
-MAY_CHANGE = frozenset(
-    {"device", "workers", "evaluator", "eval_every", "max_bad_steps", "tensorboard"}
-)
-"""Settings a resumed run need not share with its beginning."""
 PRECISIONS = ("off", "bf16", "fp16")
-KNOWN = {"amp": PRECISIONS, "evaluator": EVALUATORS, "protocol": tuple(PROTOCOLS)}
+CLASS_SCORES = ("probability",)
+MODEL, LOSS, TRAINING, EVALUATION = "model", "loss", "training", "evaluation"
+"""Groups of settings; build_detector takes those of the first two."""
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """Everything that decides what a run computes; build_detector explains the model's part.
+def setting(
+    help: str,
+    group: str,
+    default: Any = MISSING,
+    *,
+    usual: Any = MISSING,
+    said: str = "",
+    may_change: bool = False,
+    **kind: Any,
+) -> Any:
+    """A field of TrainSettings that is an option of `jol train`.
 
-    Attributes:
-        steps: optimizer steps in all.
-        batch_size: images a step, over all processes.
-        crop: side of the random training crops in pixels; None: whole images.
-        decay_steps: steps after which the learning rate falls to a tenth; None: at 8/12 and 11/12.
-        clip: largest norm of the gradient of all parameters; larger ones are scaled down.
-        amp: the forward pass in this precision (one of PRECISIONS); losses are float32 always.
-        channels_last: memory order of images and weights.
-        compile: torch.compile what of the model has static shapes.
-        deterministic: the same bits on a GPU too, slower; on a CPU they are anyway.
-        max_bad_steps: so many steps in a row may be left out because a loss is not finite or an
-            image cannot be read, and loading processes started again; one more ends the run.
-        tensorboard: write what metrics.jsonl holds for TensorBoard as well.
-        protocol: of the evaluation.
-        eval_every: evaluate every so many epochs, and at the end; 0: at the end only.
+    Args:
+        help: what the option's help says.
+        group: one of the four above.
+        default: value where the command line does not give it, and of an earlier run whose file
+            lacks it.
+        usual: value where the command line does not give it, if files never lacked it.
+        said: the default in words, where it depends on the preset, the detector or the data.
+        may_change: whether a resumed run may have another value than its beginning.
+        kind: what the command line takes beyond the field's type (see commands/options.py):
+            `choices`; `none`, the word for None; `metavar`; the limits `least`, `above`, `below`.
     """
+    plain = usual if default is MISSING else default
+    if not said and isinstance(plain, int | float | str) and not isinstance(plain, bool):
+        said = text(plain)
+    metadata = {
+        "help": f"{help} (default: {said})" if said else help,
+        "group": group,
+        "may_change": may_change,
+        "kind": kind,
+    }
+    if usual is not MISSING:
+        metadata["usual"] = usual
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
-    detector: str
-    loss: str
-    preset: str
-    backbone: str
-    backbone_weights: str
-    image_size: int | list[int] | None
-    lam: float
-    location_score: str | None
-    class_score: str | None
-    detach_weights: bool
+
+EPOCHS = NamedDataset.epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Everything that decides what a run computes; build_detector explains the model's part."""
+
+    detector: str = setting("detector to train", MODEL, choices=DETECTORS)
+    loss: str = setting("the detector's own loss, or JOL", LOSS, choices=LOSSES)
+    preset: str = setting(
+        "torchvision: stock ResNet-50; paper: the paper's settings; slim: small, for a CPU and "
+        "random weights",
+        MODEL,
+        choices=PRESETS,
+        said="torchvision, or paper with --dataset",
+    )
+    backbone: str = setting(
+        "ResNet of the detector", MODEL, choices=BACKBONES, said=of_detectors(lambda d: d.backbone)
+    )
+    backbone_weights: str = setting(
+        "weights to start from", MODEL, metavar="imagenet|none|FILE", said=of_presets(WEIGHTS)
+    )
+    image_size: int | list[int] | None = setting(
+        "resize the shorter side to S pixels; of several S one is drawn for each training image, "
+        "the largest is for evaluation",
+        MODEL,
+        metavar="S",
+        least=1,
+        said=of_image_sizes(),
+    )
+    lam: float = setting("λ of the weights, at least 1", LOSS, usual=2.0)
+    location_score: str | None = setting(
+        "S_loc", LOSS, usual="iou", choices=CHOICES["location_score"], none="none"
+    )
+    class_score: str | None = setting(
+        "S_cls", LOSS, usual="probability", choices=CLASS_SCORES, none="none"
+    )
+    detach_weights: bool = setting("no gradient through the weights", LOSS, usual=False)
     steps: int
-    batch_size: int
-    lr: float
-    crop: int | None
-    seed: int
-    assigner: str | None = None
-    assigner_settings: dict[str, float] = dataclasses.field(default_factory=dict)
-    anchor_scale: float | None = None
-    anchor_ratios: list[float] | None = None
-    strides: list[int] | None = None
-    centreness_weights: bool | None = None
-    score_threshold: float | None = None
+    batch_size: int = setting(
+        "images per step, over all processes", TRAINING, least=1, said=of_presets(BATCHES)
+    )
+    lr: float = setting(
+        "learning rate", TRAINING, above=0, said=of_detectors(lambda d: d.learning_rate)
+    )
+    crop: int | None = setting(
+        "train on random crops of S x S pixels; 0: whole images",
+        TRAINING,
+        metavar="S",
+        least=0,
+        none="0",
+        said=of_presets(CROPS),
+    )
+    seed: int = setting("seed of weights, data order and draws", TRAINING, usual=0, least=0)
+    assigner: str | None = setting(
+        "label assigner of the RPN or RetinaNet, by default iou; or of FCOS: atss or rfla, by "
+        "default its own",
+        MODEL,
+        None,
+        choices=ASSIGNERS,
+    )
+    assigner_settings: dict[str, float] = setting(
+        "settings of the assigner, such as m=6.13 n=4.59 of simd", MODEL, {}, metavar="NAME=X"
+    )
+    anchor_scale: float | None = setting(
+        "side of the anchors in strides; tiny objects want 2 to 4",
+        MODEL,
+        None,
+        above=0,
+        said=of_detectors(anchor_scales),
+    )
+    anchor_ratios: list[float] | None = setting(
+        "height over width of the anchors of a location", MODEL, None, above=0, said=text(RATIOS)
+    )
+    strides: list[int] | None = setting(
+        "strides of the pyramid's levels",
+        MODEL,
+        None,
+        least=1,
+        said=of_detectors(lambda d: d.strides),
+    )
+    centreness_weights: bool | None = setting(
+        "fcos: weigh box losses by centreness, as MMDetection does",
+        MODEL,
+        None,
+        said=of_detectors(lambda d: d.centreness_weights),
+    )
+    score_threshold: float | None = setting(
+        "least score of a detection",
+        MODEL,
+        None,
+        least=0,
+        below=1,
+        said=of_detectors(lambda d: d.score_threshold),
+    )
     decay_steps: list[int] | None = None
-    clip: float = 10.0
-    amp: str = "off"
-    channels_last: bool = True
-    compile: bool = False
-    deterministic: bool = False
-    max_bad_steps: int = 0
-    tensorboard: bool = False
-    device: str = "cpu"
-    workers: int = 0
-    evaluator: str = "faster"
-    protocol: str = "aitod"
-    eval_every: int = 1
+    clip: float = setting(
+        "largest norm of the gradient, which is scaled down to it", TRAINING, 10.0, above=0
+    )
+    amp: str = setting(
+        "forward pass in half precision; losses stay in fp32, fp16 scales them",
+        TRAINING,
+        "off",
+        choices=PRECISIONS,
+    )
+    channels_last: bool = (
+        True  # no option: earlier versions had one, and their runs can be repeated
+    )
+    compile: bool = setting("torch.compile backbone and dense heads", TRAINING, False)
+    deterministic: bool = setting(
+        "the same bits each time on a GPU too, at a price; on a CPU they are anyway",
+        TRAINING,
+        False,
+    )
+    max_bad_steps: int = setting(
+        "skip up to N steps in a row whose loss is not finite or whose image cannot be read, and "
+        "restart loading processes that die as often, instead of stopping",
+        TRAINING,
+        0,
+        least=0,
+        may_change=True,
+    )
+    tensorboard: bool = setting(
+        "write what metrics.jsonl holds for TensorBoard too", TRAINING, False, may_change=True
+    )
+    device: str = setting(
+        "where to compute",
+        TRAINING,
+        "cpu",
+        choices=("cpu", "cuda"),
+        said="cuda where there is a GPU",
+        may_change=True,
+    )
+    workers: int = setting(
+        "processes that load images, for each process that trains",
+        TRAINING,
+        0,
+        least=0,
+        may_change=True,
+    )
+    evaluator: str = setting(
+        "library that computes AP: faster-coco-eval or pycocotools",
+        EVALUATION,
+        "faster",
+        choices=EVALUATORS,
+        may_change=True,
+    )
+    protocol: str = setting(
+        "size ranges and detection limits of the evaluation",
+        EVALUATION,
+        "aitod",
+        choices=PROTOCOLS,
+        said="the data set's, else aitod",
+    )
+    eval_every: int = setting(
+        "evaluate every N epochs, 0: at the end only", EVALUATION, 1, least=0, may_change=True
+    )
 
     def check(self) -> None:
         """Refuse what a file says that the command line would not have taken.
@@ -94,18 +249,25 @@ class TrainSettings:
         Raises:
             ValueError: a setting of another kind, or an unknown name.
         """
-        for name, hint in get_type_hints(type(self)).items():
-            if not _fits(getattr(self, name), hint):
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if not _fits(value, hint):
                 wanted = hint.__name__ if isinstance(hint, type) else hint
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted {wanted}")
-        for name, known in KNOWN.items():
-            if getattr(self, name) not in known:
-                wanted = ", ".join(known)
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted one of {wanted}")
+                raise ValueError(f"{field.name}: got {value!r}, wanted {wanted}")
+            known = field.metadata.get("kind", {}).get("choices")
+            if known and field.metadata["group"] not in (MODEL, LOSS) and value not in known:
+                wanted = f"one of {', '.join(known)}"
+                raise ValueError(f"{field.name}: got {value!r}, wanted {wanted}")
 
     def model_arguments(self) -> dict[str, Any]:
-        """What build_detector takes beside name, number of classes and loss."""
-        return {name: getattr(self, name) for name in MODEL}
+        """What build_detector takes next to name, number of classes and loss."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.metadata.get("group") in (MODEL, LOSS)
+            and field.name not in ("detector", "loss")
+        }
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -122,35 +284,23 @@ def _fits(value: object, hint: Any) -> bool:
     return isinstance(value, int | float if hint is float else hint)
 
 
-MODEL = (
-    *("preset", "backbone", "backbone_weights", "image_size"),
-    *("assigner", "assigner_settings", "anchor_scale", "anchor_ratios", "strides"),
-    *("centreness_weights", "score_threshold"),
-    *("lam", "location_score", "class_score", "detach_weights"),
-)
-
-
 def _defaults() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(TrainSettings):
-        if field.default_factory is not dataclasses.MISSING:
+        if field.default_factory is not MISSING:
             found[field.name] = field.default_factory()
-        elif field.default is not dataclasses.MISSING:
+        elif field.default is not MISSING:
             found[field.name] = field.default
     return found
 
 
+FIELDS = {field.name: field for field in dataclasses.fields(TrainSettings)}
 DEFAULTS = _defaults()
 """Settings that an older run's file may lack; it ran with these."""
-WITHOUT_PRESET: dict[str, Any] = {
-    **DEFAULTS,
-    "lam": 2.0,
-    "location_score": "iou",
-    "class_score": "probability",
-    "detach_weights": False,
-    "seed": 0,
-}
-"""What the command line takes for a setting that is not given, whatever the preset."""
+USUAL = {name: f.metadata["usual"] for name, f in FIELDS.items() if "usual" in f.metadata}
+"""What a new run takes for a setting without default that is not given, whatever the preset."""
+MAY_CHANGE = frozenset(name for name, f in FIELDS.items() if f.metadata.get("may_change"))
+"""Settings a resumed run need not share with its beginning."""
 
 
 def resolve(
@@ -194,7 +344,8 @@ def _chosen(given: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
     except ValueError as error:
         raise Unusable(str(error)) from error
     return {
-        **WITHOUT_PRESET,
+        **DEFAULTS,
+        **USUAL,
         "preset": preset,
         "backbone": detector.backbone[preset],
         "backbone_weights": WEIGHTS[preset],

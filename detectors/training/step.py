@@ -87,13 +87,11 @@ class Stepper:
             rate: its learning rate.
             stop: whether this process was asked to stop after it.
         """
-        problem = ""
-        if isinstance(batch, str):
-            problem = batch
-            if self.world.group is None:
-                return Outcome({}, problem, stop)
-            batch = self._blank()  # the other ranks wait for this one's gradients
-        images, targets = batch
+        if isinstance(batch, str) and self.world.group is None:
+            return Outcome({}, batch, stop)
+        problem = batch if isinstance(batch, str) else ""
+        # Of several ranks, the others wait for the gradients of one that has no batch.
+        images, targets = self._blank() if isinstance(batch, str) else batch
         self._seed(step, len(images))
         if not self.model.training:  # evaluation has been in between
             self.network.train()
@@ -106,40 +104,57 @@ class Stepper:
             if self.world.group is not None:
                 raise TrainingError(f"step {step}: {problem}") from error
             return Outcome({}, problem, stop)
-        total = torch.stack(list(losses.values())).sum()
-        self.optimizer.zero_grad()
-        self.scaler.scale(total).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
-        named = {**losses, "total": total, "grad_norm": norm}
-        negative_weight = joint_head(self.model).negative_weight
-        if negative_weight is not None:
-            named["negative_weight"] = negative_weight
-        # One transfer a step: everything there is to know about it.
-        numbers = torch.stack([v.detach().double() for v in named.values()]).cpu()
-        mine = dict(zip(named, numbers.tolist(), strict=True))
-        flags = torch.tensor([bool(problem), stop], dtype=torch.float64)
-        sums = self.world.sum(torch.cat([numbers, flags])).tolist()
-        *values, failed, stopped = sums
-        outcome = {k: v / self.world.size for k, v in zip(named, values, strict=True)}
-        if failed or not self._is_finite(outcome):
+        values = self._backward(losses)
+        mine, means, failed, stopped = self._share(values, bool(problem), stop)
+        if failed or not self._is_finite(means):
             problem = self._explain(problem, mine, targets)
             self._put_back(statistics)
         else:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            if outcome["grad_norm"] > self.settings.clip:  # else its factor is 1
-                nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
-            self.scaler.step(self.optimizer)
+            self._update(rate, values["grad_norm"], means["grad_norm"])
         if not (problem and stopped):  # else the run goes on with this very step
             self.scaler.update()
-        return Outcome(outcome, problem, bool(stopped))
+        return Outcome(means, problem, stopped)
 
     def _forward(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> Any:
         device, amp = self.settings.device, self.settings.amp
         wanted = [{k: t[k].to(device) for k in ("boxes", "labels")} for t in targets]
         with torch.autocast(device, DTYPES[amp], enabled=amp != "off"):
             return self.network([image.to(device) for image in images], wanted)
+
+    def _backward(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the gradients; the step's values by name, 0-dim tensors."""
+        total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad()
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
+        values = {**losses, "total": total, "grad_norm": norm}
+        negative_weight = joint_head(self.model).negative_weight
+        if negative_weight is not None:
+            values["negative_weight"] = negative_weight
+        return values
+
+    def _share(
+        self, values: Mapping[str, Tensor], failed: bool, stop: bool
+    ) -> tuple[dict[str, float], dict[str, float], bool, bool]:
+        """This rank's values, their means over the ranks, and whether any rank failed or stops.
+
+        One transfer from the GPU and one between the ranks: everything there is to know of a step.
+        """
+        numbers = torch.stack([v.detach().double() for v in values.values()]).cpu()
+        flags = torch.tensor([failed, stop], dtype=torch.float64)
+        *sums, any_failed, any_stops = self.world.sum(torch.cat([numbers, flags])).tolist()
+        mine = dict(zip(values, numbers.tolist(), strict=True))
+        means = {k: v / self.world.size for k, v in zip(values, sums, strict=True)}
+        return mine, means, bool(any_failed), bool(any_stops)
+
+    def _update(self, rate: float, norm: Tensor, mean_norm: float) -> None:
+        """Clip the gradients and take the step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if mean_norm > self.settings.clip:  # else its factor is 1
+            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
+        self.scaler.step(self.optimizer)
 
     def _seed(self, step: int, images: int) -> None:
         """Draws of this step: the samplers' from each image's place, all others from the rank."""

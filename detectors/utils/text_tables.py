@@ -1,16 +1,14 @@
-"""A table of strings as text, Markdown or CSV."""
+"""Tables of strings as text, Markdown or CSV."""
 
 import csv
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 WIDTH = 100
 """Of the notes below a table, in characters."""
-
-
 FORMATS = ("text", "markdown", "csv")
 
 
@@ -22,10 +20,10 @@ class Grid:
         title: one line.
         header: names of the columns.
         rows: cells, as many as columns.
-        labels: the first so many columns hold words; the others hold numbers.
-        entry: rows that share the first so many columns are an entry; text says these once, and
-            has a blank line where another of them than the last changes.
-        notes: lines to stand below.
+        labels: the first N columns hold words; the others hold numbers.
+        entry: rows that share the first N columns are an entry; text says these once, and has a
+            blank line where another of them than the last changes.
+        notes: lines below the table.
     """
 
     title: str
@@ -41,37 +39,55 @@ def render(grid: Grid, style: str) -> str:
     return {"text": _text, "markdown": _markdown, "csv": _csv}[style](grid)
 
 
+def aligned(rows: Iterable[Sequence[str]], labels: int = 1) -> list[str]:
+    """A line a row, their cells below each other; all rows have the same number of them.
+
+    Args:
+        rows: the cells, those of the header among them.
+        labels: the first N columns hold words and stand at the left of their column; the others
+            hold numbers and stand at the right.
+    """
+    table = list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(_padded(row, widths, labels)).rstrip() for row in table]
+
+
+def _padded(row: Sequence[str], widths: Sequence[int], labels: int) -> Iterator[str]:
+    for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.ljust(width) if i < labels else cell.rjust(width)
+
+
+def markdown(
+    header: Sequence[str], rows: Iterable[Sequence[str]], labels: int = 1
+) -> Iterator[str]:
+    """The lines of a Markdown table, each as soon as its row is there; `labels` as in aligned."""
+    yield _cells(header)
+    yield "|" + "---|" * labels + "---:|" * (len(header) - labels)
+    yield from map(_cells, rows)
+
+
+def _cells(row: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+
 def _text(grid: Grid) -> str:
     """Words to the left, numbers to the right; an entry says once what it is."""
-    table = [grid.header, *grid.rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [grid.title, "", _line(grid.header, widths, grid.labels)]
-    for before, row in pairwise(table):
-        alike = [before[: i + 1] == row[: i + 1] for i in range(grid.entry)]
-        if not all(alike[:-1]):
-            lines.append("")
-        shown = ["" if same else cell for same, cell in zip(alike, row, strict=False)]
-        lines.append(_line([*shown, *row[grid.entry :]], widths, grid.labels))
+    shown, begins_entry = [grid.header], [False]
+    for before, row in pairwise([grid.header, *grid.rows]):
+        same = [before[: i + 1] == row[: i + 1] for i in range(grid.entry)]
+        begins_entry.append(not all(same[:-1]))
+        shown.append(["" if i < grid.entry and same[i] else cell for i, cell in enumerate(row)])
+    lines = [grid.title, ""]
+    for begins, line in zip(begins_entry, aligned(shown, grid.labels), strict=True):
+        lines += ["", line] if begins else [line]
     notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in grid.notes]
     return "\n".join([*lines, "", *notes]).rstrip("\n") + "\n"
 
 
-def _line(row: Sequence[str], widths: Sequence[int], labels: int) -> str:
-    cells = [
-        cell.ljust(width) if i < labels else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return "  ".join(cells).rstrip()
-
-
 def _markdown(grid: Grid) -> str:
-    def line(row: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-
-    ruler = "|" + "---|" * grid.labels + "---:|" * (len(grid.header) - grid.labels)
+    table = markdown(grid.header, grid.rows, grid.labels)
     notes = [f"- {note}" for note in grid.notes]
-    lines = [f"**{grid.title}**", "", line(grid.header), ruler, *map(line, grid.rows), "", *notes]
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return "\n".join([f"**{grid.title}**", "", *table, "", *notes]).rstrip("\n") + "\n"
 
 
 def _csv(grid: Grid) -> str:

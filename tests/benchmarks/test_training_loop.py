@@ -9,7 +9,7 @@ import torch
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from bench import training_loop
+from bench import reference_loop, training_loop
 from detectors.data import CocoDetection, train_batches
 from detectors.data.synthetic import write_scenes
 from detectors.training import loop
@@ -43,13 +43,13 @@ def test_the_reference_sees_the_harness_s_pictures(
 ) -> None:
     """Decoded and mirrored by other code, over more than an epoch."""
     data = CocoDetection(given.images, given.annotations)
-    pictures = training_loop.Pictures(data, given.images)
+    pictures = reference_loop.Pictures(data, given.images)
     theirs = [
-        [pictures[key] for key in batch] for batch in training_loop.choices(len(data), settings)
+        [pictures[key] for key in batch] for batch in reference_loop.choices(len(data), settings)
     ]
     ours = list(train_batches(data, batch_size=2, crop=None, seed=0, steps=settings.steps))
     assert len(ours) == len(theirs) == 4
-    mirrored = [key[1] for batch in training_loop.choices(len(data), settings) for key in batch]
+    mirrored = [key[1] for batch in reference_loop.choices(len(data), settings) for key in batch]
     assert {True, False} == set(mirrored)
     for (images, targets), batch in zip(ours, theirs, strict=True):
         for image, target, (picture, wanted) in zip(images, targets, batch, strict=True):
@@ -64,7 +64,7 @@ def test_both_loops_begin_with_the_same_losses_and_gradients(
     """torchvision's classes with the harness's weights; all samples are taken, so none is drawn."""
     data = CocoDetection(given.images, given.annotations)
     ours = loop.make_model(settings, len(data.class_names))
-    theirs = training_loop.torchvision_model(settings, len(data.class_names))
+    theirs = reference_loop.torchvision_model(settings, len(data.class_names))
     assert type(theirs.rpn) is RegionProposalNetwork and type(theirs.roi_heads) is RoIHeads
     for model in (ours, theirs):
         for part in (model.rpn, model.roi_heads):

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import untrained
 
+from detectors import cli
 from detectors.cli import main
 from detectors.data.synthetic import CLASSES, write_scenes
 
@@ -199,7 +201,7 @@ def test_other_classes_in_validation(
         (["--config", "nowhere.json"], "nowhere.json: missing or broken"),
         (["--centreness-weights", "yes"], "got 'yes', wanted one of on, off"),
         (["--amp", "fp8"], "--amp"),
-        (["--colour", "red"], "unrecognized arguments: --colour red"),
+        (["--colour", "red"], "unknown option --colour"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -271,6 +273,113 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
             following = lines[lines.index(line) + 1] if lines[-1] != line else ""
             explained = len(line.strip().split("  ", 1)) == 2 or following.startswith(" " * 20)
             assert explained, line
+
+
+HEAVY = ("torch", "torchvision", "matplotlib", "numpy", "PIL")
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ([], 0),
+        (["--version"], 0),
+        *(([*command, "--help"], 0) for command in (
+            ["train"], ["eval"], ["predict"], ["export"], ["demo"], ["table"], ["figure"],
+            ["sweep"], ["data"], ["data", "stats"], ["data", "check"], ["data", "convert"],
+        )),
+        (["trian"], 2),
+        (["train"], 2),
+        *((["train", *words], 2) for words in (
+            ["--detector", "yolo"], ["--assigner", "giou"], ["--preset", "fast"],
+            ["--location-score", "area"], ["--dataset", "voc"], ["--protocol", "voc"],
+        )),
+        (["train", "--config", "nowhere.json", "--out", "nowhere"], 2),
+        (["sweep", "2", "--out", "nowhere"], 2),
+        (["eval", "--out", "nowhere"], 2),
+        (["data", "stats"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_help_and_wrong_arguments_need_no_torch(words: list[str], status: int) -> None:
+    code = (
+        f"import sys; from detectors.cli import main; status = main({words!r}); "
+        f"assert status == {status}, status; "
+        f"print('imported:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported: []"
+
+
+def test_the_library_exports_without_torch() -> None:
+    code = (
+        "import sys; from jolkernels import spec; assert 'torch' not in sys.modules; "
+        "import jolkernels; jolkernels.JointOptimizationLoss(lam=3.0); "
+        "from jolkernels import *; joint_optimization_loss, JointLoss, PerSample; "
+        "assert not hasattr(jolkernels, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_jol_alone_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    alone = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert alone == capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert f"\n  {command.__name__.rpartition('.')[2]} " in alone.replace("\n    ", "\n  ")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jol {metadata.version('jolkernels')}\n"
+
+
+def test_all_problems_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--lr", "0", "--assigner", "iuo", "--strides", "--learning-rate", "3", "--seeds=4"]
+    assert main(["train", *words, "--image-size", "64", "x", "--train-images", "y"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "jol train: --lr: got '0', wanted a positive number",
+        "jol train: --assigner: got 'iuo', wanted one of iou, simd, nwd, nwd-rka, dotd, rfla, atss;"
+        " did you mean iou?",
+        "jol train: --strides: expected at least one argument",
+        "jol train: --image-size: got 'x', wanted a whole number of 1 or more",
+        "jol train: the following arguments are required: --out",
+        "jol train: unknown option --learning-rate; did you mean --lr?",
+        "jol train: unknown option --seeds; did you mean --seed?",
+        "jol train: missing --detector and --loss, or --config of an earlier run",
+        "jol train: wanted --dataset NAME --data-root DIR or --train-images --train-annotations "
+        "--val-images --val-annotations; missing --train-annotations --val-images "
+        "--val-annotations",
+        "jol train --help lists the options",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["evla"], "jol: unknown command evla; did you mean eval?\n"),
+        (["qqq"], "jol: unknown command qqq\n"),
+        (["data", "stat"], "jol data: unknown command stat; did you mean stats?\n"),
+        (["--verson"], "jol: unknown option --verson; did you mean --version?\n"),
+        (["demo", "--qqq"], "jol demo: unknown option --qqq\n"),
+        (["demo", "x"], "jol demo: unexpected argument 'x'\n"),
+        (["demo", "--seed", "1", "-2"], "jol demo: unexpected argument '-2'\n"),
+        (["demo", "--see", "1"], "jol demo: unknown option --see; did you mean --seed?\n"),
+        (["sweep", "2", "--out", "x", "--", "--sed", "1"], "jol train: unknown option --sed; did"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_nearest_command_or_option(
+    words: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert wanted in capsys.readouterr().err
+
+
+def test_a_channels_last_option_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--out", "x", "--no-channels-last"]) == 2
+    assert "unknown option --no-channels-last\n" in capsys.readouterr().err
 
 
 def test_python_m_detectors() -> None:

@@ -275,7 +275,7 @@ def test_layouts_are_the_models_anchors(
         (["--detector", "fcos", "--assigner-settings", "k=9"], "wanted none without an assigner"),
         (["--strides", "4", "16"], "strides: got (4, 16), wanted two or more, each twice the one"),
         (["--detector", "fcos", "--anchor-scale", "2"], "anchor_scale: got 2.0, wanted none"),
-        (["--assigner", "best"], "--assigner: invalid choice: 'best'"),
+        (["--assigner", "best"], "--assigner: got 'best', wanted one of iou, simd"),
         (["--assigner", "simd", "--assigner-settings", "mm=6"], "got 'mm', wanted one of m, n"),
         (["--assigner-settings", "m=6"], "setting of assigner iou: got 'm', wanted one of high"),
         (["--assigner-settings", "low=0.9"], "low: got 0.9, wanted at most high, 0.7"),

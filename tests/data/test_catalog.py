@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from detectors.cli import main
-from detectors.commands.train import SETTINGS
+from detectors.commands.train import given_settings
 from detectors.data.catalog import DATASETS, evaluation_data, read_split, training_data
 from detectors.errors import DataError
 from detectors.training.schedule import learning_rate
@@ -102,6 +102,10 @@ def test_convert_says_what_it_leaves_out(
     assert "left out: 1 of zero size\n2 images, 1 annotations in " in printed
 
 
+OWN = (
+    *("--train-images", "x", "--train-annotations", "x"),
+    *("--val-images", "x", "--val-annotations", "x"),
+)
 TRAIN = ("train", "--loss", "jol", "--out", "x", "--detector")
 
 
@@ -109,10 +113,9 @@ def settings_of(*arguments: str, images: int = 100) -> Any:
     """What `jol` with these arguments would train with."""
     seen: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detectors.commands.train.train", seen.append)
+        patch.setattr("detectors.commands.train.run", seen.append)
         assert main(arguments) == 0
-    given = {k: v for k, v in vars(seen[0]).items() if k in SETTINGS}
-    return resolve(given, images, vars(seen[0]).get("dataset"), {})
+    return resolve(given_settings(seen[0]), images, vars(seen[0]).get("dataset"), {})
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,7 @@ def test_every_default_can_be_overridden() -> None:
     assert rates == pytest.approx([0.1, 0.01, 0.01, 0.001])
     slim = settings_of(*TRAIN, "fcos", "--dataset", "sodad", "--data-root", "x", "--preset", "slim")
     assert slim.image_size is None
-    own = settings_of(*TRAIN, "fcos", "--train-images", "x")
+    own = settings_of(*TRAIN, "fcos", *OWN)
     assert (own.preset, own.protocol, own.image_size) == ("torchvision", "aitod", None)
 
 

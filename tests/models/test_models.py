@@ -18,10 +18,10 @@ from torchvision.models.detection import (
     retinanet_resnet50_fpn,
 )
 
-from detectors.commands.train import SCORES
 from detectors.models import TWO_STAGE, build_detector, joint_head
 from detectors.models.backbones import resnet
 from jolkernels.integrations.torchvision import JointRoIHeads, fcos_criterion, roi_criterion
+from jolkernels.spec import CHOICES
 
 STOCK: dict[str, Callable[..., nn.Module]] = {
     "faster_rcnn": fasterrcnn_resnet50_fpn,
@@ -113,7 +113,7 @@ def test_joint_weights_change_the_losses_as_they_should(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
-@pytest.mark.parametrize("score", [None if s == "none" else s for s in SCORES])
+@pytest.mark.parametrize("score", [*CHOICES["location_score"], None])
 def test_every_location_score_reaches_the_loss(name: str, score: str | None) -> None:
     torch.manual_seed(0)
     model = build_detector(name, K, "jol", preset="slim", location_score=score).train()

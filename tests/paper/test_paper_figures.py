@@ -129,10 +129,13 @@ def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (runs / "none.json").write_text(json.dumps({**content, "annotations": []}))
     none = ["--val-images", images, "--val-annotations", str(runs / "none.json")]
     for words, wanted in (
-        (["7"], "no figure '7': what the paper's shows was not found, nor is it guessed here"),
+        (
+            ["7", *out],
+            "no figure '7': what the paper's shows was not found, nor is it guessed here",
+        ),
         (["2", *out], "no figure '2'; wanted 1, 3, 4, 5 or 6"),
         (["six", *out], "no figure 'six'; wanted"),
-        (["1", *out], "wanted --base DIR, --jol DIR or both"),
+        (["1", *out, *given(runs)], "wanted --base DIR, --jol DIR or both"),
         (["1", *out, "--base", str(runs / "base")], "missing --val-images"),
         (["1", *out, "--base", str(runs / "jol"), *given(runs)], "trained with another loss"),
         (["6", *out, "--base", str(tmp_path)], "no results of an evaluation"),

@@ -325,7 +325,7 @@ def test_formats_hold_the_same_cells(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        (["10"], "invalid choice: '10'"),
+        (["10"], "got '10', wanted one of 1, 2, 3, 4, 5, 6, 7, 8, 9, runs"),
         (["2", "--runs", "nowhere"], "nowhere: no such folder of runs"),
         (["2", "--format", "html"], "--format"),
         (["2", "--annotations", "a", "b"], "--annotations"),

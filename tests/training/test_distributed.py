@@ -170,7 +170,7 @@ def telling(rank: int) -> tuple[str, float, float]:
     with (
         redirect_stderr(Slow()) as written,
         suppress(errors.Stopped),
-        train._told_before_any_ends(world(rank)),
+        train._reported_before_any_ends(world(rank)),
     ):
         raise errors.Stopped("step 3: so it is")
     return written.getvalue(), told, time.monotonic()

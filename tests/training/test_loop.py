@@ -20,7 +20,10 @@ from detectors.evaluation.olrp import OLRP
 from detectors.inference import detect
 from detectors.training import checkpoints, loop, run_folder, schedule
 from detectors.training.settings import TrainSettings
+from detectors.training.state import State
 from detectors.training.step import Outcome, Stepper
+from detectors.utils.progress import Progress
+from detectors.utils.signals import Stopping
 
 RUN_FILES = {
     "config.json",
@@ -179,6 +182,39 @@ def test_a_run_whose_ap_is_not_defined_keeps_its_last_weights(
     assert checkpoints.load(tmp_path / "best.pt")["step"] == settings.steps
 
 
+def test_a_trainer_of_one_s_own_parts(
+    settings: TrainSettings, data: CocoDetection, tmp_path: Path
+) -> None:
+    """Its steps alone give the weights that `train` gives; checkpoints are for its `run`."""
+    run_to_end(settings, data, tmp_path / "run")
+    steps, out = tmp_path / "steps", tmp_path / "own"
+    model = loop.make_model(settings, len(data.class_names))
+
+    def trainer(folder: Path, state: State, log: run_folder.MetricsLog | None) -> loop.Trainer:
+        folder.mkdir(exist_ok=True)
+        stepper = Stepper(model, settings)
+        files = checkpoints.Checkpoints(folder)
+        return loop.Trainer(
+            settings, stepper, data, data, files, log, Progress("own", 0, 5), Stopping(), state
+        )
+
+    stepping = trainer(steps, State(), run_folder.MetricsLog(steps, 0))
+    batches = stepping.batches()
+    for done in range(1, settings.steps + 1):
+        stepping.step(batches)
+        assert stepping.state.step == len(stepping.seconds) == done
+    assert [p.name for p in steps.iterdir()] == ["metrics.jsonl"]
+    wanted = checkpoints.load(tmp_path / "run" / "last.pt")["model"]
+    assert all(torch.equal(v, wanted[k]) for k, v in model.state_dict().items())
+
+    result = trainer(out, stepping.state, None).run()  # every step is done: it evaluates
+    assert result is not None and math.isnan(result.seconds_per_step)
+    assert result.best_step == settings.steps
+    assert not (out / "last.pt").exists() and not (out / "metrics.jsonl").exists()
+    read = [(folder / "results.json").read_text() for folder in (out, tmp_path / "run")]
+    assert read[0] == read[1]
+
+
 def test_loss_that_is_not_finite_stops(
     settings: TrainSettings, data: CocoDetection, tmp_path: Path
 ) -> None:
@@ -232,7 +268,7 @@ def test_checkpoint_of_another_shape_is_refused(settings: TrainSettings) -> None
 def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = DemoSize(train_images=5, val_images=2, pixels=96, crop=64, steps=4, batch_size=2)
     out = tmp_path / "demo"
-    demo.run(out, seed=1, size=size)
+    demo.compare(out, seed=1, size=size)
     assert {p.name for p in out.iterdir()} == {
         demo.MARK, "train", "val", "base", "jol", "table.txt", "detections.png", "pr_curves.png",
     }  # fmt: skip
@@ -250,16 +286,16 @@ def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[st
     row = next(line for line in table.splitlines() if line.startswith("AP  ")).split()
     assert row[1:3] == [f"{100 * base['AP']:.1f}", f"{100 * joint['AP']:.1f}"]
 
-    demo.run(out, seed=1, size=replace(size, steps=1))  # an earlier demo is replaced
+    demo.compare(out, seed=1, size=replace(size, steps=1))  # an earlier demo is replaced
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match="holds what no demo wrote"):
-        demo.run(out, size=size)
+        demo.compare(out, size=size)
     assert (out / "thesis.txt").exists() and (out / "table.txt").exists()
     for name in ("thesis", "data"):  # what no demo wrote is not, whatever its folders are called
         (tmp_path / name / "train").mkdir(parents=True)
         (tmp_path / name / "train" / "mine.txt").write_text("precious")
         with pytest.raises(RunError, match="holds what no demo wrote"):
-            demo.run(tmp_path / name, seed=1, size=size)
+            demo.compare(tmp_path / name, seed=1, size=size)
         assert (tmp_path / name / "train" / "mine.txt").read_text() == "precious"
 
 

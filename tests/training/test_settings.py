@@ -11,10 +11,13 @@ import torch
 
 from detectors import cli
 from detectors.cli import main
+from detectors.commands import train
 from detectors.data.synthetic import write_scenes
+from detectors.models import build_detector
 from detectors.training import checkpoints, run_folder
-from detectors.training.settings import DEFAULTS, LENGTH, TrainSettings, resolve
+from detectors.training.settings import DEFAULTS, LENGTH, USUAL, TrainSettings, resolve, setting
 from detectors.training.step import Stepper
+from jolkernels import spec
 
 FIELDS = {field.name for field in dataclasses.fields(TrainSettings)}
 
@@ -33,27 +36,93 @@ def data(scenes: tuple[Path, Path]) -> list[str]:
 
 
 def options_of_train() -> dict[str, argparse.Action]:
-    parser = cli.parser(*[lambda args: None] * 8)
+    parser = cli.make_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return {action.dest: action for action in commands.choices["train"]._actions}
 
 
 def test_every_setting_is_an_option_and_no_option_has_a_default_of_its_own() -> None:
     options = options_of_train()
-    assert FIELDS - options.keys() == {"steps", "decay_steps"}  # which LENGTH becomes
-    assert set(LENGTH) < options.keys()
+    assert FIELDS - options.keys() == {"steps", "decay_steps", "channels_last"}
+    assert set(LENGTH) < options.keys()  # which become steps and decay_steps
     for name in FIELDS & options.keys():
         assert options[name].default == argparse.SUPPRESS, name
 
 
+def test_a_new_field_is_an_option_without_another_line(
+    scenes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class More(TrainSettings):
+        warm_up: int = setting("steps of a rising rate", "training", 7, least=0)
+        decay_kind: str | None = setting("fall", "loss", None, choices=("cosine",), none="off")
+
+    monkeypatch.setattr("detectors.commands.train.TrainSettings", More)
+    assert main(["train", "--help"]) == 0
+    assert "--warm-up N           steps of a rising rate (default: 7)" in capsys.readouterr().out
+    words = ["--detector", "fcos", "--loss", "jol", "--out", "x", *data(scenes)]
+    parsed = train.parse([*words, "--warm-up", "3", "--decay-kind", "off"])
+    assert (parsed["warm_up"], parsed["decay_kind"]) == (3, None)
+    assert "warm_up" not in train.parse(words)
+    for given, wanted in (
+        (["--warm-up", "-1"], "--warm-up: got '-1', wanted a whole number of 0 or more"),
+        (["--decay-kind", "cosin"], "wanted one of cosine, off; did you mean cosine?"),
+    ):
+        with pytest.raises(SystemExit):
+            train.parse([*words, *given])
+        assert wanted in capsys.readouterr().err
+
+
+def test_a_score_of_the_library_is_an_option_at_once(
+    scenes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--detector", "fcos", "--loss", "jol", "--out", "x", *data(scenes)]
+    words += ["--location-score", "area"]
+    with pytest.raises(SystemExit):
+        train.parse(words)
+    monkeypatch.setitem(spec.CHOICES["location_score"], "area", spec.IoU)
+    assert train.parse(words)["location_score"] == "area"
+
+
 def test_the_help_names_the_defaults_there_are() -> None:
-    for name, action in options_of_train().items():
-        default = DEFAULTS.get(name)
-        if isinstance(default, int | float | str) and not isinstance(default, bool):
-            if name in ("device", "protocol", "evaluator"):  # said in other words
-                continue
+    """Those of fields, presets, detectors and data sets."""
+    options = options_of_train()
+    checked = 0
+    for name, default in {**DEFAULTS, **USUAL}.items():
+        plain = isinstance(default, int | float | str) and not isinstance(default, bool)
+        if plain and name not in ("device", "protocol"):  # said in other words
             text = f"{default:g}" if isinstance(default, float) else str(default)
-            assert f"(default: {text}" in str(action.help), name
+            assert f"(default: {text}" in str(options[name].help), name
+            checked += 1
+    assert checked >= 9
+    for name, wanted in {
+        "batch_size": "(default: 2; with slim 4)",
+        "lr": "(default: 0.005, retinanet and fcos 0.001; with slim 0.02)",
+        "backbone": "(default: resnet50; with slim resnet18, detectors resnet14)",
+        "score_threshold": "(default: 0.05; with torchvision 0.05, fcos 0.2)",
+        "epochs": "(default: 12; --dataset aitod, aitodv2: 24)",
+        "anchor_scale": "(default: 8, retinanet 4; with slim 6 to 180 pixels by level)",
+    }.items():
+        assert wanted in str(options[name].help), name
+
+
+def test_a_run_of_a_version_that_had_channels_last(tmp_path: Path) -> None:
+    """Its config.json and its checkpoints can be read, whatever it was."""
+    given = {"detector": "fcos", "loss": "jol", "preset": "slim", "epochs": 12}
+    settings = dataclasses.asdict(resolve(given, 100, None, {}))
+    assert settings["channels_last"] is True
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"settings": settings | {"channels_last": False}, "data": {}}))
+    was, _ = run_folder.read_config(file)
+    assert resolve({"lr": 1.0}, 100, None, was).lr == 1.0
+    model = build_detector("fcos", 2, "jol", **resolve(given, 100, None, {}).model_arguments())
+    checkpoint = {
+        "settings": settings | {"channels_last": False},
+        "class_names": ["a", "b"],
+        "model": model.state_dict(),
+    }
+    loaded = checkpoints.load_detector(checkpoint).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
 
 
 def test_given_before_config_before_defaults() -> None:
@@ -82,7 +151,7 @@ def test_config_repeats_a_run_bit_for_bit(
         *("train", "--detector", "retinanet", "--loss", "jol", "--preset", "slim", "--lam", "3"),
         *("--max-steps", "2", "--batch-size", "2", "--crop", "48", "--device", "cpu"),
         *("--location-score", "none", "--image-size", "64", "80", "--detach-weights"),
-        *("--assigner", "simd", "--assigner-settings", "m=5", "--no-channels-last"),
+        *("--assigner", "simd", "--assigner-settings", "m=5"),
         *("--anchor-ratios", "0.5", "1", "--eval-every", "0", "--clip", "4"),
     ]
     relative = [str(Path(w).relative_to(Path.cwd())) if "/" in w else w for w in data(scenes)]

@@ -1,0 +1,85 @@
+"""`jol eval`: what a checkpoint's detections of a data set are worth."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from detectors.commands import data_options
+from detectors.commands.options import add_settings, checkpoint_option, find_device
+from detectors.commands.parser import Parser
+from detectors.data.catalog import DATASETS
+from detectors.errors import RunError
+from detectors.training.settings import DEFAULTS, TrainSettings
+
+
+def add(subparsers: Any) -> None:
+    """Declare `jol eval`."""
+    command: Parser = subparsers.add_parser(
+        "eval",
+        help="evaluate a checkpoint",
+        usage="jol eval --checkpoint FILE --out DIR DATA [OPTION ...]",
+    )
+    checkpoint_option(command)
+    command.add_argument(
+        "--out",
+        metavar="DIR",
+        required=True,
+        type=Path,
+        help="folder for results.json and pr_curves.png",
+    )
+    data = command.add_argument_group(
+        "data", "DATA is a data set of the paper, or images and COCO JSON files."
+    )
+    data_options.add_dataset(data, splits="the one the paper evaluates on")
+    data_options.add_evaluation(data)
+    options = command.add_argument_group("evaluation")
+    add_settings(
+        options,
+        TrainSettings,
+        ["protocol"],
+        help="size ranges and detection limits of the evaluation (default: the data set's, else "
+        f"the run's, else {DEFAULTS['protocol']})",
+    )
+    add_settings(options, TrainSettings, ["evaluator"], default=DEFAULTS["evaluator"])
+    add_settings(options, TrainSettings, ["device"])
+    command.check = lambda args: data_options.problems(args, *data_options.EVALUATION)
+    command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate a checkpoint and write what `jol train` writes of its last evaluation.
+
+    Raises:
+        Unusable, DataError, RunError
+    """
+    from detectors.evaluation import model_evaluation
+    from detectors.evaluation.report import class_table, write_results
+    from detectors.training import checkpoints
+    from detectors.utils import distributed
+
+    device = find_device(args.device)
+    checkpoint = checkpoints.load(args.checkpoint)
+    dataset = data_options.evaluation(args)
+    data_options.refuse_other_classes(dataset, args.checkpoint, checkpoint["class_names"])
+    if args.out.exists() and not args.out.is_dir():
+        raise RunError(f"{args.out}: is a file, wanted a folder")
+    model = checkpoints.load_detector(checkpoint)
+    args.out.mkdir(parents=True, exist_ok=True)  # what cannot be made is an error before the work
+    with distributed.connected(device) as world:
+        model = model.to(device)
+        if world.leads:
+            data_options.report_skipped(dataset)
+        protocol = _protocol(args, checkpoint["settings"].get("protocol"))
+        evaluation = model_evaluation.evaluate_model(
+            model, dataset, device, args.evaluator, protocol, world=world
+        )
+    if evaluation is not None:
+        write_results(args.out, evaluation, checkpoint["settings"]["loss"])
+        print(class_table(evaluation))
+        print(f"results in {args.out}")
+
+
+def _protocol(args: argparse.Namespace, trained: str | None) -> str:
+    """What was given, else the data set's, else what the run was evaluated by in training."""
+    own = DATASETS[args.dataset].protocol if args.dataset else trained
+    return args.protocol or own or str(DEFAULTS["protocol"])

@@ -1,0 +1,53 @@
+"""`jol export`: a detector as a program of torch.export."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from detectors.commands.options import checkpoint_option, positive
+from detectors.commands.parser import Parser
+from detectors.errors import Unusable
+
+
+def add(subparsers: Any) -> None:
+    """Declare `jol export`."""
+    command: Parser = subparsers.add_parser(
+        "export",
+        help="write a detector as a program of torch.export",
+        usage="jol export --checkpoint FILE --out FILE [--image-size H W]",
+    )
+    checkpoint_option(command)
+    add = command.add_argument
+    add("--out", metavar="FILE", required=True, type=Path, help="file to write, *.pt2")
+    add(
+        "--image-size",
+        metavar=("H", "W"),
+        nargs=2,
+        type=positive,
+        default=[800, 800],
+        help="height and width of the image that it takes (default: 800 800)",
+    )
+    command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export a checkpoint's detector, compare it on a generated picture, and write it.
+
+    Raises:
+        Unusable, RunError
+    """
+    if args.out.suffix != ".pt2" or not args.out.parent.is_dir():
+        raise Unusable(f"--out {args.out}: wanted a name in a folder that exists, ending in .pt2")
+    from detectors.inference import export
+    from detectors.training import checkpoints
+
+    checkpoint = checkpoints.load(args.checkpoint)
+    model, detector = checkpoints.load_detector(checkpoint), checkpoint["settings"]["detector"]
+    size = (args.image_size[0], args.image_size[1])
+    program = export.export(model, size)
+    count, apart = export.check(program, model, size)
+    export.save(program, checkpoint["class_names"], args.out)
+    print(
+        f"{detector} for images of 3 x {size[0]} x {size[1]} in {args.out}; on a generated picture "
+        f"its {count} detections are the detector's to {apart:.1g} pixels"
+    )

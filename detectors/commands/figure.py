@@ -1,0 +1,120 @@
+"""`jol figure`: the paper's figures of a base and a JOL run."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from detectors.commands import data_options
+from detectors.commands.options import add_settings, find_device, positive
+from detectors.commands.parser import Parser
+from detectors.errors import Unusable
+from detectors.training.settings import TrainSettings
+
+
+def add(subparsers: Any) -> None:
+    """Declare `jol figure`."""
+    command: Parser = subparsers.add_parser(
+        "figure",
+        help="the paper's figures of a base and a JOL run",
+        usage="jol figure 1|4|5 --out FILE [--base DIR] [--jol DIR] DATA [OPTION ...]\n"
+        "       jol figure 6 --out FILE [--base DIR] [--jol DIR]\n"
+        "       jol figure 3 --out FILE",
+    )
+    add = command.add_argument
+    add(
+        "figure",
+        metavar="N",
+        type=_number,
+        help="1: who gets the loss, by size; 3: loss surfaces; 4, 5: detections; 6: precision and "
+        "recall",
+    )
+    add("--base", metavar="DIR", type=Path, help="folder of a run with the base loss")
+    add("--jol", metavar="DIR", type=Path, help="folder of a run with JOL (figure 3 needs no runs)")
+    add("--out", metavar="FILE", type=Path, required=True, help="PNG to write")
+    add(
+        "--images",
+        metavar="N",
+        type=positive,
+        default=None,
+        help="figure 1: the first N (default: 100); 4, 5: the N with most objects (default: 3)",
+    )
+    add_settings(command, TrainSettings, ["device"])
+    data = command.add_argument_group(
+        "data", "DATA is a data set of the paper, or images and COCO JSON files."
+    )
+    data_options.add_dataset(data, splits="the one the paper evaluates on")
+    data_options.add_evaluation(data)
+    command.check = _problems
+    command.set_defaults(run=run)
+
+
+def _number(text: str) -> int:
+    """A figure of the paper that can be drawn."""
+    if text not in ("1", "3", "4", "5", "6"):
+        why = ": what the paper's shows was not found, nor is it guessed here" * (text == "7")
+        raise argparse.ArgumentTypeError(f"no figure {text!r}{why}; wanted 1, 3, 4, 5 or 6")
+    return int(text)
+
+
+def _problems(args: argparse.Namespace) -> Iterator[str]:
+    if args.figure in (1, 4, 5, 6) and not (args.base or args.jol):
+        yield "wanted --base DIR, --jol DIR or both"
+    if args.figure in (1, 4, 5):
+        yield from data_options.problems(args, *data_options.EVALUATION)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw a figure; 6 and its curves by class from what the runs wrote, 1, 4 and 5 anew.
+
+    Raises:
+        Unusable, DataError, RunError
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    from detectors.evaluation.curves import pr_classes, pr_curves
+    from detectors.evaluation.report import read_results
+    from detectors.paper import figures
+
+    if not args.out.parent.is_dir():
+        raise Unusable(f"--out {args.out}: no folder {args.out.parent}")
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if args.out.suffix[1:].lower() not in kinds or args.out.is_dir():
+        raise Unusable(f"--out {args.out}: wanted the name of a file, ending in .png")
+    folders = {k: v for k, v in (("base", args.base), ("jol", args.jol)) if v is not None}
+    if args.figure == 3:
+        figures.loss_surfaces(args.out)
+    elif args.figure == 6:
+        found = {name: read_results(folder) for name, folder in folders.items()}
+        classes = {name: list(one.per_class) for name, one in found.items()}
+        if classes.get("base") != classes.get("jol") and len(classes) > 1:
+            raise Unusable(f"runs of different classes: {classes}")
+        pr_curves(found, args.out)
+        pr_classes(found, args.out.with_name(f"{args.out.stem}-classes{args.out.suffix}"))
+    else:
+        _draw_from_models(args, folders)
+    print(f"figure in {args.out}")
+
+
+def _draw_from_models(args: argparse.Namespace, folders: dict[str, Path]) -> None:
+    from detectors.paper import figures, loss_samples, side_by_side
+    from detectors.training import checkpoints
+
+    device = find_device(args.device)
+    found = {k: checkpoints.load(v / checkpoints.BEST) for k, v in folders.items()}
+    dataset = data_options.evaluation(args)
+    models = {}
+    for name, checkpoint in found.items():
+        data_options.refuse_other_classes(dataset, folders[name], checkpoint["class_names"])
+        if checkpoint["settings"]["loss"] != name:
+            raise Unusable(f"--{name} {folders[name]}: trained with another loss")
+        models[name] = checkpoints.load_detector(checkpoint).to(device)
+    if args.figure == 1:
+        collected = {
+            name: loss_samples.collect(model, dataset, device, args.images or 100)
+            for name, model in models.items()
+        }
+        figures.loss_by_size(collected, args.out)
+    else:
+        indices = side_by_side.crowded(dataset, args.images or 3)
+        side_by_side.detections(models, dataset, device, indices, args.out)

@@ -1,0 +1,89 @@
+"""`jol predict`: detections on images that nobody has annotated."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from detectors.commands.options import (
+    add_settings,
+    checkpoint_option,
+    find_device,
+    positive,
+    share,
+)
+from detectors.commands.parser import Parser
+from detectors.training.settings import TrainSettings
+
+SHOWN = 0.5
+"""Least score of a box that is drawn unless another is given."""
+
+
+def add(subparsers: Any) -> None:
+    """Declare `jol predict`."""
+    command: Parser = subparsers.add_parser(
+        "predict",
+        help="detect on images that nobody has annotated",
+        usage="jol predict IMAGE ... --checkpoint FILE --out DIR [OPTION ...]",
+    )
+    add = command.add_argument
+    add(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        type=Path,
+        help="image file, or folder: the image files in it (not in folders below), by name",
+    )
+    checkpoint_option(command)
+    add(
+        "--out",
+        metavar="DIR",
+        required=True,
+        type=Path,
+        help="new or empty folder for detections.json, images.json and pictures",
+    )
+    add(
+        "--score-threshold",
+        metavar="X",
+        type=share,
+        default=SHOWN,
+        help=f"least score of a drawn box; detections.json has them all (default: {SHOWN:g})",
+    )
+    add(
+        "--batch-size",
+        metavar="N",
+        type=positive,
+        default=4,
+        help="images of one size at a time (default: %(default)s)",
+    )
+    add_settings(command, TrainSettings, ["device"])
+    command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the detections and draw them.
+
+    Raises:
+        Unusable, RunError: before anything is written.
+        PredictError: images that could not be decoded, after all others were done.
+    """
+    from detectors.inference import predict
+    from detectors.training import checkpoints
+
+    device = find_device(args.device)
+    predict.refuse_used(args.out)
+    images = predict.find_images(args.images)
+    checkpoint = checkpoints.load(args.checkpoint)
+    names = checkpoint["class_names"]
+    summary, bad = predict.predict(
+        checkpoints.load_detector(checkpoint).to(device),
+        names,
+        checkpoint.get("category_ids") or list(range(1, len(names) + 1)),
+        images,
+        args.out,
+        batch_size=args.batch_size,
+        device=device,
+        threshold=args.score_threshold,
+    )
+    print(summary)
+    if bad:
+        raise predict.PredictError(f"{bad} of {len(images)} images could not be decoded")
