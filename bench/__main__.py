@@ -10,13 +10,11 @@ what compilers make of the kernels (no GPU needed).
 """
 
 import argparse
-import math
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
@@ -25,19 +23,16 @@ from bench.loss import report
 from bench.loss.cases import CASES, DTYPES
 from bench.loss.providers import PROVIDERS
 from bench.loss.run import PLOTS, Run
+from detectors.commands.options import number, positive
+from detectors.commands.parser import Parser
 from detectors.models.presets import DETECTORS
 
 PARTS = ("loss", "steps", "compile")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n{self.prog} --help lists the options\n")
-
-
 def parser(prog: str) -> argparse.ArgumentParser:
     """The command line; what depends on the device is None until it is known."""
-    made = _Parser(prog=prog, description=__doc__.split("\n")[0], allow_abbrev=False)
+    made = Parser(prog=prog, description=__doc__.split("\n")[0])
     add = made.add_argument
     gpu = torch.cuda.is_available()
     add(
@@ -85,21 +80,21 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     add(
         "--threads",
-        type=_whole,
+        type=positive,
         default=torch.get_num_threads(),
         metavar="N",
         help="of PyTorch on a CPU (default: its own)",
     )
     add(
         "--seconds",
-        type=_positive,
+        type=number(float, above=0),
         default=0.5,
         metavar="X",
         help="of samples for a provider of a case (default: 0.5)",
     )
     add(
         "--limit",
-        type=_positive,
+        type=number(float, above=0),
         metavar="X",
         help="seconds after which no further case is begun (default: 3600, on a GPU 400)",
     )
@@ -107,23 +102,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return made  # fmt: skip
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a positive number")
-    return value
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of 1 or more")
-    return int(text)
-
-
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m bench") -> int:
     """Measure, write, print; 0 done, 1 wrong numbers or a failure, 2 unusable arguments."""
     try:
-        options = parser(prog).parse_args(arguments)
+        options = parser(prog).parse_args(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
     gpu = options.device == "cuda"

@@ -45,7 +45,7 @@ def read_results(out: Path) -> Evaluation:
     """What write_results wrote: so one figure can show runs that were evaluated apart.
 
     Raises:
-        runs.RunError: a file that is missing or broken.
+        RunError: a file that is missing or broken.
     """
     try:
         path = out / "results.json"

@@ -33,7 +33,7 @@ class Outcome:
 
     Attributes:
         values: losses by name, total, grad_norm and, with JOL, negative_weight: means over ranks.
-        problem: why the update was left out; "" if it was not.
+        problem: why the update was skipped; "" if it was not.
         stop: whether a rank was asked to stop.
     """
 
@@ -79,7 +79,7 @@ class Stepper:
         self.scaler.load_state_dict(checkpoint["scaler"])
 
     def __call__(self, batch: Batch | str, step: int, rate: float, stop: bool = False) -> Outcome:
-        """Take step number `step` (from 1), or leave it out where something is wrong with it.
+        """Take step number `step` (from 1), or skip it where something is wrong with it.
 
         Args:
             batch: this rank's images and targets, or why there are none.
