@@ -24,7 +24,8 @@ class Grid:
         rows: cells, as many as columns.
         labels: the first so many columns hold words; the others hold numbers.
         entry: rows that share the first so many columns are an entry; text says these once, and
-            has a blank line where another of them than the last changes.
+            has a blank line where another of them than the last changes, but not between two
+            rows that stand alone.
         notes: lines to stand below.
     """
 
@@ -45,12 +46,17 @@ def _text(grid: Grid) -> str:
     """Words to the left, numbers to the right; an entry says once what it is."""
     table = [grid.header, *grid.rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    alike = [
+        [before[: i + 1] == row[: i + 1] for i in range(grid.entry)]
+        for before, row in pairwise(table)
+    ]
+    starts = [not all(same[:-1]) for same in alike]
+    single = [a and b for a, b in pairwise([*starts, True])]
     lines = [grid.title, "", _line(grid.header, widths, grid.labels)]
-    for before, row in pairwise(table):
-        alike = [before[: i + 1] == row[: i + 1] for i in range(grid.entry)]
-        if not all(alike[:-1]):
+    for i, row in enumerate(grid.rows):
+        if starts[i] and not (single[i] and single[i - 1]):
             lines.append("")
-        shown = ["" if same else cell for same, cell in zip(alike, row, strict=False)]
+        shown = ["" if same else cell for same, cell in zip(alike[i], row, strict=False)]
         lines.append(_line([*shown, *row[grid.entry :]], widths, grid.labels))
     notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in grid.notes]
     return "\n".join([*lines, "", *notes]).rstrip("\n") + "\n"
