@@ -1,6 +1,7 @@
 """Evaluation: average precision and oLRP by the benchmarks' protocols, files, curves.
 
 average_precision.py  AP over IoU thresholds and object sizes; the protocols
+matching.py           detections matched to objects at one IoU threshold
 olrp.py               optimal localisation recall precision
 arrays.py             objects and detections as arrays
 model_evaluation.py   a detector run on a data set and evaluated, by one process or several

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,10 +12,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from detectors.data.dataset import CocoDetection
+from detectors.evaluation.arrays import Detections, Objects
 from detectors.evaluation.curves import NAMES
+from detectors.evaluation.matching import match_objects
 
 Boxes = Mapping[str, Tensor]
 Row = tuple[Tensor, Boxes, Mapping[str, Boxes]]
@@ -79,8 +81,8 @@ def detections_figure(rows: Sequence[Row], path: Path) -> None:
 def match(objects: Boxes, detections: Boxes, iou: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
     """Match detections to objects of their class, as AP does.
 
-    By falling score, each takes the free object that it fits best. Without one, it does not count
-    if it lies in what is to be ignored with a share `iou` of its area.
+    By falling score, each takes the free object that it fits best (match_objects). Without one, it
+    does not count if it lies in what is to be ignored with a share `iou` of its area.
 
     Args:
         objects: "boxes" [n, 4] x1 y1 x2 y2 with "labels" [n], "ignored" [k, 4] with
@@ -93,29 +95,28 @@ def match(objects: Boxes, detections: Boxes, iou: float = 0.5) -> tuple[Tensor, 
         wrong: bool [m], whether it has neither an object nor what is to be ignored (a false one).
         missed: bool [n], whether the object is left without a detection (a false negative).
     """
-    boxes, labels = detections["boxes"].double(), detections["labels"]
-    overlaps = box_iou(boxes, objects["boxes"].double())
-    overlaps[labels[:, None] != objects["labels"]] = -1
-    inside = _share_inside(boxes, objects["ignored"].double())
-    inside[labels[:, None] != objects["ignored_labels"]] = -1
-    ignored = (inside >= iou).any(dim=1)
-    found = torch.zeros(len(boxes), dtype=torch.bool)
-    missed = torch.ones(len(objects["boxes"]), dtype=torch.bool)
-    order = detections["scores"].argsort(descending=True, stable=True)
-    for index in order.tolist() if len(missed) else ():
-        free = overlaps[index].masked_fill(~missed, -1)
-        best = int(free.argmax())
-        if free[best] >= iou:
-            found[index], missed[best] = True, False
-    return found, ~found & ~ignored, missed
+    count = len(objects["boxes"])
+    boxes = torch.cat([objects["boxes"], objects["ignored"]])
+    labels = torch.cat([objects["labels"], objects["ignored_labels"]])
+    crowd = np.arange(len(boxes)) >= count
+    theirs = Objects(*_columns(boxes, labels), area=np.zeros(len(boxes)), crowd=crowd)
+    scores = detections["scores"].double().numpy()
+    ours = Detections(*_columns(detections["boxes"], detections["labels"]), score=scores)
+    classes = 1 + int(max([0, *labels.tolist(), *detections["labels"].tolist()]))
+    order, target, _ = match_objects(theirs, ours, classes, crowd, len(scores), iou)
+    found, wrong = (torch.zeros(len(scores), dtype=torch.bool) for _ in range(2))
+    found[order] = torch.from_numpy((target >= 0) & (target < count))
+    wrong[order] = torch.from_numpy(target < 0)
+    missed = torch.ones(len(boxes), dtype=torch.bool)
+    missed[target[target >= 0]] = False
+    return found, wrong, missed[:count]
 
 
-def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
-    """The share [m, k] of each box's area that lies in each region."""
-    start = torch.maximum(boxes[:, None, :2], regions[:, :2])
-    end = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    return (end - start).clamp(min=0).prod(dim=2) / areas[:, None]
+def _columns(boxes: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image (one for all), label and x y w h, as the evaluation has them."""
+    boxes = boxes.double()
+    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    return np.zeros(len(boxes), dtype=np.int64), labels.numpy(), xywh.numpy()
 
 
 def _window(image: Tensor, objects: Tensor) -> tuple[int, int, int, int]:
