@@ -20,8 +20,8 @@ from detectors.commands import train
 from detectors.commands.options import choice, count
 from detectors.commands.parser import Parser
 from detectors.errors import JolError, RunError
-from detectors.paper import published_numbers
-from detectors.paper.published_numbers import Cell
+from detectors.paper import table_plan
+from detectors.paper.table_plan import Cell
 from detectors.training.settings import MAY_CHANGE
 from detectors.utils import files
 
@@ -87,13 +87,12 @@ def plan(table: int, seeds: Sequence[int], common: Sequence[str]) -> list[Planne
     for flag in OWN:
         if _given(common, flag) is not None:
             raise RunError(f"{flag} after --: the sweep gives it itself")
-    wanted = published_numbers.TABLES[table].dataset if table in published_numbers.TABLES else None
-    dataset = _given(common, "--dataset")
-    if None not in (wanted, dataset) and dataset != wanted:
+    wanted, dataset = table_plan.TABLES[table].dataset, _given(common, "--dataset")
+    if dataset not in (None, wanted):
         raise RunError(f"--dataset {dataset}: table {table} is of {wanted}")
     cells = [
         (cell, flags)
-        for cell, flags in _cells(table, _given(common, "--detector"))
+        for cell, flags in _cells(table)
         if all(_given(common, flag) in (None, value) for flag, value in flags.items())
     ]
     if not cells:
@@ -112,16 +111,11 @@ def plan(table: int, seeds: Sequence[int], common: Sequence[str]) -> list[Planne
     return planned
 
 
-def _cells(table: int, detector: str | None) -> Iterator[tuple[Cell, dict[str, str]]]:
+def _cells(table: int) -> Iterator[tuple[Cell, dict[str, str]]]:
     """The cells of a table and the arguments of train that make them."""
-    if table == 9:
-        cells = [Cell(name, loss) for name in published_numbers.COSTS for loss in ("base", "jol")]
-    else:
-        cells = [entry.cell for entry in published_numbers.TABLES[table].entries]
-    for cell in cells:
-        if cell.detector is None:
-            cell = dataclasses.replace(cell, detector=detector or "faster_rcnn")
-        flags = {"--detector": str(cell.detector), "--loss": cell.loss}
+    for entry in table_plan.TABLES[table].entries:
+        cell = entry.cell
+        flags = {"--detector": cell.detector, "--loss": cell.loss}
         if cell.assigner:
             flags["--assigner"] = cell.assigner
         if cell.loss == "jol" and table in (7, 8):
@@ -133,7 +127,7 @@ def _cells(table: int, detector: str | None) -> Iterator[tuple[Cell, dict[str, s
 
 def _name(cell: Cell) -> str:
     """Such as faster_rcnn-jol or faster_rcnn-jol-lam3: the same for the same run of any table."""
-    words = [str(cell.detector), *([cell.assigner] if cell.assigner else []), cell.loss]
+    words = [cell.detector, *([cell.assigner] if cell.assigner else []), cell.loss]
     for field in dataclasses.fields(cell)[3:]:
         value = getattr(cell, field.name)
         if value != field.default:

@@ -2,6 +2,7 @@
 
 protocols.py          the benchmarks' rules by name
 average_precision.py  AP over IoU thresholds and object sizes
+matching.py           detections matched to objects at one IoU threshold
 olrp.py               optimal localisation recall precision
 arrays.py             objects and detections as arrays
 model_evaluation.py   a detector run on a data set and evaluated, by one process or several

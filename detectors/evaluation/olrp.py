@@ -17,9 +17,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools import mask
 
 from detectors.evaluation.arrays import Detections, Objects
+from detectors.evaluation.matching import match_objects
 
 TAU = 0.5
 OLRP: tuple[str, ...] = ("oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN")
@@ -74,19 +74,16 @@ def match(
     area_range: tuple[float, float],
     max_dets: int,
 ) -> Matches:
-    """Match as pycocotools does at IoU ≥ TAU.
+    """What counts of the matches at IoU ≥ TAU, see match_objects.
 
-    In an image and class, by falling score, each detection takes the free object that it overlaps
-    most; of equals, the later one. Only if there is none, a crowd (which is never used up) or an
-    object outside `area_range`: then it does not count, nor does a detection outside it without
-    an object. Only the first `max_dets` of an image and class take part.
+    A detection with a crowd or an object outside `area_range` does not count, nor does one outside
+    it without an object.
     """
-    order = _by_group(detections.image * classes + detections.label, detections.score, max_dets)
     ignored = objects.crowd | _outside(objects.area, area_range)
-    target, iou = _assign(*_overlaps(objects, detections, order, classes), objects, ignored, order)
+    order, target, iou = match_objects(objects, detections, classes, ignored, max_dets, TAU)
     # np.append: target -1 finds the last entry, also where there are no objects
-    outside = _outside(detections.area, area_range)[order]
-    counts = ~np.where(target >= 0, np.append(ignored, True)[target], outside)
+    beyond = _outside(detections.area, area_range)[order]
+    counts = ~np.where(target >= 0, np.append(ignored, True)[target], beyond)
     label, score = detections.label[order][counts], detections.score[order][counts]
     by_class = np.lexsort((-score, label))  # stable: equal scores stay in the order of the images
     return Matches(
@@ -98,66 +95,3 @@ def match(
 
 def _outside(area: np.ndarray, area_range: tuple[float, float]) -> np.ndarray:
     return (area < area_range[0]) | (area > area_range[1])
-
-
-def _by_group(group: np.ndarray, score: np.ndarray, limit: int) -> np.ndarray:
-    """Indices by group, then falling score, then as given; of each group the first `limit`."""
-    order = np.lexsort((-score, group))
-    ordered = group[order]
-    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    return order[rank < limit]
-
-
-def _overlaps(
-    objects: Objects, detections: Detections, order: np.ndarray, classes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The p pairs with IoU ≥ TAU: place in `order`, object, IoU, [p] each."""
-    group = (detections.image * classes + detections.label)[order]
-    box = detections.box[order]
-    theirs = objects.image * classes + objects.label
-    index = np.argsort(theirs, kind="stable")
-    theirs = theirs[index]
-    pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    shared = np.intersect1d(group, theirs)
-    ends = [np.searchsorted(g, shared, s) for g in (group, theirs) for s in ("left", "right")]
-    for a, b, c, d in zip(*(end.tolist() for end in ends), strict=True):
-        here = index[c:d]
-        ious = mask.iou(box[a:b], objects.box[here], objects.crowd[here].tolist())  # [b - a, d - c]
-        row, column = np.nonzero(ious >= TAU)
-        pairs.append((a + row, here[column], ious[row, column]))
-    if not pairs:
-        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
-    places, matched, ious = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    return places, matched, ious
-
-
-def _assign(
-    place: np.ndarray,
-    target: np.ndarray,
-    iou: np.ndarray,
-    objects: Objects,
-    ignored: np.ndarray,
-    order: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The object of each detection in `order`, -1: none, and their IoU, NaN: none.
-
-    All detections ask for the object they like best; of those that ask for the same, the first in
-    the order gets it and the others ask for their next, until nobody has lost. As all objects
-    prefer the same order, that is what serving the detections one by one gives (Gale, Shapley).
-    """
-    wish = np.lexsort((-target, -iou, ignored[target], place))
-    place, target, iou = place[wish], target[wish], iou[wish]
-    asking, asked = np.unique(place, return_index=True)  # the pair that a detection is at
-    last = np.append(asked[1:], len(place))
-    while len(asked):
-        first = np.full(len(objects.crowd), len(order))
-        np.minimum.at(first, target[asked], asking)
-        lost = (first[target[asked]] != asking) & ~objects.crowd[target[asked]]
-        if not lost.any():
-            break
-        asked = asked + lost
-        left = asked < last
-        asking, asked, last = asking[left], asked[left], last[left]
-    found, overlap = np.full(len(order), -1), np.full(len(order), np.nan)
-    found[asking], overlap[asking] = target[asked], iou[asked]
-    return found, overlap

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from detectors.errors import RunError
-from detectors.paper.published_numbers import Cell
+from detectors.paper.table_plan import Cell
 from detectors.training.settings import DEFAULTS, MAY_CHANGE, TrainSettings
 
 JOINT = ("lam", "location_score", "class_score", "detach_weights")
@@ -54,7 +54,7 @@ class Run:
         """Whether detector, loss, assigner, λ and scores are the cell's."""
         mine, base = self.settings, cell.loss == "base"
         return (
-            cell.detector in (None, mine["detector"])
+            cell.detector == mine["detector"]
             and cell.loss == mine["loss"]
             and (cell.assigner or "iou") == (mine["assigner"] or "iou")
             and (base or (cell.lam, cell.location_score, cell.class_score) == self._scores())

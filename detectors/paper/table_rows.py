@@ -42,14 +42,24 @@ def rows_of(
     columns: Mapping[str, str],
     *,
     sign: str = "",
+    reference: int | None = None,
 ) -> Iterator[list[str]]:
-    """The rows of an entry: the paper's, then each group's, its spread, and the difference."""
+    """The rows of an entry: the paper's, then each group's, its spread, and the difference.
+
+    Args:
+        labels: of the entry.
+        published: column → the paper's number.
+        lines: one for each group of runs.
+        columns: name → format.
+        sign: before the format, such as "+" for gains.
+        reference: what the paper cites for its numbers.
+    """
 
     def row(what: str, runs: str, values: Mapping[str, float], sign: str = "") -> list[str]:
         cells = [number(values.get(c, math.nan), sign + spec) for c, spec in columns.items()]
         return [*labels, what, runs, *cells]
 
-    yield row("paper", "", published, sign)
+    yield row(paper(reference), "", published, sign)
     if not lines:
         yield [*labels, "ours", "0", NO_RUN, *[""] * (len(columns) - 1)]
     for line in lines:
@@ -61,6 +71,11 @@ def rows_of(
         if published:
             off = {c: ours.get(c, math.nan) - value for c, value in published.items()}
             yield row(f"ours{line.letter} - paper", "", off, "+")
+
+
+def paper(reference: int | None) -> str:
+    """Of a row of the paper's: "paper", or "paper [24]" where it cites its reference 24."""
+    return "paper" if reference is None else f"paper [{reference}]"
 
 
 def number(value: float, spec: str) -> str:

@@ -5,11 +5,21 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from detectors.data.object_counts import read_pool, sizes
-from detectors.paper import published_numbers
+from detectors.evaluation.average_precision import METRICS
+from detectors.paper import published_numbers, table_plan
+from detectors.paper.data_table import data_table
 from detectors.paper.finished_runs import JOINT, Group, Run, find_runs, grouped
-from detectors.paper.published_numbers import Entry, Table
-from detectors.paper.table_rows import NO_RUN, Letters, Line, letter_groups, number, rows_of
+from detectors.paper.published_numbers import DOI
+from detectors.paper.table_plan import Cell, Table
+from detectors.paper.table_rows import (
+    NO_RUN,
+    Letters,
+    Line,
+    letter_groups,
+    number,
+    paper,
+    rows_of,
+)
 from detectors.utils.progress import Progress
 from detectors.utils.text_tables import Grid
 
@@ -22,11 +32,12 @@ TABLES = (*map(str, range(1, 10)), "runs")
 WHAT = ("what", "runs")
 """Columns after the labels: paper, ours, spread or difference; and of how many runs."""
 SPREAD = "± is the standard deviation over seeds, or over pairs of base and JOL of the same seed."
-TOLD = tuple(f.name for f in dataclasses.fields(published_numbers.Cell))
+TOLD = tuple(f.name for f in dataclasses.fields(Cell))
 """Settings that the labels of Tables 2 to 9 tell."""
-COSTS = {"GFLOPs": ".1f", "params M": ".1f", "s/step": ".3f", "MB": ".1f"}
-DATA = {"images": ",.0f", "objects": ",.0f", "size px": ".1f", "relative": ".4f"}
-"""Columns of Tables 9 and 1 and their formats."""
+BYTES = 8
+"""Of a parameter and its momentum, in float32."""
+COSTS = {"GFLOPs": ".1f", "params M": ".1f", "MB": ".1f", "s/step": ".3f"}
+"""Columns of Table 9 and their formats."""
 
 
 def make_table(name: str, root: Path | None, given: Mapping[str, Sequence[Path]]) -> Made:
@@ -67,31 +78,27 @@ def _measure() -> dict[str, tuple[float, float]]:
     return found
 
 
-def results_table(number: int, runs: Sequence[Run]) -> Grid:
+def results_table(which: int, runs: Sequence[Run]) -> Grid:
     """Table 2 to 8: rows for each entry, and JOL less base where the table has both."""
-    table = published_numbers.TABLES[number]
-    named = [run for run in runs if run.dataset and table.dataset in (None, run.dataset)]
-    labels, entries = table.labels, list(_placed(table, named))
-    if table.dataset is None:
-        labels = ("data", "detector", *labels)
+    table = table_plan.TABLES[which]
+    mine = [run for run in runs if run.dataset == table.dataset]
     groups: list[list[Group]] = []
-    left_out: list[str] = []
-    for dataset, entry in entries:
-        mine = [run for run in named if run.dataset == dataset and run.is_of(entry.cell)]
-        found, skipped = grouped(mine)
+    skipped: list[str] = []
+    for entry in table.entries:
+        found, repeated = grouped(run for run in mine if run.is_of(entry.cell))
         groups.append(found)
-        left_out += [line for line in skipped if line not in left_out]
+        skipped += repeated
     letters, notes = letter_groups((g.any for found in groups for g in found), TOLD)
     columns = _columns(table.columns, [g.any for found in groups for g in found])
     rows: list[list[str]] = []
-    for index, ((_, entry), found) in enumerate(zip(entries, groups, strict=True)):
+    for index, (entry, found) in enumerate(zip(table.entries, groups, strict=True)):
         lines = [
             Line(len(g.runs), letters(g.any), {c: g.metric(c).values() for c in columns})
             for g in found
         ]
-        rows += rows_of(entry.labels, entry.published, lines, columns)
+        rows += rows_of(entry.labels, entry.published, lines, columns, reference=entry.reference)
         if entry.labels[-1] == "jol":  # the base of the same method stands before it
-            before = entries[index - 1][1]
+            before = table.entries[index - 1]
             gains = {
                 name: value - before.published[name]
                 for name, value in entry.published.items()
@@ -100,40 +107,33 @@ def results_table(number: int, runs: Sequence[Run]) -> Grid:
             lines = list(_gains(groups[index - 1], found, letters, columns))
             if gains or lines:
                 rows += rows_of((*entry.labels[:-1], "jol-base"), gains, lines, columns, sign="+")
+    for row in table.others:
+        cells = [number(row.numbers.get(c, math.nan), spec) for c, spec in columns.items()]
+        rows.append([row.method.replace(" w/ ", "+"), "-", paper(row.reference), "", *cells])
     return Grid(
-        title=f"Table {number}. {table.title}",
-        header=[*labels, *WHAT, *columns],
+        title=f"Table {which}. {table.title}",
+        header=[*table.labels, *WHAT, *columns],
         rows=rows,
-        labels=len(labels) + 1,
-        entry=len(labels),
-        notes=[f"paper: {table.source}", *notes, SPREAD, *left_out],
+        labels=len(table.labels) + 1,
+        entry=len(table.labels),
+        notes=[*_source(table), *notes, SPREAD, *skipped],
     )
 
 
-def _placed(table: Table, runs: Sequence[Run]) -> Iterator[tuple[str | None, Entry]]:
-    """Entries with their data set; where the table names none, those of each one that has runs.
-
-    A data set and detector with base and JOL runs alone has rows only if no other has more: these
-    runs are there for Tables 2 to 6.
-    """
-    if table.dataset is not None:
-        yield from ((table.dataset, entry) for entry in table.entries)
-        return
-    usual = [e.cell for t in published_numbers.TABLES.values() if t.dataset for e in t.entries]
-    wanted = [run for run in runs if any(run.is_of(entry.cell) for entry in table.entries)]
-    special = [run for run in wanted if not any(run.is_of(cell) for cell in usual)]
-    places = [(run.dataset, run.settings["detector"]) for run in special or wanted]
-    for dataset, detector in dict.fromkeys(places) or [(None, "faster_rcnn")]:
-        for entry in table.entries:
-            cell = dataclasses.replace(entry.cell, detector=detector)
-            labels = (dataset or "-", detector, *entry.labels)
-            yield dataset, dataclasses.replace(entry, labels=labels, cell=cell)
+def _source(table: Table) -> list[str]:
+    """Notes on where the paper's numbers come from."""
+    notes = [f"paper: doi {DOI}; -: not in its table."]
+    if any(entry.reference for entry in table.entries):
+        notes.append("[n]: cited by the paper from its reference n, not a run of its authors.")
+    return notes
 
 
 def _columns(first: Sequence[str], runs: Iterable[Run]) -> dict[str, str]:
-    """Metrics to show and their format: the given ones, then other AP of the runs."""
+    """Metrics to show and their format: the given ones and every AP of the runs."""
     more = [name for run in runs for name in run.metrics if name.startswith("AP")]
-    return dict.fromkeys([*first, *more], ".1f")
+    names = dict.fromkeys([*first, *more])
+    usual = [name for name in METRICS if name in names]
+    return dict.fromkeys([*usual, *names], ".1f")
 
 
 def _gains(
@@ -153,88 +153,54 @@ def _differences(joint: Mapping[int, float], base: Mapping[int, float]) -> list[
     return [joint[seed] - base[seed] for seed in sorted(joint.keys() & base.keys())]
 
 
-def data_table(given: Mapping[str, Sequence[Path]]) -> Grid:
-    """Table 1; given: data set → its COCO JSON files, counted together.
-
-    Raises:
-        DataError: an unusable file.
-    """
-    rows: list[list[str]] = []
-    for name in dict.fromkeys([*published_numbers.DATA_SETS, *given]):
-        known = dataclasses.asdict(
-            published_numbers.DATA_SETS.get(name, published_numbers.DataRow())
-        )
-        numbers = zip(DATA, known.values(), strict=True)
-        published = {column: float(v) for column, v in numbers if v is not None}
-        lines = []
-        if name in given:
-            pool = read_pool(given[name])
-            size, relative = sizes(pool)
-            counts = (len(pool.images), len(size), size.mean().item(), relative.mean().item())
-            lines = [Line(1, "", {c: [float(v)] for c, v in zip(DATA, counts, strict=True)})]
-        for row in rows_of((name,), published, lines, DATA):
-            cells = [row[0], row[1], *row[3:]]
-            rows.append([cell.replace(NO_RUN, "not given") for cell in cells])
-    return Grid(
-        title="Table 1. Data sets: images, objects, mean sizes sqrt(w h) and sqrt(w h / (W H))",
-        header=["data", "what", *DATA],
-        rows=rows,
-        labels=2,
-        entry=1,
-        notes=[
-            f"paper: {published_numbers.DATA_SETS_SOURCE}",
-            "ours: of the files given with --annotations",
-            "relative size: the paper's numbers were not found",
-        ],
-    )
-
-
 def cost_table(runs: Sequence[Run], measured: Mapping[str, tuple[float, float]]) -> Grid:
     """Table 9; measured: detector → GFLOPs and millions of parameters of our own.
 
-    Seconds a step and the size of best.pt are those of runs with preset paper and ResNet-50, on
-    any data.
+    Seconds a step are those of runs on AI-TOD with preset paper and ResNet-50. The size is
+    computed, as a saved file may hold more or less than weights and momentum.
     """
-    model = ("paper", "resnet50")
-    mine = [run for run in runs if (run.settings["preset"], run.settings["backbone"]) == model]
+    table = table_plan.TABLES[9]
+    wanted = (table.dataset, "paper", "resnet50")
+    mine = [r for r in runs if (r.dataset, r.settings["preset"], r.settings["backbone"]) == wanted]
+    groups = [
+        grouped((r for r in mine if r.is_of(entry.cell)), ["device"])[0] for entry in table.entries
+    ]
+    letters, notes = letter_groups((g.any for found in groups for g in found), TOLD)
     rows: list[list[str]] = []
-    groups = {
-        (name, loss): grouped(
-            (r for r in mine if r.is_of(published_numbers.Cell(name, loss))), ["device"]
-        )[0]
-        for name in published_numbers.COSTS
-        for loss in ("base", "jol")
-    }
-    letters, notes = letter_groups((g.any for found in groups.values() for g in found), TOLD)
-    for (name, loss), found in groups.items():
-        own = dict(zip(COSTS, ([number] for number in measured[name]), strict=False))
-        known = published_numbers.COSTS[name]
-        published = {"GFLOPs": known.gflops, "params M": known.parameters} if loss == "base" else {}
+    for index, (entry, found) in enumerate(zip(table.entries, groups, strict=True)):
+        gflops, parameters = measured[entry.cell.detector]
+        own = {"GFLOPs": [gflops], "params M": [parameters], "MB": [BYTES * parameters]}
         lines = [
             Line(
                 len(group.runs),
                 f"{letters(group.any)} {group.any.settings['device']}",
-                {**own, "s/step": _seconds(group).values(), "MB": _megabytes(group)},
+                {**own, "s/step": _seconds(group).values()},
             )
             for group in found
         ]
-        rows += rows_of((name, loss), published, lines or [Line(0, "", own)], COSTS)
+        rows += rows_of(entry.labels, entry.published, lines or [Line(0, "", own)], COSTS)
         if not lines:
-            rows[-1 - bool(published)][-2:] = [NO_RUN, ""]
-        if loss == "jol":
-            rows += _ratios(name, groups[name, "base"], found, letters)
+            rows[-2][-1] = NO_RUN  # seconds; the last row is the difference from the paper's
+        if entry.cell.loss == "jol":  # the base of the same detector stands before it
+            before = table.entries[index - 1]
+            ratio = entry.published["s/step"] / before.published["s/step"]
+            rows += _ratios(entry.cell.detector, ratio, groups[index - 1], found, letters)
     return Grid(
-        title="Table 9. Cost: GFLOPs, parameters, seconds a step, size of best.pt",
-        header=["detector", "loss", *WHAT, *COSTS],
+        title=f"Table 9. {table.title}",
+        header=[*table.labels, *WHAT, *COSTS],
         rows=rows,
         labels=3,
         entry=2,
-        notes=[f"paper: {published_numbers.COSTS_SOURCE}", COUNTED, *notes, SPREAD],
+        notes=[f"paper: doi {DOI}, one RTX A6000, batch 2", COUNTED, *notes, SPREAD],
     )
 
 
 def _ratios(
-    name: str, base: Sequence[Group], joint: Sequence[Group], letters: Letters
+    name: str,
+    published: float,
+    base: Sequence[Group],
+    joint: Sequence[Group],
+    letters: Letters,
 ) -> Iterator[list[str]]:
     """JOL's step over base's, of the same settings, data, device and seed."""
     lines = []
@@ -247,17 +213,12 @@ def _ratios(
                 line = Line(len(ratios), f"{letters(group.any)} {device}", {"s/step": ratios})
                 lines.append(line)
     if lines:
-        yield from rows_of((name, "jol/base"), {}, lines, COSTS)
+        yield from rows_of((name, "jol/base"), {"s/step": published}, lines, COSTS)
 
 
 def _seconds(group: Group) -> dict[int, float]:
     found = {seed: run.seconds() for seed, run in group.runs.items()}
     return {seed: value for seed, value in found.items() if not math.isnan(value)}
-
-
-def _megabytes(group: Group) -> list[float]:
-    files = [run.path / "best.pt" for run in group.runs.values()]
-    return [file.stat().st_size / 1e6 for file in files if file.exists()]
 
 
 def runs_table(runs: Sequence[Run], root: Path) -> Grid:

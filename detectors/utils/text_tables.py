@@ -22,7 +22,8 @@ class Grid:
         rows: cells, as many as columns.
         labels: the first N columns hold words; the others hold numbers.
         entry: rows that share the first N columns are an entry; text says these once, and has a
-            blank line where another of them than the last changes.
+            blank line where another of them than the last changes, but not between two rows that
+            stand alone.
         notes: lines below the table.
     """
 
@@ -72,14 +73,23 @@ def _cells(row: Sequence[str]) -> str:
 
 def _text(grid: Grid) -> str:
     """Words to the left, numbers to the right; an entry says once what it is."""
-    shown, begins_entry = [grid.header], [False]
-    for before, row in pairwise([grid.header, *grid.rows]):
-        same = [before[: i + 1] == row[: i + 1] for i in range(grid.entry)]
-        begins_entry.append(not all(same[:-1]))
-        shown.append(["" if i < grid.entry and same[i] else cell for i, cell in enumerate(row)])
-    lines = [grid.title, ""]
-    for begins, line in zip(begins_entry, aligned(shown, grid.labels), strict=True):
-        lines += ["", line] if begins else [line]
+    rows = [grid.header, *grid.rows]
+    same = [
+        [before[: i + 1] == row[: i + 1] for i in range(grid.entry)]
+        for before, row in pairwise(rows)
+    ]
+    starts = [not all(each[:-1]) for each in same]
+    single = [a and b for a, b in pairwise([*starts, True])]
+    shown = [
+        ["" if i < grid.entry and each[i] else cell for i, cell in enumerate(row)]
+        for each, row in zip(same, grid.rows, strict=True)
+    ]
+    header, *table = aligned([grid.header, *shown], grid.labels)
+    lines = [grid.title, "", header]
+    for i, line in enumerate(table):
+        if starts[i] and not (single[i] and single[i - 1]):
+            lines.append("")
+        lines.append(line)
     notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in grid.notes]
     return "\n".join([*lines, "", *notes]).rstrip("\n") + "\n"
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 from pictures import opened
 
-from detectors.paper.side_by_side import _window, detections_figure, match
+from detectors.paper.class_detections import class_figure, class_style
+from detectors.paper.panels import crowded_window
+from detectors.paper.side_by_side import detections_figure, match
+from detectors.utils.palette import GREEN, SKY_BLUE, VERMILION
 
 
 def boxes(*values: list[float]) -> torch.Tensor:
@@ -94,12 +97,16 @@ def row(runs: dict, size: tuple[int, int] = (64, 96)) -> tuple:
     return image, truth(boxes([10, 10, 18, 18], [40, 20, 52, 30])), runs
 
 
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
+
+
 @pytest.mark.filterwarnings("error")
 def test_detections_are_drawn_by_their_kind(tmp_path):
     fitting = detected(boxes([10, 10, 18, 18], [40, 20, 52, 30]), [0.9, 0.8])
     astray = detected(boxes([70, 40, 80, 50]), [0.9])
     nothing = detected(boxes(), [])
-    green, blue, red, white = (0x2B, 0xE0, 0xA0), (0x56, 0xB4, 0xE9), (0xFF, 0x5A, 0x46), (255,) * 3
+    green, blue, red = rgb(GREEN), rgb(SKY_BLUE), rgb(VERMILION)
     expected = {
         "fitting": (fitting, {green}),
         "astray": (astray, {blue, red}),
@@ -113,7 +120,6 @@ def test_detections_are_drawn_by_their_kind(tmp_path):
         for colour in (green, blue, red):
             drawn = (upper == colour).all(axis=2).sum()
             assert (drawn > 50) == (colour in colours), (name, colour, drawn)
-        assert (upper == white).all(axis=2).sum() > 50
     rows = [row({"base": fitting, "jol": astray}), row({"base": nothing, "jol": fitting})]
     detections_figure(rows, tmp_path / "two.png")
     pixels = opened(tmp_path / "two.png")
@@ -123,11 +129,11 @@ def test_detections_are_drawn_by_their_kind(tmp_path):
 def test_a_large_image_is_shown_where_most_objects_are():
     image = torch.zeros(3, 700, 1000, dtype=torch.uint8)
     crowd = torch.tensor([[800.0 + 9 * i, 600, 806 + 9 * i, 608] for i in range(10)])
-    x1, y1, x2, y2 = _window(image, torch.cat([boxes([5, 5, 12, 12]), crowd]))
+    x1, y1, x2, y2 = crowded_window(image, torch.cat([boxes([5, 5, 12, 12]), crowd]))
     assert x2 - x1 == y2 - y1 == 256 and x2 <= 1000 and y2 <= 700
     assert x1 <= 800 and x2 >= 887 and y1 <= 600 and y2 >= 608
-    assert _window(image, boxes()) == (0, 0, 256, 256)
-    assert _window(image[:, :64, :96], crowd) == (0, 0, 96, 64)
+    assert crowded_window(image, boxes()) == (0, 0, 256, 256)
+    assert crowded_window(image[:, :64, :96], crowd) == (0, 0, 96, 64)
 
 
 def test_rows_must_agree(tmp_path):
@@ -137,3 +143,25 @@ def test_rows_must_agree(tmp_path):
     with pytest.raises(ValueError, match=r"row 1 has the runs \['jol'\], row 0 has \['base'\]"):
         detections_figure([row({"base": run}), row({"jol": run})], tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_each_class_has_its_colour(tmp_path):
+    """Figure 7: boxes of two classes, of one, and of none; four images in two rows."""
+    image = torch.full((3, 64, 96), 40, dtype=torch.uint8)
+    two = boxes([10, 10, 18, 18], [40, 20, 52, 30])
+    for labels in ([0, 1], [1, 1], []):
+        row = (image, two[: len(labels)], torch.tensor(labels, dtype=torch.int64))
+        class_figure([row], ["car", "ship"], tmp_path / "one.png")
+        upper = opened(tmp_path / "one.png")
+        upper = upper[: int(0.8 * len(upper))]  # without the legend
+        for label in (0, 1):
+            drawn = (upper == rgb(class_style(label)[0])).all(axis=2).sum()
+            assert (drawn > 50) == (label in labels), (labels, label, drawn)
+    one = opened(tmp_path / "one.png").shape
+    class_figure([row] * 4, ["car", "ship"], tmp_path / "four.png")
+    four = opened(tmp_path / "four.png").shape
+    assert four[0] > 1.7 * one[0] and four[1] > 2 * one[1]
+    assert len({class_style(label) for label in range(20)}) == 20
+    with pytest.raises(ValueError, match="no images"):
+        class_figure([], [], tmp_path / "x.png")

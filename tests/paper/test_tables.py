@@ -3,16 +3,15 @@
 import csv
 import io
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from detectors.cli import main
-from detectors.errors import RunError
 from detectors.paper import published_numbers, tables
-from detectors.paper.finished_runs import find_runs, read_run
+from detectors.paper.finished_runs import find_runs
+from detectors.paper.table_plan import TABLES
 from detectors.paper.tables import cost_table, results_table, runs_table
 from detectors.utils.text_tables import Grid, render
 
@@ -97,11 +96,11 @@ def test_means_spreads_and_differences_are_those_by_hand(tmp_path: Path) -> None
     grid = results_table(2, runs)
 
     base = lines_of(grid, "faster_rcnn", "base")
-    assert (base["paper"]["AP"], base["paper"]["AP50"]) == ("22.3", "-")
+    assert (base["paper [24]"]["AP"], base["paper [24]"]["AP50"]) == ("22.3", "38.0")
     assert (base["ours"]["runs"], base["ours"]["AP"], base["ours"]["AP_t"]) == ("3", "23.0", "6.5")
     # sqrt(((-3)² + (-1)² + 4²) / 2) = 3.606, and sqrt((1.5² + 1.5²) / 1) = 2.121
     assert (base["±"]["AP"], base["±"]["AP_t"]) == ("3.6", "2.1")
-    assert (base["ours - paper"]["AP"], base["ours - paper"]["AP_t"]) == ("+0.7", "-")
+    assert (base["ours - paper"]["AP"], base["ours - paper"]["AP_t"]) == ("+0.7", "+0.3")
 
     joint = lines_of(grid, "faster_rcnn", "jol")
     assert (joint["ours"]["AP"], joint["ours - paper"]["AP"]) == ("26.0", "-0.9")
@@ -118,8 +117,8 @@ def test_a_cell_without_a_run_says_so(tmp_path: Path) -> None:
     grid = results_table(2, find_runs(tmp_path)[0])
     assert lines_of(grid, "fcos", "base")["ours"]["AP"] == "20.0"
     empty = [row for row in grid.rows if "no run" in row]
-    # 12 cells less one, and Faster R-CNN's jol-base, which the paper has
-    assert len(empty) == 12
+    # 12 cells less one, and jol-base of the six methods, which the paper has
+    assert len(empty) == 17
     assert ["detectors+simd", "jol", "ours", "0", "no run"] in [row[:5] for row in empty]
 
 
@@ -166,24 +165,25 @@ def test_what_changes_nothing_separates_nothing(tmp_path: Path) -> None:
     assert (rows["ours"]["runs"], rows["ours"]["AP"]) == ("2", "25.0")
 
 
-def test_ablations_have_rows_for_each_data_set_and_detector(tmp_path: Path) -> None:
-    base = write_run(tmp_path / "base", {"AP": 20.0}, dataset="aitod")
+def test_ablations_are_of_faster_rcnn_on_aitod(tmp_path: Path) -> None:
+    write_run(tmp_path / "base", {"AP": 20.0}, dataset="aitod")
     write_run(tmp_path / "l", {"AP": 21.0}, dataset="aitod", loss="jol", class_score=None)
     write_run(tmp_path / "full", {"AP": 24.0}, dataset="aitod", loss="jol")
     write_run(tmp_path / "five", {"AP": 23.0}, dataset="aitod", loss="jol", lam=5.0)
-    write_run(tmp_path / "fcos", {"AP": 9.0}, detector="fcos", loss="jol")  # of Table 2 alone
+    for other in ({"detector": "fcos"}, {"dataset": "visdrone"}, {"dataset": None}):
+        settings = {"dataset": "aitod", "loss": "jol", "lam": 3.0, **other}
+        write_run(tmp_path / f"{other}", {"AP": 9.0}, **settings)
     runs, _ = find_runs(tmp_path)
     scores, lams = results_table(7, runs), results_table(8, runs)
     found = {
-        labels: lines_of(scores, "aitod", "faster_rcnn", *labels)["ours"]["AP"]
+        labels: lines_of(scores, *labels)["ours"]["AP"]
         for labels in (("off", "off"), ("on", "off"), ("off", "on"), ("on", "on"))
     }
     assert list(found.values()) == ["20.0", "21.0", "no run", "24.0"]
-    assert [row[2] for row in lams.rows if "no run" in row] == ["1", "3", "4"]
-    assert lines_of(lams, "aitod", "faster_rcnn", "5")["ours"]["AP"] == "23.0"
-    assert not any("fcos" in row for row in [*scores.rows, *lams.rows])
-    only = results_table(7, [read_run(base)])
-    assert {tuple(row[:2]) for row in only.rows} == {("aitod", "faster_rcnn")}
+    assert lines_of(scores, "off", "off")["ours - paper"]["AP"] == "+8.9"
+    assert [row[0] for row in lams.rows if "no run" in row] == ["1", "3", "4"]
+    assert lines_of(lams, "5")["ours"]["AP"] == "23.0"
+    assert lines_of(lams, "5")["ours - paper"]["AP"] == "-1.7"
     assert len(results_table(8, []).rows) == 10
 
 
@@ -191,6 +191,9 @@ def test_columns_follow_what_runs_have(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"AP": 20.0, "oLRP": 80.0, "AP_eS": 7.0}, dataset="sodad")
     grid = results_table(5, find_runs(tmp_path)[0])
     assert grid.header[4:] == ["AP", "AP50", "AP75", "AP_eS"]
+    write_run(tmp_path / "b", {"AP": 20.0, "AP_t": 1.0, "AP75": 7.0, "AP_l": 3.0})
+    grid = results_table(2, find_runs(tmp_path)[0])
+    assert grid.header[4:] == ["AP", "AP50", "AP75", "AP_vt", "AP_t", "AP_l"]
 
 
 BROKEN = {
@@ -258,23 +261,31 @@ def test_the_list_of_runs_pairs_base_and_jol(tmp_path: Path) -> None:
 
 
 def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Path) -> None:
-    seconds = (9.0, 1.0, 1.2, 1.1)
-    write_run(tmp_path / "b", {"AP": 1.0}, seconds=seconds, weights=2_500_000, dataset=None)
-    write_run(tmp_path / "j", {"AP": 1.0}, seconds=(9.0, 1.21), loss="jol")
-    write_run(tmp_path / "s", {"AP": 1.0}, seconds=(9.0, 0.1), preset="slim")
-    write_run(tmp_path / "g", {"AP": 1.0}, seconds=(9.0, 0.01), loss="jol", device="cuda")
+    for name, seconds, settings in (
+        ("b", (9.0, 1.0, 1.2, 1.1), {}),
+        ("j", (9.0, 1.21), {"loss": "jol"}),
+        ("s", (9.0, 0.1), {"preset": "slim"}),
+        ("v", (9.0, 0.2), {"dataset": "visdrone"}),
+        ("g", (9.0, 0.01), {"loss": "jol", "device": "cuda"}),
+    ):
+        settings = {"dataset": "aitod", **settings}
+        write_run(tmp_path / name, {"AP": 1.0}, seconds=seconds, **settings)
     measured = dict.fromkeys(published_numbers.COSTS, (130.0, 41.4))
     grid = cost_table(find_runs(tmp_path)[0], measured)
     base = lines_of(grid, "faster_rcnn", "base")
-    assert base["ours cpu"]["s/step"] == "1.100" and base["ours cpu"]["MB"] == "2.5"
+    assert base["ours cpu"]["s/step"] == "1.100" and base["ours cpu"]["runs"] == "1"
+    assert base["ours cpu"]["MB"] == "331.2"  # 8 bytes a parameter
+    assert base["ours cpu - paper"]["MB"] == "-0.5"
+    assert base["ours cpu - paper"]["s/step"] == "+0.990"
     assert base["ours cpu - paper"]["GFLOPs"] == "-4.5"
     assert base["ours cpu - paper"]["params M"] == "+0.0"
     joint = lines_of(grid, "faster_rcnn", "jol")
     assert (joint["ours cpu"]["s/step"], joint["ours cuda"]["s/step"]) == ("1.210", "0.010")
-    assert joint["ours cpu"]["MB"] == "-"
+    assert joint["ours cpu"]["MB"] == "331.2"
     ratio = lines_of(grid, "faster_rcnn", "jol/base")
-    assert [what for what in ratio if what != "paper"] == ["ours cpu"]
+    assert list(ratio) == ["paper", "ours cpu", "ours cpu - paper"]
     assert ratio["ours cpu"]["s/step"] == "1.100"
+    assert (ratio["paper"]["s/step"], ratio["ours cpu - paper"]["s/step"]) == ("1.091", "+0.009")
     retina = lines_of(grid, "retinanet", "base")
     assert (retina["ours"]["GFLOPs"], retina["ours"]["s/step"]) == ("130.0", "no run")
     assert retina["ours - paper"]["GFLOPs"] == "+0.2"
@@ -289,6 +300,8 @@ def test_table_9_measures_our_own_detectors(
     ours = [row for row in rows if row["what"] == "ours" and row["loss"] == "base"]
     assert [row["params M"] for row in ours] == ["36.5", "32.1", "41.4"]
     assert all(float(row["GFLOPs"]) > 0.5 for row in ours)
+    off = [row for row in rows if row["what"] == "ours - paper"]
+    assert all(abs(float(row["MB"])) < 1 for row in off) and len(off) == 6
 
 
 def test_table_1_counts_what_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,12 +310,13 @@ def test_table_1_counts_what_is_given(tmp_path: Path, capsys: pytest.CaptureFixt
     given = ["--annotations", "aitod", str(one), str(two), "--annotations", "mine", str(two)]
     assert main(["table", "1", *given, "--format", "csv"]) == 0
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
-    assert ["aitod", "ours", "3", "3", "8.7", "0.0867"] in rows  # (6 + 16 + 4) / 3
-    assert ["aitod", "ours - paper", "-", "-700618", "-4.1", "-"] in rows
-    assert ["mine", "paper", "-", "-", "-", "-"] in rows
-    assert ["mine", "ours", "1", "1", "4.0", "0.0400"] in rows
-    assert ["visdrone", "paper", "10209", "343205", "35.8", "-"] in rows
-    assert ["visdrone", "ours", "not given", "", "", ""] in rows
+    assert ["aitod", "ours", "1", "3", "3", "100", "8.7", "0.087"] in rows  # (6 + 16 + 4) / 3
+    off = ["aitod", "ours - paper", "-7", "-28033", "-700618", "-700", "-4.1", "+0.071"]
+    assert off in rows
+    assert ["mine", "paper", "-", "-", "-", "-", "-", "-"] in rows
+    assert ["mine", "ours", "1", "1", "1", "100", "4.0", "0.040"] in rows
+    assert ["visdrone", "paper", "10", "10209", "343205", "1000", "35.8", "0.036"] in rows
+    assert ["visdrone", "ours", "not given", "", "", "", "", ""] in rows
     assert main(["table", "1", "--annotations", "mine", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
 
@@ -318,7 +332,7 @@ def test_formats_hold_the_same_cells(tmp_path: Path) -> None:
     text = render(grid, "text").splitlines()
     assert max(map(len, text)) <= 100
     said = [line.split() for line in text if "ours" in line and "20.5" in line]
-    assert said == [["ours", "2", "20.5", "40.0", "-", "-", "-", "-", "-"]]
+    assert said == [["ours", "2", "20.5", "40.0", "-", "-"]]
     assert sum(line.startswith("faster_rcnn") for line in text) == 1
 
 
@@ -350,20 +364,28 @@ def test_no_runs_yet(
     assert "no run" in capsys.readouterr().out
 
 
-def test_the_papers_numbers_are_those_of_the_sources() -> None:
-    found = {
-        (number, *entry.labels): dict(entry.published)
-        for number, table in published_numbers.TABLES.items()
-        for entry in table.entries
-        if entry.published
-    }
-    assert found == {
-        (2, "faster_rcnn", "base"): {"AP": 22.3},
-        (2, "faster_rcnn", "jol"): {"AP": 26.9},
-        (3, "faster_rcnn", "base"): {"AP": 11.1},
-        (3, "faster_rcnn", "jol"): {"AP": pytest.approx(11.1 + 13.6)},
-    }
-    assert all(table.source for table in published_numbers.TABLES.values())
-    with pytest.raises(RunError, match="no such folder"):
-        find_runs(Path("nowhere"))
-    assert math.isclose(published_numbers.COSTS["fcos"].gflops, 123.3)
+def test_methods_of_others_are_cited_once_and_have_no_runs() -> None:
+    grid = results_table(3, [])
+    cited = [row for row in grid.rows if row[1] == "-"]
+    assert [row[0] for row in cited][:2] == ["Cascade RPN", "SSD-512"] and len(cited) == 9
+    assert cited[-1][:5] == ["KLDet", "-", "paper [15]", "", "25.2"]
+    assert set(cited[-1][5:]) == {"-"}
+    text = render(grid, "text").splitlines()
+    first = next(i for i, line in enumerate(text) if line.startswith("Cascade RPN"))
+    assert text[first - 1] == "" and "" not in text[first : first + 9]
+    assert any(line.startswith("[n]: cited by the paper") for line in text)
+    assert lines_of(grid, "faster_rcnn", "jol")["paper"]["AP"] == "24.7"
+    assert not any("[n]" in note for note in results_table(6, []).notes)
+
+
+@pytest.mark.parametrize("which", range(2, 9))
+def test_every_table_fits_the_screen(which: int, tmp_path: Path) -> None:
+    entry = next(e for e in reversed(TABLES[which].entries) if e.published).cell
+    settings = {"detector": entry.detector, "loss": entry.loss, "assigner": entry.assigner}
+    values = dict.fromkeys(("AP", "AP50", "AP75", "AP_vt", "AP_t", "AP_s", "AP_m"), 90.0)
+    for lr in (0.1, 0.2):
+        settings |= {"lam": entry.lam, "lr": lr, "dataset": TABLES[which].dataset}
+        write_run(tmp_path / f"{lr}", values, **settings)
+    grid = results_table(which, find_runs(tmp_path)[0])
+    assert max(map(len, render(grid, "text").splitlines())) <= 100
+    assert any(row[grid.labels - 1] == "ours b - paper" for row in grid.rows)
