@@ -133,9 +133,8 @@ def _sweep_options(command: argparse.ArgumentParser) -> None:
 
 def _figure(text: str) -> int:
     """A figure of the paper that can be drawn."""
-    if text not in ("1", "3", "4", "5", "6"):
-        why = ": what the paper's shows was not found, nor is it guessed here" * (text == "7")
-        raise argparse.ArgumentTypeError(f"no figure {text!r}{why}; wanted 1, 3, 4, 5 or 6")
+    if text not in ("1", "3", "4", "5", "6", "7"):
+        raise argparse.ArgumentTypeError(f"no figure {text!r}; wanted 1 or 3 to 7")
     return int(text)
 
 
@@ -146,7 +145,7 @@ def _figure_options(command: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_figure,
         help="1: who gets the loss, by size; 3: loss surfaces; 4, 5: detections; 6: precision and "
-        "recall",
+        "recall; 7: detections of one run by class",
     )
     add("--base", metavar="DIR", type=Path, help="folder of a run with the base loss")
     add("--jol", metavar="DIR", type=Path, help="folder of a run with JOL (figure 3 needs no runs)")
@@ -156,7 +155,7 @@ def _figure_options(command: argparse.ArgumentParser) -> None:
         metavar="N",
         type=positive,
         default=None,
-        help="figure 1: the first N (default: 100); 4, 5: the N with most objects (default: 3)",
+        help="figure 1: the first N (default: 100); 4, 5, 7: the N with most objects (default: 3)",
     )
     add("--split", metavar="NAME", help="of --dataset (default: the one the paper evaluates on)")
     val_options(command)  # fmt: skip

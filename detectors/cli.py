@@ -23,7 +23,7 @@ from detectors.evaluation import model_evaluation
 from detectors.evaluation.curves import pr_classes, pr_curves
 from detectors.evaluation.report import class_table, read_results, write_results
 from detectors.inference import export, predict
-from detectors.paper import figures, loss_samples, side_by_side, tables
+from detectors.paper import class_detections, figures, loss_samples, side_by_side, tables
 from detectors.training import checkpoints
 from detectors.training.settings import DEFAULTS
 from detectors.utils import distributed
@@ -166,6 +166,8 @@ def _figure(args: argparse.Namespace) -> None:
         figures.loss_surfaces(args.out)
     elif not folders:
         raise Unusable("wanted --base DIR, --jol DIR or both")
+    elif args.figure == 7 and len(folders) > 1:
+        raise Unusable("figure 7 is of one run: wanted --base DIR or --jol DIR")
     elif args.figure == 6:
         found = {name: read_results(folder) for name, folder in folders.items()}
         classes = {name: list(one.per_class) for name, one in found.items()}
@@ -195,7 +197,11 @@ def _figure_of_models(args: argparse.Namespace, folders: dict[str, Path]) -> Non
         figures.loss_by_size(collected, args.out)
     else:
         indices = side_by_side.crowded(dataset, args.images or 3)
-        side_by_side.detections(models, dataset, args.device, indices, args.out)
+        if args.figure == 7:
+            (model,) = models.values()
+            class_detections.class_detections(model, dataset, args.device, indices, args.out)
+        else:
+            side_by_side.detections(models, dataset, args.device, indices, args.out)
 
 
 def _sweep(args: argparse.Namespace) -> None:
