@@ -18,6 +18,7 @@ def add(subparsers: Any) -> None:
         "figure",
         help="the paper's figures of a base and a JOL run",
         usage="jol figure 1|4|5 --out FILE [--base DIR] [--jol DIR] DATA [OPTION ...]\n"
+        "       jol figure 7 --out FILE --base DIR|--jol DIR DATA [OPTION ...]\n"
         "       jol figure 6 --out FILE [--base DIR] [--jol DIR]\n"
         "       jol figure 3 --out FILE",
     )
@@ -27,7 +28,7 @@ def add(subparsers: Any) -> None:
         metavar="N",
         type=_number,
         help="1: who gets the loss, by size; 3: loss surfaces; 4, 5: detections; 6: precision and "
-        "recall",
+        "recall; 7: detections of one run, a colour a class",
     )
     add("--base", metavar="DIR", type=Path, help="folder of a run with the base loss")
     add("--jol", metavar="DIR", type=Path, help="folder of a run with JOL (figure 3 needs no runs)")
@@ -37,7 +38,7 @@ def add(subparsers: Any) -> None:
         metavar="N",
         type=positive,
         default=None,
-        help="figure 1: the first N (default: 100); 4, 5: the N with most objects (default: 3)",
+        help="figure 1: the first N (default: 100); 4, 5, 7: the N with most objects (default: 3)",
     )
     add_settings(command, TrainSettings, ["device"])
     data = command.add_argument_group(
@@ -51,21 +52,22 @@ def add(subparsers: Any) -> None:
 
 def _number(text: str) -> int:
     """A figure of the paper that can be drawn."""
-    if text not in ("1", "3", "4", "5", "6"):
-        why = ": what the paper's shows was not found, nor is it guessed here" * (text == "7")
-        raise argparse.ArgumentTypeError(f"no figure {text!r}{why}; wanted 1, 3, 4, 5 or 6")
+    if text not in ("1", "3", "4", "5", "6", "7"):
+        raise argparse.ArgumentTypeError(f"no figure {text!r}; wanted 1 or 3 to 7")
     return int(text)
 
 
 def _problems(args: argparse.Namespace) -> Iterator[str]:
+    if args.figure == 7 and bool(args.base) == bool(args.jol):
+        yield "figure 7 is of one run: wanted --base DIR or --jol DIR"
     if args.figure in (1, 4, 5, 6) and not (args.base or args.jol):
         yield "wanted --base DIR, --jol DIR or both"
-    if args.figure in (1, 4, 5):
+    if args.figure in (1, 4, 5, 7):
         yield from data_options.problems(args, *data_options.EVALUATION)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw a figure; 6 and its curves by class from what the runs wrote, 1, 4 and 5 anew.
+    """Draw a figure; 6 and its curves by class from what the runs wrote, the others anew.
 
     Raises:
         Unusable, DataError, RunError
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _draw_from_models(args: argparse.Namespace, folders: dict[str, Path]) -> None:
-    from detectors.paper import figures, loss_samples, side_by_side
+    from detectors.paper import class_detections, figures, loss_samples, side_by_side
     from detectors.training import checkpoints
 
     device = find_device(args.device)
@@ -117,4 +119,8 @@ def _draw_from_models(args: argparse.Namespace, folders: dict[str, Path]) -> Non
         figures.loss_by_size(collected, args.out)
     else:
         indices = side_by_side.crowded(dataset, args.images or 3)
-        side_by_side.detections(models, dataset, device, indices, args.out)
+        if args.figure == 7:
+            (model,) = models.values()
+            class_detections.class_detections(model, dataset, device, indices, args.out)
+        else:
+            side_by_side.detections(models, dataset, device, indices, args.out)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,6 +11,7 @@ from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor, nn
 
 from detectors.data.dataset import CocoDetection
+from detectors.inference.detect import detect
 
 WINDOW = 256
 """Pixels a side: of a larger image, the part of this size with the most objects is shown."""
@@ -30,10 +30,9 @@ def crowded(data: CocoDetection, images: int) -> list[int]:
 
 def shown_detections(model: nn.Module, image: Tensor, device: str) -> dict[str, Tensor]:
     """Detections worth drawing on an image uint8 [3, H, W], on the CPU."""
-    with torch.no_grad():
-        result = model.eval()([image.to(device).float() / 255])[0]
+    (result,) = detect(model, [image], device)
     kept = result["scores"] >= SHOWN
-    return {name: value[kept].cpu() for name, value in result.items()}
+    return {name: value[kept] for name, value in result.items()}
 
 
 def crowded_window(image: Tensor, boxes: Tensor) -> Window:

@@ -6,7 +6,7 @@ Tables 7 to 9 are of AI-TOD; 7 and 8 of Faster R-CNN, 9 of three detectors.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from detectors.models.anchor_plans import DETECTORS
+from detectors.models.presets import DETECTORS
 from detectors.paper.published_numbers import (
     COMPARISONS,
     COSTS,

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from detectors.evaluation.average_precision import METRICS
+from detectors.evaluation.protocols import METRICS
 from detectors.paper import published_numbers, table_plan
 from detectors.paper.data_table import data_table
 from detectors.paper.finished_runs import JOINT, Group, Run, find_runs, grouped
@@ -28,7 +28,6 @@ DEFAULT_ROOT = Path("runs")
 SIZE = 800
 """Side of the images of Table 9."""
 COUNTED = "GFLOPs: billions of multiply-accumulates of an image of 800 x 800"
-TABLES = (*map(str, range(1, 10)), "runs")
 WHAT = ("what", "runs")
 """Columns after the labels: paper, ours, spread or difference; and of how many runs."""
 SPREAD = "± is the standard deviation over seeds, or over pairs of base and JOL of the same seed."
@@ -41,7 +40,7 @@ COSTS = {"GFLOPs": ".1f", "params M": ".1f", "MB": ".1f", "s/step": ".3f"}
 
 
 def make_table(name: str, root: Path | None, given: Mapping[str, Sequence[Path]]) -> Made:
-    """One of TABLES, and a line for each folder below `root` that is no finished run.
+    """Table 1 to 9 or runs, and a line for each folder below `root` that is no finished run.
 
     Args:
         name: "1" to "9" or "runs".

@@ -101,15 +101,17 @@ def test_the_most_crowded_images_come_first(runs: Path) -> None:
     assert [counts[i] for i in order] == sorted(counts, reverse=True)[:2]
 
 
-@pytest.mark.parametrize("number", [1, 3, 4, 6])
+@pytest.mark.parametrize("number", [1, 3, 4, 6, 7])
 def test_figures_are_drawn(
     number: int, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figure.png"
     words = ["figure", str(number), "--out", str(out)]
     if number != 3:
-        words += ["--base", str(runs / "base"), "--jol", str(runs / "jol")]
-    if number in (1, 4):
+        words += ["--jol", str(runs / "jol")]
+    if number not in (3, 7):
+        words += ["--base", str(runs / "base")]
+    if number in (1, 4, 7):
         words += [*given(runs), "--images", "2"]
     assert main(words) == 0
     assert str(out) in capsys.readouterr().out
@@ -129,11 +131,9 @@ def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (runs / "none.json").write_text(json.dumps({**content, "annotations": []}))
     none = ["--val-images", images, "--val-annotations", str(runs / "none.json")]
     for words, wanted in (
-        (
-            ["7", *out],
-            "no figure '7': what the paper's shows was not found, nor is it guessed here",
-        ),
-        (["2", *out], "no figure '2'; wanted 1, 3, 4, 5 or 6"),
+        (["7", *out], "figure 7 is of one run: wanted --base DIR or --jol DIR"),
+        (["7", *out, *both], "figure 7 is of one run: wanted --base DIR or --jol DIR"),
+        (["2", *out], "no figure '2'; wanted 1 or 3 to 7"),
         (["six", *out], "no figure 'six'; wanted"),
         (["1", *out, *given(runs)], "wanted --base DIR, --jol DIR or both"),
         (["1", *out, "--base", str(runs / "base")], "missing --val-images"),
