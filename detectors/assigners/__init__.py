@@ -1,16 +1,16 @@
 """Label assigners: which object each prior is trained on.
 
-A prior is an anchor box or, for RFLA, the place of one. Every assigner has one signature,
+A prior is an anchor box or, for RFLA, its location. All assigners have one signature,
 
     assign(boxes [G, 4], priors [A, 4], levels, *, settings) → int64 [A],
 
-boxes and priors as x1 y1 x2 y2 in pixels, and answers in torchvision's convention: the index of
-the object, BACKGROUND or IGNORED. Without objects all is background. Assigners are pure
-functions; give them boxes without gradient.
+with boxes and priors as x1 y1 x2 y2 in pixels. They return torchvision's convention: the index of
+the object, BACKGROUND or IGNORED. Without objects all priors are background. Assigners are pure
+functions; pass boxes without gradient.
 
-Memory: a [G, A] matrix is never held. Objects are taken in chunks of at most PAIRS (object, prior)
-pairs; 1,500 objects and 160,000 priors take 0.4 GB (the matrix alone would be 1 GB, several times).
-What outlives a chunk is [A], and of ATSS the positive pairs.
+Memory: no [G, A] matrix is held. Objects are processed in chunks of at most PAIRS (object, prior)
+pairs: 1,500 objects and 160,000 priors take 0.4 GB (the matrix alone would take 1 GB, several
+times). Only [A], and the positive pairs of ATSS, outlive a chunk.
 
 Sources:
     iou: Faster R-CNN, arXiv 1506.01497; torchvision's Matcher

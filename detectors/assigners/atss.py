@@ -12,21 +12,21 @@ from detectors.assigners.similarities import centres, paired_iou
 def atss(boxes: Tensor, priors: Tensor, levels: Sequence[Level], *, k: int = 9) -> Tensor:
     """Adaptive: candidates are the priors at the k locations of each level nearest an object.
 
-    The object's threshold is mean + standard deviation of its candidates' IoU; the candidates
-    at or above it whose centre lies inside the object are positive, all else background.
-    A prior several objects chose goes to the one of highest IoU.
+    An object's threshold is the mean plus the standard deviation of its candidates' IoU. Candidates
+    at or above it whose centre lies inside the object are positive, all others background.
+    A prior chosen by several objects goes to the one of highest IoU.
 
     Raises:
         ValueError: the levels do not add up to the priors.
     """
-    places = centres(priors)
+    locations = centres(priors)
     items, chosen, overlaps = [], [], []
     for start, chunk in chunks(boxes, len(priors)):
-        candidates = _nearest(centres(chunk), places, levels, k)
+        candidates = _nearest(centres(chunk), locations, levels, k)
         overlap = paired_iou(chunk[:, None], priors[candidates])
         deviation = overlap.std(dim=1) if overlap.shape[1] > 1 else torch.zeros_like(overlap[:, 0])
         enough = overlap >= (overlap.mean(dim=1) + deviation)[:, None]
-        at = places[candidates]
+        at = locations[candidates]
         inside = torch.cat([at - chunk[:, None, :2], chunk[:, None, 2:] - at], -1).amin(-1) > 0
         item, column = (enough & inside).nonzero(as_tuple=True)
         items.append(start + item)
@@ -38,7 +38,7 @@ def atss(boxes: Tensor, priors: Tensor, levels: Sequence[Level], *, k: int = 9) 
 
 
 def _highest(item: Tensor, prior: Tensor, value: Tensor, priors: int) -> Tensor:
-    """Of the pairs (item, prior) [P], each prior's of highest value, of equals the first item."""
+    """Each prior's item of highest value, of the pairs (item, prior) [P]; ties: the first item."""
     best = value.new_full((priors,), -torch.inf).scatter_reduce(0, prior, value, "amax")
     wins = value == best[prior]
     none = torch.iinfo(torch.int64).max
@@ -47,13 +47,13 @@ def _highest(item: Tensor, prior: Tensor, value: Tensor, priors: int) -> Tensor:
     return torch.where(matches == none, BACKGROUND, matches)
 
 
-def _nearest(objects: Tensor, places: Tensor, levels: Sequence[Level], k: int) -> Tensor:
+def _nearest(objects: Tensor, locations: Tensor, levels: Sequence[Level], k: int) -> Tensor:
     """int64 [G, K]: the priors at each level's k locations nearest the objects' centres."""
-    check_levels(levels, places)
+    check_levels(levels, locations)
     found, begin = [], 0
     for level in levels:
-        here = places[begin : begin + level.priors]
-        # Not by way of a matrix product, whose rounding would decide between equals.
+        here = locations[begin : begin + level.priors]
+        # Without a matrix product, whose rounding would break ties.
         distance = torch.cdist(objects, here, compute_mode="donot_use_mm_for_euclid_dist")
         wanted = min(k * level.per_location, level.priors)
         found.append(begin + distance.topk(wanted, dim=1, largest=False).indices)

@@ -1,4 +1,4 @@
-"""Priors as assigners see them: levels, chunks of objects, and what a match may be."""
+"""What assigners share: the values of a match, levels of priors, chunks of objects."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -9,22 +9,19 @@ from torch import Tensor
 from detectors.assigners.similarities import centres
 
 BACKGROUND, IGNORED = -1, -2
-
-
 PAIRS = 1 << 22
-
-
+"""Most (object, prior) pairs that are compared at once."""
 RECEPTIVE_FIELDS = {2: 45.0, 3: 91.0, 4: 267.0, 5: 427.0, 6: 555.0, 7: 811.0}
-"""Pyramid level → the theoretical receptive field of ResNet-50 with an FPN, in pixels (RFLA)."""
+"""Pyramid level → theoretical receptive field of ResNet-50 with an FPN, in pixels (RFLA)."""
 
 
 class Level(NamedTuple):
-    """A run of the priors: those of one pyramid level, which follow each other.
+    """One pyramid level; its priors are consecutive.
 
     Attributes:
-        priors: how many, all locations and all anchors at each.
-        per_location: how many anchors share one location.
-        receptive_field: side of the theoretical receptive field in pixels; RFLA alone needs it.
+        priors: number of priors, over all locations.
+        per_location: number of anchors at each location.
+        receptive_field: side of the theoretical receptive field in pixels; only RFLA needs it.
     """
 
     priors: int
@@ -33,14 +30,12 @@ class Level(NamedTuple):
 
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
-"""boxes [G, 4], priors [A, 4] → [G, A], larger is more alike."""
-
-
+"""boxes [G, 4], priors [A, 4] → [G, A], larger is more similar."""
 Assigner = Callable[[Tensor, Tensor, Sequence[Level]], Tensor]
 
 
 def chunks(boxes: Tensor, priors: int) -> Iterator[tuple[int, Tensor]]:
-    """(index of its first object, objects) of chunks of at most PAIRS pairs."""
+    """Chunks of at most PAIRS pairs: (index of the first object, objects)."""
     step = max(1, PAIRS // max(1, priors))
     for start in range(0, len(boxes) if priors else 0, step):
         yield start, boxes[start : start + step]
@@ -54,7 +49,7 @@ def check_levels(levels: Sequence[Level], priors: Tensor) -> None:
 
 
 def per_prior(levels: Sequence[Level], priors: Tensor, values: Sequence[float]) -> Tensor:
-    """[A]: each prior's level's value."""
+    """The value of each prior's level, [A]."""
     check_levels(levels, priors)
     counts = [level.priors for level in levels]
     repeats = torch.tensor(counts, dtype=torch.int64, device=priors.device)

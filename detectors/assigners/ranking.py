@@ -1,4 +1,4 @@
-"""Assigners by rank: each object takes the priors most similar to it: nwd-rka, rfla."""
+"""Assigners by rank, nwd-rka and rfla: each object takes the priors most similar to it."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -28,11 +28,11 @@ def nwd_rka(
     constant: float = 12.7,
     low: float = 0.3,
 ) -> Tensor:
-    """Ranking-based: the k priors of highest NWD are an object's (2 two-stage, 3 RetinaNet).
+    """Ranking-based: an object takes the k priors of highest NWD (2 two-stage, 3 RetinaNet).
 
-    As in the release, priors tied with the k-th count too and a prior several objects chose goes
-    to the last of them. Of the others, those below `low` to every object are background, the rest
-    ignored.
+    As in the release, priors tied with the k-th count too, and a prior chosen by several objects
+    goes to the last of them. Of the others, those below `low` for every object are background, the
+    rest ignored.
 
     Raises:
         ValueError: k below 1.
@@ -53,13 +53,13 @@ def rfla(
     fraction: float = 0.5,
     low: float = 0.8,
 ) -> Tensor:
-    """Hierarchical, by the KL divergence of receptive fields; of the priors only the centre counts.
+    """Hierarchical, by the KL divergence of receptive fields at the priors' centres.
 
     An object takes the `first` priors whose effective receptive field (the level's theoretical
-    one times `fraction`) is most like it. Then, with the fields times `shrink`, it takes those of
-    its `second` best that are nobody's yet: as in the release, it does not look for another where
-    they are not. Ties and conflicts are settled as in `nwd_rka`. Of the others, those below `low`
-    to every object are background, the rest ignored. Meant for one prior a location.
+    one times `fraction`) is most similar. Then, with the fields times `shrink`, it takes those of
+    its `second` best that are still free; as in the release, it does not replace taken ones. Ties
+    and conflicts are resolved as in `nwd_rka`. Of the others, those below `low` for every object
+    are background, the rest ignored. Meant for one prior a location.
 
     Raises:
         ValueError: a level has no receptive field, or first or second is below 1.
@@ -82,17 +82,17 @@ def _ranked(similarity: Similarity, boxes: Tensor, priors: Tensor, k: int) -> tu
     """Each object's k most similar priors and those tied with the last of them.
 
     Returns:
-        int64 [A]: the last object that chose the prior, BACKGROUND where none did; and the
-        prior's best similarity [A].
+        The last object that chose each prior, or BACKGROUND, int64 [A]; each prior's best
+        similarity [A].
     """
     if k < 1:
         raise ValueError(f"priors an object takes: got {k}, wanted 1 or more")
     chosen = torch.full((len(priors),), BACKGROUND, device=priors.device)
     best = priors.new_full((len(priors),), -torch.inf)
     for start, chunk in chunks(boxes, len(priors)):
-        alike = similarity(chunk, priors)
-        best = torch.maximum(best, alike.amax(dim=0))
-        least = alike.topk(min(k, len(priors)), dim=1).values[:, -1:]
-        item, prior = (alike >= least).nonzero(as_tuple=True)
+        scores = similarity(chunk, priors)
+        best = torch.maximum(best, scores.amax(dim=0))
+        least = scores.topk(min(k, len(priors)), dim=1).values[:, -1:]
+        item, prior = (scores >= least).nonzero(as_tuple=True)
         chosen.scatter_reduce_(0, prior, start + item, "amax")
     return chosen, best

@@ -1,7 +1,7 @@
-"""How alike an object and a prior are: boxes [G, 4] x priors [A, 4] → [G, A], larger is more.
+"""Similarities of objects and priors: boxes [G, 4] x priors [A, 4] → [G, A].
 
-Boxes are x1 y1 x2 y2 in pixels. Below, object g and prior a lie dx, dy apart (centres) and have
-sizes wg, hg and wa, ha. IoU is torchvision.ops.box_iou.
+Boxes are x1 y1 x2 y2 in pixels. Below, the centres of object g and prior a are dx, dy apart, and
+their sizes are wg, hg and wa, ha. IoU is torchvision.ops.box_iou.
 
 Sources: SimD arXiv 2407.02394, NWD arXiv 2110.13389, DotD CVPR Workshops 2021, RFLA arXiv
 2208.08738.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def simd_similarity(boxes: Tensor, priors: Tensor, m: float, n: float) -> Tensor:
-    """SimD [G, A] in 1e-6..1; m and n weigh the axes (see statistics.simd_constants)."""
+    """SimD [G, A] in 1e-6..1; m and n weigh the axes, see prior_coverage.simd_constants."""
     dx, dy = _offsets(boxes, priors)
     (wg, hg), (wa, ha) = _sizes(boxes[:, None]), _sizes(priors)
     location = torch.hypot(m * dx / (wg + wa), n * dy / (hg + ha))
@@ -34,7 +34,7 @@ def dotd_similarity(boxes: Tensor, priors: Tensor, size: float) -> Tensor:
 
 
 def rfla_similarity(boxes: Tensor, fields: Tensor) -> Tensor:
-    """1 / (1 + KL) [G, A] of two Gaussians: the receptive field's against the object's."""
+    """1 / (1 + KL) [G, A] of the receptive field's Gaussian from the object's."""
     dx, dy = _offsets(boxes, fields)
     (wg, hg), (wa, ha) = _sizes(boxes[:, None]), _sizes(fields)
     x = ((wa / wg) ** 2 + (2 * dx / wg) ** 2 - 1) / 2 + torch.log(wg / wa)
@@ -43,7 +43,7 @@ def rfla_similarity(boxes: Tensor, fields: Tensor) -> Tensor:
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boxes [..., 4] with those at the same place in b."""
+    """IoU of boxes `a` [..., 4] with the boxes of the same index in `b`."""
     sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     shared = sides.clamp(min=0).prod(-1)
     areas = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1)
@@ -51,7 +51,7 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def centres(boxes: Tensor) -> Tensor:
-    """x and y [..., 2] of the middles of boxes [..., 4]."""
+    """Centres x, y [..., 2] of boxes [..., 4]."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
@@ -60,6 +60,6 @@ def _sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _offsets(boxes: Tensor, priors: Tensor) -> tuple[Tensor, Tensor]:
-    """Dx and dy [G, A] between the centres."""
+    """Distances dx, dy [G, A] between centres."""
     offset = centres(boxes)[:, None] - centres(priors)
     return offset[..., 0], offset[..., 1]

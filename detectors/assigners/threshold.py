@@ -1,4 +1,4 @@
-"""Assigners by a threshold of similarity: iou, simd, nwd, dotd."""
+"""Assigners by a threshold on a similarity: iou, simd, nwd, dotd."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,11 +11,9 @@ from detectors.assigners.priors import BACKGROUND, IGNORED, Level, Similarity, c
 from detectors.assigners.similarities import dotd_similarity, nwd_similarity, simd_similarity
 
 TIE = 1e-6
-"""Similarities within this share of each other are equal: float32 rounds what are equals."""
-
-
+"""Similarities within this share of each other are tied: float32 rounds equal ones apart."""
 LEAST = 1e-5
-"""An object less like every prior than this has no best ones: all of them would be tied."""
+"""Below this similarity to every prior an object has no best prior: all would be tied."""
 
 
 def iou(
@@ -27,15 +25,15 @@ def iou(
     low: float = 0.3,
     min_low_quality: float | None = 0.3,
 ) -> Tensor:
-    """By IoU, Faster R-CNN's RPN as it stands; RetinaNet takes .5, .4 and 0.
+    """By IoU. The defaults are those of Faster R-CNN's RPN; RetinaNet has .5, .4 and 0.
 
-    A prior goes to the object it is most like (ties: the first) if they are `high` alike or more;
-    below `low` it is background, between ignored.
+    A prior goes to its most similar object (ties: the first) if their similarity is at least
+    `high`; below `low` it is background, in between ignored.
 
-    min_low_quality: an object whose best prior is at least this alike makes positives of every
-        prior tied at its best. As in torchvision each of these goes to the object *it* is most
-        like, which need not be this one; MMDetection gives it to this one. torchvision sets no
-        bar (0), MMDetection .3 in an RPN and 0 in RetinaNet; None: threshold matches only.
+    min_low_quality: an object whose best similarity is at least this also gets all priors tied at
+        its best. As in torchvision, each of these goes to *its own* most similar object, which may
+        be another; MMDetection gives it to this one. torchvision has no bar (0), MMDetection .3 in
+        an RPN and 0 in RetinaNet; None: matches by threshold only.
 
     Raises:
         ValueError: low above high.
@@ -54,7 +52,7 @@ def simd(
     low: float = 0.3,
     min_low_quality: float | None = 0.3,
 ) -> Tensor:
-    """As `iou`, by SimD. m, n: the release's for VisDrone; statistics.simd_constants finds them."""
+    """As `iou`, by SimD. m, n: the release's for VisDrone; prior_coverage.simd_constants."""
     similarity = partial(simd_similarity, m=m, n=n)
     return _max_overlap(similarity, boxes, priors, high, low, min_low_quality)
 
@@ -103,13 +101,13 @@ def _max_overlap(
     matches = torch.full((len(priors),), BACKGROUND, device=priors.device)
     low_quality = torch.zeros_like(matches, dtype=torch.bool)
     for start, chunk in chunks(boxes, len(priors)):
-        alike = similarity(chunk, priors)
-        value, index = alike.max(dim=0)
+        scores = similarity(chunk, priors)
+        value, index = scores.max(dim=0)
         matches = torch.where(value > best, start + index, matches)
         best = torch.maximum(best, value)
         if min_low_quality is not None:
-            top = alike.amax(dim=1, keepdim=True)
+            top = scores.amax(dim=1, keepdim=True)
             bar = max(min_low_quality, LEAST)
-            low_quality |= ((alike >= top * (1 - TIE)) & (top >= bar)).any(dim=0)
+            low_quality |= ((scores >= top * (1 - TIE)) & (top >= bar)).any(dim=0)
     unsure = torch.where(best < low, BACKGROUND, IGNORED)
     return torch.where((best >= high) | low_quality, matches, unsure)

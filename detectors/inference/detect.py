@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detectors.data.dataset import CocoDetection, Detection
 
 COLUMNS = 7
-"""Of a row of detections: index of the image, label, x, y, w, h, score."""
+"""Columns of a row of detections: index of the image, label, x, y, w, h, score."""
 
 
 def as_inputs(images: Sequence[Tensor], device: str) -> list[Tensor]:
@@ -33,7 +33,7 @@ def find(
 ) -> Tensor:
     """Detections on the images at `indices`, float64 [D, COLUMNS], pixels of the image as stored.
 
-    `on_image` is told how many images are done; where it returns something true, they are enough.
+    `on_image` is called with the number of images done; if it returns something true, find stops.
     """
     found = [torch.zeros(0, COLUMNS, dtype=torch.float64)]
     for done, index in enumerate(indices, start=1):
@@ -49,7 +49,7 @@ def find(
 
 
 def as_results(rows: Tensor, dataset: CocoDetection) -> list[Detection]:
-    """Rows of `find` as COCO results."""
+    """The rows of `find` as COCO results."""
     return [
         {
             "image_id": dataset.image_ids[int(index)],

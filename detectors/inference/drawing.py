@@ -1,8 +1,9 @@
-"""A picture with its detections drawn into it: boxes with class and score, a legend below.
+"""A picture with its detections: boxes with class and score, a legend below.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart, without the blue that is
-hard to read on black; where there are more classes than colours, the lines are dashed. Everything
-is drawn on an enlarged picture and around the boxes, so that objects of a few pixels stay in sight.
+hard to read on black. If there are more classes than colours, lines are dashed. The picture is
+enlarged, and boxes and texts are drawn around objects: those of a few pixels stay visible.
+torchvision's draw_bounding_boxes draws both onto the object, and has no dashes.
 """
 
 from collections import Counter
@@ -19,15 +20,15 @@ from detectors.utils.palette import GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION, 
 
 COLOURS = (ORANGE, SKY_BLUE, YELLOW, PURPLE, GREEN, VERMILION)
 DASHES = ((1, 0), (7, 5), (3, 3))
-"""Pixels drawn and left out along a line: of the first classes, of those after them, ..."""
+"""Pixels drawn and skipped along a line: for the first classes, for those after them, ..."""
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 FONT_SIZE = 13
 READABLE = 40
-"""Pixels that an object of the median size gets by enlarging, where LARGEST allows it."""
+"""Pixels that an object of median size is enlarged to, within LARGEST."""
 LARGEST = 2400
-"""Pixels a side that enlarging does not go beyond."""
+"""Most pixels a side of an enlarged picture."""
 NARROWEST = 320
-"""Pixels: room for a legend."""
+"""Least width in pixels, for the legend."""
 DARK = (20, 20, 20)
 Rectangle = tuple[float, float, float, float]
 
@@ -37,8 +38,8 @@ def draw_detections(
 ) -> Image.Image:
     """The image, enlarged by a whole number, with all these detections and a legend below.
 
-    Texts stand beside their boxes where they cover no box and no other text; in a crowd a score
-    alone, or nothing, is left of those with lower scores.
+    Texts are next to their boxes, where they cover no box and no other text. In a crowd, lower
+    scores lose their class name, or the whole text.
 
     Args:
         image: uint8 [3, H, W].
@@ -60,7 +61,7 @@ def draw_detections(
     order = scores.argsort(descending=True, stable=True)
     frames = [_frame(box, scale) for box in boxes[order].tolist()]
     kinds, values = labels[order].tolist(), scores[order].tolist()
-    for frame, label in reversed(list(zip(frames, kinds, strict=True))):  # the surest on top
+    for frame, label in reversed(list(zip(frames, kinds, strict=True))):  # the highest score on top
         _box(draw, frame, label)
     taken = _Taken(width, height, frames)
     for frame, label, score in zip(frames, kinds, values, strict=True):
@@ -79,13 +80,13 @@ def enlargement(boxes: Tensor, size: tuple[int, int]) -> int:
 
 
 def _frame(box: Sequence[float], scale: int) -> Rectangle:
-    """Pixels of the enlarged picture that are just outside the box."""
+    """The rectangle just outside the box, in pixels of the enlarged picture."""
     x1, y1, x2, y2 = (round(v * scale) for v in box)
     return x1 - 2, y1 - 2, x2 + 1, y2 + 1
 
 
 def _box(draw: ImageDraw.ImageDraw, frame: Rectangle, label: int) -> None:
-    """Two pixels of the class's colour outwards from `frame`, in between two dark ones."""
+    """A line of two pixels in the class's colour around `frame`, between two dark lines."""
     x1, y1, x2, y2 = map(int, frame)
     draw.rectangle((x1 - 2, y1 - 2, x2 + 2, y2 + 2), outline=DARK, width=4)
     colour, dash = _style(label)
@@ -97,12 +98,12 @@ def _box(draw: ImageDraw.ImageDraw, frame: Rectangle, label: int) -> None:
             draw.rectangle((x, start, x + 1, end), fill=colour)
 
 
-def _strokes(start: int, end: int, drawn: int, left_out: int) -> Iterator[tuple[int, int]]:
-    """The first and the last pixel of each piece of a line."""
-    if not left_out:
+def _strokes(start: int, end: int, drawn: int, skipped: int) -> Iterator[tuple[int, int]]:
+    """First and last pixel of each dash of a line."""
+    if not skipped:
         yield start, end
         return
-    for at in range(start, end + 1, drawn + left_out):
+    for at in range(start, end + 1, drawn + skipped):
         yield at, min(at + drawn - 1, end)
 
 
@@ -111,14 +112,14 @@ def _style(label: int) -> tuple[str, tuple[int, int]]:
 
 
 class _Taken:
-    """Which pixels of the enlarged picture carry a small object, a frame or a text."""
+    """The pixels of the enlarged picture taken by small objects, frames and texts."""
 
     def __init__(self, width: int, height: int, frames: Sequence[Rectangle]) -> None:
         self._used = np.zeros((height, width), dtype=bool)
         for x1, y1, x2, y2 in frames:
             if max(x2 - x1, y2 - y1) <= 3 * READABLE:
                 self._mark((x1, y1, x2, y2))
-            else:  # inside a large one there is room
+            else:  # a text may lie inside a large object
                 for side in (
                     (x1, y1, x2, y1),
                     (x1, y2, x2, y2),
@@ -127,19 +128,19 @@ class _Taken:
                 ):
                     self._mark(side)
 
-    def _mark(self, place: Rectangle) -> None:
-        x1, y1, x2, y2 = (max(0, int(v)) for v in place)
+    def _mark(self, area: Rectangle) -> None:
+        x1, y1, x2, y2 = (max(0, int(v)) for v in area)
         self._used[y1 : y2 + 1, x1 : x2 + 1] = True
 
-    def take(self, place: Rectangle) -> bool:
-        """Take the place if it is in the picture and free."""
-        x1, y1, x2, y2 = (int(v) for v in place)
+    def take(self, area: Rectangle) -> bool:
+        """Take this area if it is free and inside the picture."""
+        x1, y1, x2, y2 = (int(v) for v in area)
         height, width = self._used.shape
         if x1 < 0 or y1 < 0 or x2 >= width or y2 >= height:
             return False
         if self._used[y1 : y2 + 1, x1 : x2 + 1].any():
             return False
-        self._mark(place)
+        self._mark(area)
         return True
 
 
@@ -150,7 +151,7 @@ def _text(
     texts: Sequence[str],
     taken: _Taken,
 ) -> None:
-    """The first of the texts that finds a free place around the frame, or none."""
+    """Draw the first of the texts that has room next to the frame, if any."""
     x1, y1, x2, y2 = frame
     for text in texts:
         wide, high = draw.textlength(text) + 4, FONT_SIZE + 3
@@ -159,12 +160,12 @@ def _text(
             (x1 - 2, y2 + 3),  # below
             (x2 + 3, y1 - 2),  # to the right
             (x1 - wide - 3, y1 - 2),  # to the left
-            (x2 + 2 - wide, y1 - high - 3),  # above, from the right end on
+            (x2 + 2 - wide, y1 - high - 3),  # above, aligned right
             (x2 + 2 - wide, y2 + 3),
         ):
-            place = (left, top, left + wide - 1, top + high - 1)
-            if taken.take(place):
-                draw.rectangle(place, fill=DARK)
+            area = (left, top, left + wide - 1, top + high - 1)
+            if taken.take(area):
+                draw.rectangle(area, fill=DARK)
                 draw.text((left + 2, top), text, fill=_style(label)[0])
                 return
 
@@ -172,7 +173,7 @@ def _text(
 def _legend_rows(
     class_names: Sequence[str], labels: Sequence[int], width: int
 ) -> list[list[tuple[float, int | None, str]]]:
-    """Rows of (left end, label, text): the classes there are and how often; cut at `width`."""
+    """Rows of (left end, label, text): each class and its count, wrapped at `width`."""
     font = ImageFont.truetype(FONT, FONT_SIZE)
     counts = Counter(labels)
     entries: list[tuple[int | None, str]] = [

@@ -6,10 +6,10 @@
     boxes, scores, labels = program.module()(image)  # float32 [3, H, W], RGB in 0..1
 
 The results are the detector's own: boxes [n, 4] x1 y1 x2 y2 in pixels of that image, scores [n],
-0-based labels [n]. n differs from image to image, and torch.export follows no choice in Python that
-depends on such a number. torchvision makes two: which of two ways to suppress overlaps, and how
-many proposals to pool features for. So while a program is made, the first is replaced by a way that
-needs no choice, and the proposals are filled up to the most there can be.
+0-based labels [n]. n differs from image to image, and torch.export cannot follow branches in Python
+that depend on such a number. torchvision has two: which of two ways to suppress overlaps, and how
+many proposals to pool features for. So while exporting, suppression is replaced by one without a
+branch, and the proposals are padded to their largest number.
 """
 
 import io
@@ -27,29 +27,28 @@ from torch.export import ExportedProgram
 
 from detectors.data.synthetic import draw_scene
 from detectors.errors import JolError
-from detectors.models.build import detector_of
 from detectors.utils import files
 
 Detections = tuple[Tensor, Tensor, Tensor]
 APART = 2.0**20
-"""Pixels, more than a picture is wide: how far from each other classes are moved."""
+"""Pixels that boxes of different classes are moved apart: more than a picture is wide."""
 TOLERANCE = 1e-2
-"""Pixels, and hundredths of a score."""
+"""In pixels, and in hundredths of a score."""
 
 
 class ExportError(JolError, RuntimeError):
-    """The detector cannot be exported; or it can, and gives other numbers."""
+    """The detector cannot be exported, or the program gives other results."""
 
 
 class OneImage(nn.Module):
-    """A detector with tensors in and out: image [3, H, W] to boxes, scores, labels."""
+    """A detector with tensors as arguments and results: image [3, H, W] → Detections."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, image: Tensor) -> Detections:
-        """The detections of one image."""
+        """Boxes, scores and labels of one image."""
         found = self.model([image])[0]
         return found["boxes"], found["scores"], found["labels"]
 
@@ -57,13 +56,13 @@ class OneImage(nn.Module):
 def export(model: nn.Module, size: tuple[int, int]) -> ExportedProgram:
     """The program of a detector on the CPU, for images of this (height, width).
 
-    The detector is put into evaluation, its parameters need no gradient any more.
+    Puts the detector into eval mode and turns off its parameters' gradients.
 
     Raises:
-        ExportError: torch.export cannot, with the first line of its reason.
+        ExportError: torch.export fails; with the first line of its reason.
     """
     try:
-        # torch prints the whole graph when it fails, and warns of torchvision's use of it.
+        # torch prints the whole graph when it fails, and warns about torchvision.
         with redirect_stderr(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             with _filled_up(model), _one_way_to_suppress():
@@ -77,20 +76,19 @@ def export(model: nn.Module, size: tuple[int, int]) -> ExportedProgram:
 
 @contextmanager
 def _filled_up(model: nn.Module) -> Iterator[None]:
-    """The second choice of the module's docstring is not met."""
-    if detector_of(model).one_stage:
-        yield
-        return
-    hook = model.get_submodule("rpn").register_forward_hook(_fill_up)
+    """Proposals are padded, so that the second branch (see the module's docstring) is gone."""
+    rpn = getattr(model, "rpn", None)
+    hook = None if rpn is None else rpn.register_forward_hook(_fill_up)
     try:
         yield
     finally:
-        hook.remove()
+        if hook is not None:
+            hook.remove()
 
 
 @contextmanager
 def _one_way_to_suppress() -> Iterator[None]:
-    """The first choice is not met."""
+    """Overlaps are suppressed without the first branch (see the module's docstring)."""
     operations = torchvision.ops.boxes
     before = operations.batched_nms
     operations.batched_nms = _batched_nms
@@ -101,10 +99,10 @@ def _one_way_to_suppress() -> Iterator[None]:
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """torchvision's batched_nms without its choice; in float64, as offsets would round float32.
+    """torchvision's batched_nms without its branch, in float64: offsets would round float32.
 
-    To torch.export torchvision's nms keeps at least two boxes, and the program would fail on an
-    image with fewer: two that are far from all others and come last are added, and dropped again.
+    torch.export assumes that nms keeps at least two boxes, and the program would fail on an image
+    with fewer. So two boxes far from all others, with the lowest score, are added and then dropped.
     """
     moved = boxes.double() + APART * idxs.double()[:, None]
     added = moved.new_tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -4.0, -3.0, -3.0]]) * APART
@@ -116,7 +114,7 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: flo
 def _fill_up(
     rpn: nn.Module, given: tuple[object, ...], result: tuple[list[Tensor], dict[str, Tensor]]
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Proposals of no size behind the others; what is made of them is dropped as too small."""
+    """Append empty proposals; the detections made from them are dropped as too small."""
     proposals, losses = result
     most = rpn.post_nms_top_n()  # type: ignore[operator]
     return [torch.cat([p, p.new_zeros(most, 4)])[:most] for p in proposals], losses
@@ -124,7 +122,7 @@ def _fill_up(
 
 @torch.no_grad()
 def check(program: ExportedProgram, model: nn.Module, size: tuple[int, int]) -> tuple[int, float]:
-    """Compare the program with the detector on a picture that it was not made with.
+    """Compare the program with the detector on another image than it was exported with.
 
     The detector suppresses overlaps in float64 for once: torchvision rounds the boxes of many
     classes on large pictures by up to a hundredth of a pixel, which may decide a close case.
@@ -133,7 +131,7 @@ def check(program: ExportedProgram, model: nn.Module, size: tuple[int, int]) -> 
         The number of detections, and the largest difference of a coordinate or of 100 x a score.
 
     Raises:
-        ExportError: other detections, by more than TOLERANCE.
+        ExportError: they differ by more than TOLERANCE.
     """
     scene = draw_scene(np.random.default_rng(0), max(48, *size)).image
     image = torch.from_numpy(np.ascontiguousarray(scene.transpose(2, 0, 1))) / 255
@@ -151,9 +149,9 @@ def check(program: ExportedProgram, model: nn.Module, size: tuple[int, int]) -> 
 
 
 def difference(one: Detections, other: Detections) -> float:
-    """How far detections are apart, in whatever order: pixels, or hundredths of a score.
+    """The largest difference of two sets of detections: in pixels, or hundredths of a score.
 
-    Each is compared with the nearest of the same class; infinity for different numbers of them.
+    Each is compared with the nearest of its class. Infinite if their numbers differ.
     """
     if len(one[0]) != len(other[0]):
         return float("inf")
@@ -166,8 +164,8 @@ def difference(one: Detections, other: Detections) -> float:
 
 
 def save(program: ExportedProgram, class_names: Sequence[str], path: Path) -> None:
-    """Write the program, and in it the class names as classes.json."""
+    """Write the program with the class names in it, as classes.json."""
     names = {"classes.json": json.dumps(list(class_names))}
-    with warnings.catch_warnings():  # of weights that are not on the CPU; these are
+    with warnings.catch_warnings():  # about weights that are not on the CPU; ours are
         warnings.simplefilter("ignore")
         files.replace(path, lambda file: torch.export.save(program, file, extra_files=names))

@@ -1,14 +1,14 @@
-"""`jol predict`: what a detector finds on images that nobody has annotated.
+"""`jol predict`: a detector's results on images without annotations.
 
-The folder that it writes:
+The folder it writes:
 
 detections.json   a list of COCO results: image_id, category_id, bbox [x, y, w, h], score
-images.json       a COCO file without annotations, which pycocotools can load the results into: the
-                  categories, and each image's id, file_name (in the folder that was given), width,
-                  height, path (as given) and picture
-pictures/         each image with its boxes drawn, by the name `picture`
+images.json       a COCO file without annotations, into which pycocotools can load the results: the
+                  categories, and each image's id, file_name (in the folder given), width, height,
+                  path (as given) and picture
+pictures/         each image with its boxes drawn, under the name `picture`
 
-Pixels are those of the image as viewers show it, its EXIF orientation followed. Both files are
+Pixels are those of the image as viewers show it, with its EXIF orientation applied. Both files are
 written at the end; an image that cannot be decoded has an id, but is in neither.
 """
 
@@ -34,18 +34,18 @@ from detectors.utils.progress import Progress
 SUFFIXES = tuple(
     f".{kind}" for kind in ("bmp", "gif", "jp2", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
 )
-"""What makes a file of a folder an image."""
+"""Files of a folder with these suffixes are images."""
 AHEAD = 8
-"""Batches' worth of images that are read ahead to find some of the same size."""
+"""Number of batches read ahead to find images of the same size."""
 
 
 class PredictError(JolError, RuntimeError):
-    """Results cannot be written, or some images could not be used while all others were."""
+    """Results cannot be written, or some of the images could not be used."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An image file, by its id (1, 2, ... in the order given) and its name in its folder."""
+    """An image file, its id (1, 2, ... in the order given) and its name in its folder."""
 
     id: int
     name: str
@@ -53,10 +53,10 @@ class Found:
 
 
 def find_images(given: Sequence[Path]) -> list[Found]:
-    """The image files that these files and folders stand for, each once, in this order.
+    """The image files among these files and folders, each once, in this order.
 
-    A folder stands for the files in it, not in folders below, that are called as images are
-    (SUFFIXES, not hidden), by name. A file given by its own name is taken whatever it is called.
+    A folder stands for the images in it, sorted by name: files with one of SUFFIXES, not hidden,
+    not in folders below. A file given by its own name is taken whatever it is called.
 
     Raises:
         Unusable: no such file or folder, or a folder without images.
@@ -83,7 +83,7 @@ def _is_image(path: Path) -> bool:
 
 
 def refuse_used(out: Path) -> None:
-    """Raise Unusable unless `out` is an empty folder or not there: results are never mixed."""
+    """Raise Unusable unless `out` is an empty folder or does not exist: results never mix."""
     if out.exists() and not out.is_dir():
         raise Unusable(f"--out {out}: is a file, wanted a folder")
     if out.exists() and any(out.iterdir()):
@@ -104,21 +104,21 @@ def predict(
     """Detect on all images and write the folder.
 
     Args:
-        model: in evaluation, on `device`.
+        model: in eval mode, on `device`.
         class_names: label → name.
         category_ids: label → COCO category id.
         images: from find_images.
-        out: the folder, as refuse_used wants it.
-        batch_size: images at a time, those of one size, so that padding is what it is alone.
+        out: the folder, checked by refuse_used.
+        batch_size: images at a time. They have one size, so padding is as for one image alone.
         device: cpu or cuda.
-        threshold: least score of a box that is drawn; the files have them all.
+        threshold: least score of a box that is drawn; the files hold all boxes.
 
     Returns:
-        A line that says how many there were and how fast it went, and the number of images that
-        could not be decoded, each of which has been named on standard error.
+        A summary of counts and speed, and the number of images that could not be decoded, each of
+        which has been reported on standard error.
 
     Raises:
-        DataError: none of the images can be decoded; then nothing is written.
+        DataError: none of the images can be decoded. Nothing is written.
         PredictError: `out` cannot be written.
     """
     began = time.perf_counter()
@@ -176,16 +176,16 @@ def _writing(out: Path) -> Iterator[None]:
 def batches(
     images: Iterable[tuple[Found, Tensor]], size: int
 ) -> Iterator[list[tuple[Found, Tensor]]]:
-    """Batches of at most `size` images of equal height and width, all images once.
+    """Batches of at most `size` images of equal height and width; each image once.
 
-    The detectors pad a batch to its largest image, and what is padded changes what they find
-    (group norm sees it, too). Images of one size are padded as each would be alone.
+    Detectors pad a batch to its largest image, and padding changes their results (group norm sees
+    it). Images of one size are padded as each would be alone.
     """
     waiting: defaultdict[tuple[int, ...], list[tuple[Found, Tensor]]] = defaultdict(list)
     for image, pixels in images:
-        alike = waiting[tuple(pixels.shape)]
-        alike.append((image, pixels))
-        if len(alike) == size:
+        same_size = waiting[tuple(pixels.shape)]
+        same_size.append((image, pixels))
+        if len(same_size) == size:
             yield waiting.pop(tuple(pixels.shape))
         elif sum(map(len, waiting.values())) >= AHEAD * size:
             yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
@@ -203,7 +203,7 @@ def _decoded(
 
 
 def _record(image: Found, pixels: Tensor, digits: int) -> dict[str, Any]:
-    """The image in images.json; its picture has the id in its name, as names may occur twice."""
+    """The image in images.json. Its picture is named by id, since names may occur twice."""
     return {
         "id": image.id,
         "file_name": image.name,
@@ -215,7 +215,7 @@ def _record(image: Found, pixels: Tensor, digits: int) -> dict[str, Any]:
 
 
 def _lines(image_id: int, found: dict[str, Tensor], category_ids: Sequence[int]) -> list[str]:
-    """A COCO result a line; as text an image's detections take little memory until the end."""
+    """COCO results, one a line: as text they take little memory until the end."""
     boxes = found["boxes"].clone()
     boxes[:, 2:] -= boxes[:, :2]
     rows = zip(boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)

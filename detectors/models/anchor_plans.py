@@ -1,7 +1,7 @@
 """Where the priors of a detector lie: strides, scales and ratios, by preset.
 
-The one place for these numbers: models.py builds anchor generators of them, `jol data stats` counts
-with the same ones without building a detector.
+Detectors make their anchor generators from these numbers (anchors.py), and `jol data stats` counts
+priors with the same numbers without building a detector. Nothing here imports torch.
 """
 
 import math
@@ -19,7 +19,7 @@ LAST_OF_BODY = 32
 SLIM_SIZES = {4: (6, 10), 8: (15, 22), 16: (32, 46), 32: (64, 90), 64: (128, 180), 128: (256, 360)}
 """Stride → sizes of slim's anchors in pixels."""
 SLIM_OCTAVES = 2
-"""How many they are."""
+"""Number of sizes at each stride."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Layout:
     widths and half heights to whole pixels (22.6 x 45.3 becomes 22 x 46), which moves m by 0.3 %.
 
     Attributes:
-        strides: of the levels in pixels, powers of two.
+        strides: strides of the levels in pixels, powers of two.
         scales: sides of a square anchor in strides.
         ratios: height over width.
-        offset: of the first centre, in strides; 0 as torchvision and MMDetection, 0.5 for FCOS.
-        fit: longer and shorter side in pixels; None: images stay as they are.
-        multiple: pixels.
+        offset: position of the first centre in strides: 0 for anchors, 0.5 for points.
+        fit: longer and shorter side in pixels; None: images are not resized.
+        multiple: in pixels.
     """
 
     strides: tuple[int, ...] = (4, 8, 16, 32, 64)
@@ -54,9 +54,9 @@ class AnchorPlan:
     Attributes:
         preset: one of PRESETS.
         points: whether they are points instead of anchors.
-        strides: of the levels in pixels, each twice the one before.
-        scale: side of a level's (smallest) anchor in strides; None: slim's own list.
-        octaves: anchors of a ratio, from `scale` up to below twice of it.
+        strides: strides of the levels in pixels, each twice the one before.
+        scale: side of a level's smallest anchor in strides; None: SLIM_SIZES.
+        octaves: anchors of each ratio, from `scale` up to below twice `scale`.
         ratios: height over width.
     """
 
@@ -69,16 +69,16 @@ class AnchorPlan:
 
     @property
     def stages(self) -> list[int]:
-        """The ResNet stages of the levels that are not made from others; 1: C2, of stride 4."""
+        """The ResNet stages behind the levels that are not made from others; 1 is C2, stride 4."""
         return [s.bit_length() - 2 for s in self.strides if s <= LAST_OF_BODY]
 
     @property
     def offset(self) -> float:
-        """Of the first centre, in strides, where anchors are not torchvision's."""
+        """Position of the first centre in strides, with preset paper."""
         return 0.5 if self.points else 0.0
 
     def scales(self, first: float) -> tuple[float, ...]:
-        """Sides of a level's anchors in strides, from the smallest one's."""
+        """Sides of a level's anchors in strides; `first` is the smallest."""
         return tuple(first * 2 ** (i / self.octaves) for i in range(self.octaves))
 
 
@@ -91,10 +91,10 @@ def plan_anchors(
     ratios: Sequence[float] | None = None,
     strides: Sequence[int] | None = None,
 ) -> AnchorPlan:
-    """The anchors of a detector; arguments as of build_detector.
+    """The priors of a detector. Arguments are those of build_detector.
 
     Raises:
-        ValueError: no such detector, or numbers out of range or of no use to it.
+        ValueError: no such detector, numbers out of range, or settings that it does not have.
     """
     row = find_detector(detector)
     one = row.has_points or assigner == "rfla"
@@ -131,7 +131,7 @@ def _check_strides(detector: str, row: Detector, strides: Sequence[int]) -> tupl
 
 
 def longer_side(size: int) -> int:
-    """The most that the longer side may have where the shorter one is resized to `size`."""
+    """The largest longer side, in pixels, of an image whose shorter side is resized to `size`."""
     return round(size * 1333 / 800)
 
 
@@ -144,9 +144,10 @@ def paper_layout(
     strides: Sequence[int] | None = None,
     image_size: int | None = None,
 ) -> Layout:
-    """The priors and image sizes of a detector of preset paper, without building it.
+    """The priors and image sizes of a detector with preset paper, without building it.
 
-    Arguments as of build_detector. FCOS's priors are the squares that ATSS puts at its points.
+    Arguments are those of build_detector. The priors of a detector with points are the squares
+    that assigners see there.
 
     Raises:
         ValueError: as plan_anchors.

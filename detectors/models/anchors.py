@@ -1,4 +1,4 @@
-"""Anchor generators that say which of the anchors lie on which level of the pyramid."""
+"""Anchor generators that know which anchors belong to which level of the pyramid."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ class LevelledAnchors(AnchorGenerator):
     """torchvision's AnchorGenerator, which remembers the levels of its last call.
 
     Args:
-        strides: of the levels in pixels; where they are powers of two from 4 on, a level knows
-            the receptive field that RFLA asks for.
-        sizes: of a level's anchors in pixels, sqrt(w h), one tuple a level.
+        strides: strides of the levels in pixels. RFLA needs powers of two from 4, for which the
+            receptive field is known.
+        sizes: sizes sqrt(w h) of each level's anchors in pixels.
         ratios: height over width.
     """
 
@@ -29,16 +29,16 @@ class LevelledAnchors(AnchorGenerator):
         self.levels: list[Level] = []
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """[A, 4] for each image, as AnchorGenerator gives them."""
+        """Anchors [A, 4] of each image, as AnchorGenerator returns them."""
         self.levels = self.describe([m.shape[-2:] for m in feature_maps])
         return super().forward(image_list, feature_maps)
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
-        """In float32 at least: bfloat16 knows multiples of 4 pixels only beyond 512."""
+        """In float32 at least: above 512 pixels bfloat16 has steps of 4 pixels."""
         super().set_cell_anchors(torch.promote_types(dtype, torch.float32), device)
 
     def describe(self, grids: Sequence[Sequence[int]]) -> list[Level]:
-        """The levels of feature maps of these (rows, columns)."""
+        """The levels of feature maps with these (rows, columns)."""
         anchors = self.num_anchors_per_location()
         fields = [RECEPTIVE_FIELDS.get(s.bit_length() - 1, 0.0) for s in self.strides]
         return [
@@ -57,7 +57,8 @@ class PlainAnchors(LevelledAnchors):
 
     Args:
         scales: sizes of a level's anchors in strides.
-        offset: of the first centre, in strides; 0 for anchors, 0.5 for FCOS in MMDetection.
+        offset: position of the first centre in strides; MMDetection has 0 for anchors and 0.5 for
+            FCOS.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class PlainAnchors(LevelledAnchors):
         return (torch.stack([-w, -h, w, h], 1) / 2).to(device, dtype)
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: object) -> list[Tensor]:
-        """The levels' anchors [A, 4]; `strides`, which torchvision measures, are not used."""
+        """The levels' anchors [A, 4]. `strides`, measured by torchvision, is not used."""
         found = []
         for (rows, columns), stride, cell in zip(
             grid_sizes, self.strides, self.cell_anchors, strict=True
@@ -105,6 +106,6 @@ def make_anchors(plan: AnchorPlan) -> LevelledAnchors:
     scales = plan.scales(plan.scale)
     if plan.preset == "paper":
         return PlainAnchors(plan.strides, scales, plan.ratios, plan.offset)
-    # Whole pixels, as torchvision's RetinaNet has them.
+    # Whole pixels, as in torchvision's RetinaNet.
     whole = [[int(scale * stride) for scale in scales] for stride in plan.strides]
     return LevelledAnchors(plan.strides, whole, plan.ratios)

@@ -1,4 +1,4 @@
-"""ResNets and pyramids of the reference detectors, with their normalisation and weights."""
+"""ResNets, with their normalisation and weights."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,11 +11,11 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 FROZEN_WITH_WEIGHTS = ("conv1", "bn1", "layer1")
-"""What both torchvision and MMDetection freeze of a pretrained backbone."""
+"""Parts of a pretrained backbone that both torchvision and MMDetection freeze."""
 
 
 class EvalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose statistics never change, scale and shift do: MMDetection's norm_eval."""
+    """Batch norm with fixed statistics but learned scale and shift: MMDetection's norm_eval."""
 
     def train(self, mode: bool = True) -> "EvalBatchNorm2d":
         """Stay in eval mode."""
@@ -28,7 +28,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "paper": EvalBatchNorm2d,
     "slim": partial(nn.GroupNorm, 32),
 }
-"""Preset → the normalisation of a backbone with weights; slim has it without, too."""
+"""Preset → normalisation of a backbone with weights; with slim also of one without."""
 
 
 def resnet(name: str, weights: str, preset: str, *, load: bool = True) -> ResNet:
@@ -37,11 +37,11 @@ def resnet(name: str, weights: str, preset: str, *, load: bool = True) -> ResNet
     Args:
         name: one of BACKBONES.
         weights: "imagenet" (downloaded by torchvision), "none", or a file with a state dict.
-        preset: a key of NORMS. Without weights, torchvision and paper train batch norm as usual.
+        preset: a key of NORMS. Without weights, torchvision and paper train plain batch norm.
         load: False: build the layers for `weights` but leave them random.
 
     Raises:
-        ValueError: weights that do not fit.
+        ValueError: the weights do not fit.
     """
     slim = preset == "slim"
     norm = NORMS[preset] if slim or weights != "none" else nn.BatchNorm2d
@@ -64,10 +64,10 @@ def resnet(name: str, weights: str, preset: str, *, load: bool = True) -> ResNet
 
 
 def load_weights(body: ResNet, name: str, weights: str) -> None:
-    """Load torchvision's ImageNet weights or a file into `body`, but for the classifier.
+    """Load torchvision's ImageNet weights or a file into `body`, except for the classifier.
 
     Raises:
-        ValueError: no such file, or one with other parameters or of other shapes.
+        ValueError: no such file, or its parameters have other names or shapes.
     """
     if weights == "imagenet":
         if name == "resnet14":
@@ -78,7 +78,7 @@ def load_weights(body: ResNet, name: str, weights: str) -> None:
             raise ValueError(f"backbone_weights: no such file: {weights}")
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch names no class for what is no checkpoint
+        except Exception as error:  # torch documents no class for a file that is no checkpoint
             raise ValueError(f"backbone_weights: {weights} cannot be read: {error}") from error
         if not isinstance(state, dict) or not all(
             isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()

@@ -1,4 +1,4 @@
-"""Detectors by name: their parts put together, their labels checked, their graphs compiled."""
+"""Builds a detector by name, checks the labels it is trained on, compiles it."""
 
 import importlib
 import math
@@ -56,10 +56,10 @@ def build_detector(
     Args:
         name: one of DETECTORS.
         num_classes: K, without the background.
-        loss: "base" (the detector's own loss, by our kernels) or "jol".
+        loss: "base" (the detector's own loss, computed by our kernels) or "jol".
         assigner: a key of detectors.assigners.ASSIGNERS, for the RPN of a two-stage detector (its
             heads keep IoU) or for RetinaNet; FCOS takes "atss" or "rfla". None: the detector's own.
-            With "rfla" there is one square anchor a location.
+            With "rfla" each location has one square anchor.
         assigner_settings: settings of the assigner by name, such as m and n of "simd".
         preset: one of PRESETS.
         lam: λ of Eq. 3.
@@ -67,28 +67,28 @@ def build_detector(
         class_score: S_cls as JointOptimizationLoss takes it.
         detach_weights: stop the gradient through the weights.
         backbone: one of BACKBONES; None: resnet50, with slim resnet18 ("detectors": resnet14).
-            "detectors" needs blocks that are bottlenecks, as of resnet14, 50 and 101.
+            "detectors" needs Bottleneck blocks: resnet14, 50 or 101.
         backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file with a
             torchvision ResNet's state dict; None: the preset's.
-        image_size: the shorter side images are resized to, in pixels; None: the preset's
-            (800 with the longer side at most 1333; slim: no resizing). Of several one is drawn for
-            each training image; the largest counts in evaluation.
-        anchor_scale: side of a level's (smallest) anchor in strides; None: 8, RetinaNet 4, slim
-            its own list. Tiny objects want 2 to 4.
+        image_size: shorter side in pixels that images are resized to; None: the preset's
+            (800 with the longer side at most 1333; slim: no resizing). Of several sizes one is
+            drawn for each training image; evaluation uses the largest.
+        anchor_scale: side of a level's smallest anchor in strides; None: 8, RetinaNet 4, slim
+            its own list. Tiny objects need 2 to 4.
         anchor_ratios: height over width of the anchors of a location; None: 0.5, 1 and 2.
-        strides: of the pyramid's levels in pixels, each twice the one before, from 4 or 8; None:
-            the preset's. RetinaNet and FCOS look for tiny objects better from 4 on.
-        centreness_weights: FCOS: weigh each box loss by its point's centreness, as MMDetection, or
-            all alike, as torchvision; None: as MMDetection with preset paper alone.
-        score_threshold: least score of a detection; None: 0.05, torchvision's FCOS 0.2.
+        strides: strides of the pyramid's levels in pixels, each twice the one before, from 4 or 8;
+            None: the preset's. For tiny objects, RetinaNet and FCOS do better from 4.
+        centreness_weights: FCOS only: whether each box loss is weighed by its point's centreness,
+            as in MMDetection, or not, as in torchvision; None: with preset paper.
+        score_threshold: least score of a detection; None: 0.05, FCOS with preset torchvision 0.2.
         load_weights: False: build the layers for `backbone_weights` but leave them random,
             because a checkpoint is loaded next.
-        sync_group: the processes that each train on a part of the batch. The mean over them of
-            each loss and of its gradients is then that of the whole batch.
+        sync_group: the processes that share the batch. The mean over them of each loss and its
+            gradients is then that of the whole batch.
 
     Raises:
-        ValueError: an unknown name, a number out of range, an assigner or backbone that the
-            detector cannot take, or weights that do not fit.
+        ValueError: an unknown name, a number out of range, an assigner, backbone or other setting
+            that the detector does not take, or weights that do not fit.
     """
     row = find_detector(name)
     _check_known("preset", preset, PRESETS)
@@ -159,10 +159,10 @@ def _weighs_by_centreness(row: Detector, preset: str, given: bool | None) -> boo
 def _check_labels(
     num_classes: int, model: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
-    """Labels are 0-based here; torchvision's two-stage ones, off by one, would be background.
+    """Refuse labels out of range, such as torchvision's 1-based ones: ours are 0-based.
 
     Raises:
-        ValueError: a label that is no class.
+        ValueError: a label out of range.
     """
     targets = given[1] if len(given) > 1 else named.get("targets")
     if not model.training or targets is None:
@@ -181,29 +181,29 @@ LOSS_NAMES: dict[str, tuple[str, ...]] = {
     "box": ("loss_box_reg", "bbox_regression"),
     "w⁻": ("negative_weight",),
 }
-"""Short name → what torchvision's heads call this part of the joint head's loss."""
+"""Short name of a loss of the joint head → its names in torchvision's heads."""
 
 
 def detector_of(model: nn.Module) -> Detector:
-    """The row of DETECTORS that a model of build_detector was made from."""
+    """The row of DETECTORS that build_detector made this model from."""
     return model.detector  # type: ignore[return-value]
 
 
 def joint_head(model: nn.Module) -> Any:
-    """The part of a detector that holds the criterion and, after a step, `negative_weight`."""
+    """The module with the joint loss: its `criterion` and, after a step, `negative_weight`."""
     return model.get_submodule(detector_of(model).joint_head)
 
 
 def compile_model(model: nn.Module, **options: Any) -> nn.Module:
-    """Compile the backbone with its pyramid, and the convolutions over its maps, in place.
+    """Compile, in place, the backbone with its pyramid and the convolutions over its maps.
 
-    These are whole graphs. What depends on the data stays as it is: torchvision's transform,
-    proposals, non-maximum suppression and assignment, the heads of single boxes, whose number
-    changes, and the loss, which is one kernel already. Keys of the state dict stay the same.
+    Each becomes one graph. Parts whose shapes depend on the data are not compiled: torchvision's
+    transform, proposals, non-maximum suppression, assignment and the heads of single boxes. Nor is
+    the loss, which is one kernel already. The keys of the state dict do not change.
 
     Args:
         model: from build_detector.
-        options: what torch.compile takes, such as backend.
+        options: arguments of torch.compile, such as backend.
 
     Returns:
         model.

@@ -1,7 +1,7 @@
-"""Cascade R-CNN: its second stage has three heads, each on boxes that the one before refined.
+"""Cascade R-CNN: a second stage of three heads, each on the boxes that the one before refined.
 
-Cai and Vasconcelos, "Cascade R-CNN", arXiv 1712.00726. Thresholds, coders and loss weights as
-MMDetection's configuration has them. Every stage has a Joint Optimization Loss of its own.
+Cai and Vasconcelos, "Cascade R-CNN", arXiv 1712.00726. Thresholds, coders and loss weights are
+those of MMDetection's configuration. Each head has its own Joint Optimization Loss.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 
 
 class AgnosticPredictor(nn.Module):
-    """Class logits, and one box whatever the class: [N, width] → [N, classes], [N, 4]."""
+    """Class logits and one box for all classes: [N, width] → [N, classes], [N, 4]."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -38,22 +38,22 @@ class AgnosticPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, the background first, and deltas."""
+        """Logits, background first, and deltas."""
         return self.cls_score(x), self.bbox_pred(x)
 
 
 class CascadeRoIHeads(nn.Module):
-    """Three JointRoIHeads in turn, to stand in the place of a FasterRCNN's roi_heads.
+    """Three JointRoIHeads one after another, in place of a FasterRCNN's roi_heads.
 
     Args:
-        pool: cuts the boxes' features [N, channels, size, size] out of the pyramid.
-        channels: of the pyramid.
-        width: of the heads' two layers.
-        num_classes: with the background.
-        samples: boxes an image that a stage is trained on, a quarter of them positive.
-        detections: boxes an image at most in the result.
+        pool: pools the boxes' features [N, channels, size, size] from the pyramid.
+        channels: channels of the pyramid.
+        width: width of the heads' two layers.
+        num_classes: number of classes with the background.
+        samples: boxes of an image that each head is trained on, at most a quarter of them positive.
+        detections: most detections of an image.
         score_threshold: least score of a detection.
-        choices: what JointOptimizationLoss takes beside the head's own: lam, weighting, ...
+        choices: other arguments of JointOptimizationLoss: lam, weighting, ...
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class CascadeRoIHeads(nn.Module):
 
     @classmethod
     def from_roi_heads(cls, plain: RoIHeads, **choices: Any) -> Self:
-        """Three heads with the settings of one; its pool is shared, its layers are not."""
+        """Three heads with the settings of `plain`, whose pool they share."""
         pool, head = plain.box_roi_pool, plain.box_head
         return cls(
             pool,
@@ -115,7 +115,7 @@ class CascadeRoIHeads(nn.Module):
 
     @property
     def negative_weight(self) -> Tensor | None:
-        """w⁻ of the last training batch, the mean of the stages'; None before."""
+        """w⁻ of the last training batch, the mean over the heads; None before the first."""
         found = [s.negative_weight for s in self.stages if s.negative_weight is not None]
         return torch.stack(found).mean() if found else None
 
@@ -126,7 +126,7 @@ class CascadeRoIHeads(nn.Module):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """As JointRoIHeads.forward; the losses are the weighted sums over the stages."""
+        """As JointRoIHeads.forward; the losses are weighted sums over the heads."""
         if self.training:
             return [], self._losses(features, proposals, image_shapes, targets)
         every = []
@@ -171,7 +171,7 @@ def refine(
     proposals: Sequence[Tensor],
     image_shapes: Sequence[tuple[int, int]],
 ) -> list[Tensor]:
-    """The boxes that a stage makes of its proposals, inside the image and without gradient."""
+    """The boxes that a head predicts from its proposals, clipped, without gradient."""
     counts = [len(p) for p in proposals]
     boxes = stage.box_coder.decode_single(deltas.detach(), torch.cat(list(proposals)))
     return [
@@ -181,10 +181,10 @@ def refine(
 
 
 def is_appended(proposals: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-    """Which proposals are the very object they are matched to, [N] bool.
+    """Which proposals are the object itself that they are matched to, bool [N].
 
-    select_training_samples appends the objects to the proposals; refined again and again they
-    would teach later stages boxes that no detector sees at inference.
+    select_training_samples appends the objects to the proposals. Refined by one head after another,
+    they would train later heads on boxes that never occur at inference.
     """
     return (proposals == boxes.to(proposals.dtype)).all(1) & (labels > 0)
 

@@ -17,13 +17,13 @@ PROPOSALS = 1000
 def deform_conv2d_flops(
     x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any
 ) -> int:
-    """Of the convolution alone, as if its samples lay on the grid."""
+    """FLOPs of the convolution alone, without interpolation."""
     n, _channels, height, width = out_shape
     return 2 * n * height * width * weight[0] * weight[1] * weight[2] * weight[3]
 
 
 def parameters(model: nn.Module) -> float:
-    """Millions of parameters, with the frozen ones and batch norm's statistics left out."""
+    """Millions of parameters, frozen ones included, without batch norm's statistics."""
     return sum(p.numel() for p in model.parameters()) / 1e6
 
 
@@ -40,7 +40,7 @@ def gigamacs(model: nn.Module, size: int) -> float:
 
 
 def batch(images: int, size: int, device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Noise with OBJECTS boxes of 8 to 32 pixels an image."""
+    """Images of noise, each with OBJECTS boxes of 8 to 32 pixels."""
     g = torch.Generator().manual_seed(0)
     targets = []
     for _ in range(images):
@@ -53,7 +53,7 @@ def batch(images: int, size: int, device: str) -> tuple[list[Tensor], list[dict[
 
 
 def build(name: str, loss: str, size: int) -> nn.Module:
-    """The paper's detector from random weights; rows and steps differ in the loss alone."""
+    """The detector of preset paper, with the same random weights whatever the loss."""
     torch.manual_seed(0)
     return build_detector(
         name, CLASSES, loss, preset="paper", backbone_weights="none", image_size=size

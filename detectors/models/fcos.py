@@ -22,7 +22,7 @@ from jolkernels.integrations.torchvision import (
 
 
 def inside_only(matches: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
-    """Matches [A], IGNORED where a point [A, 2] is outside the box (of [G, 4]) it is matched to."""
+    """Matches [A], IGNORED where a point [A, 2] lies outside its box, one of [G, 4]."""
     if len(boxes) == 0:
         return matches
     box = boxes[matches.clamp(min=0)]
@@ -31,9 +31,9 @@ def inside_only(matches: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
 
 
 def centre_sampling(boxes: Tensor, priors: Tensor, levels: Sequence[Level]) -> Tensor:
-    """FCOS's own rule, as torchvision has it, in the form of an assigner.
+    """torchvision's rule for FCOS as an assigner.
 
-    The priors [A, 4] are squares of ATSS_SCALE strides around FCOS's points.
+    The priors [A, 4] are squares of ATSS_SCALE strides around the points.
     """
     heard: list[Tensor] = []
     half = (priors[:, 2:] - priors[:, :2]) / (2 * ATSS_SCALE)
@@ -45,10 +45,10 @@ def centre_sampling(boxes: Tensor, priors: Tensor, levels: Sequence[Level]) -> T
 
 
 class AssignedFCOS(FCOS):
-    """FCOS trained on what `assigner` assigns to its points.
+    """FCOS with another assigner.
 
-    A point's prior is a square of ATSS_SCALE strides around it, or for RFLA the receptive field.
-    Points outside the box they are matched to have no distances to its sides: they are ignored.
+    A point's prior is a square of ATSS_SCALE strides around it; RFLA takes the receptive field.
+    A point outside the box it is matched to has no distances to the box's sides and is ignored.
     """
 
     def __init__(self, *args: Any, assigner: Assigner, **kwargs: Any) -> None:
@@ -93,9 +93,9 @@ def build(bodies: list[ResNet], plan: Plan) -> nn.Module:
     )
     settings = detections_kept(plan)
     if slim:
-        # The box branch ends in a ReLU: from random weights half of it starts dead at bias 0.
+        # The box branch ends in a ReLU: with random weights and bias 0, half of it starts dead.
         nn.init.constant_(head.regression_head.bbox_reg.bias, 3.0)
-        # In sizes of an anchor, half a stride with slim: the usual 1.5 strides.
+        # In units of the plan's scale, half a stride with slim: the usual 1.5 strides.
         settings |= {"center_sampling_radius": 3.0}
     settings |= {"score_thresh": plan.score_threshold}
     if plan.preset == "paper":

@@ -1,4 +1,4 @@
-"""What build_detector tells a detector's `build`, once it has checked it."""
+"""What a detector is built from: build_detector's arguments, checked and completed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +9,16 @@ from detectors.models.anchor_plans import AnchorPlan
 
 @dataclass(frozen=True)
 class Plan:
-    """How to build a detector.
+    """Argument of a detector's `build`.
 
     Attributes:
         preset: one of PRESETS.
         num_classes: K, without the background.
-        assign: what its priors are trained on; None: torchvision's own rule.
+        assign: the assigner; None: torchvision's own rule.
         anchors: its pyramid's strides and its priors.
         centreness_weights: whether box losses are weighed by centreness.
         score_threshold: least score of a detection.
-        choices: what JointOptimizationLoss takes: lam, location_score, weighting, sync_group, ...
+        choices: arguments of JointOptimizationLoss: lam, location_score, weighting, sync_group, ...
     """
 
     preset: str
@@ -31,7 +31,7 @@ class Plan:
 
 
 def detections_kept(plan: Plan) -> dict[str, Any]:
-    """The detections a one-stage detector keeps of an image, if not as many as torchvision."""
+    """Most detections of an image for a one-stage detector; none for torchvision's default."""
     if plan.preset == "torchvision":
         return {}
     most = 3000 if plan.preset == "paper" else 1500

@@ -1,4 +1,4 @@
-"""The detectors and their presets: all that differs from one detector to another.
+"""The detectors and their presets: everything that differs from one detector to another.
 
 To add a detector, write its module and add a row to DETECTORS. Nothing here imports torch: the
 command line lists detectors and presets before it needs a model.
@@ -140,7 +140,7 @@ def find_detector(name: str) -> Detector:
     """The row of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no such detector.
     """
     if name not in DETECTORS:
         raise ValueError(f"detector: got {name!r}, wanted one of {', '.join(DETECTORS)}")

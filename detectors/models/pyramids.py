@@ -13,22 +13,22 @@ from jolkernels.integrations.torchvision import at_least_float32
 def pyramid(
     body: ResNet, stages: list[int], channels: int, extra: ExtraFPNBlock | None
 ) -> BackboneWithFPN:
-    """A feature pyramid on the named stages (1: C2, stride 4) of a ResNet."""
+    """A feature pyramid on these stages (1 is C2, stride 4) of a ResNet."""
     widths = [stage_width(body, stage) for stage in stages]
     layers = {f"layer{stage}": str(i) for i, stage in enumerate(stages)}
     fpn = BackboneWithFPN(body, layers, widths, channels, extra)
     if extra is None:
-        fpn.fpn.extra_blocks = None  # the constructor would have put a max-pool level
+        fpn.fpn.extra_blocks = None  # the constructor adds a max-pool level
     return fpn
 
 
 def stage_width(body: ResNet, stage: int) -> int:
-    """Channels of a stage's output."""
+    """Number of channels of a stage's output."""
     return int(body.inplanes // 2 ** (4 - stage))
 
 
 def one_stage_pyramid(body: ResNet, plan: Plan, *, p6_of_c5: bool = False) -> nn.Module:
-    """A pyramid with the plan's strides; P6 is made of P5 or of C5."""
+    """A pyramid with the plan's strides; P6 is made from P5 or C5."""
     channels = 64 if plan.preset == "slim" else 256
     stages = plan.anchors.stages
     extra = None
@@ -44,10 +44,10 @@ def two_stage_pyramid(body: ResNet, plan: Plan) -> BackboneWithFPN:
 
 
 class PreciseP6P7(LastLevelP6P7):
-    """torchvision's LastLevelP6P7, on a CPU computed in float32 under autocast, too.
+    """torchvision's LastLevelP6P7, in float32 on a CPU even under autocast.
 
-    Of a 3x3 convolution of stride 2 over a map one pixel wide, PyTorch 2.15 leaves memory that it
-    has not written in the weight's gradient in bfloat16. P6 is that narrow for images of 64 pixels.
+    For a 3x3 convolution of stride 2 over a map one pixel wide, PyTorch 2.15 returns uninitialised
+    memory in the weight's bfloat16 gradient. P6 is that narrow for images of 64 pixels.
     """
 
     def forward(

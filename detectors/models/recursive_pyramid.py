@@ -1,4 +1,4 @@
-"""DetectoRS' backbone: two ResNets, the second of which looks at the first one's pyramid.
+"""DetectoRS' backbone: two ResNets, the second of which sees the first one's pyramid.
 
 Qiao, Chen, Yuille, "DetectoRS", arXiv 2006.02334, on torchvision's ResNet and feature pyramid:
 
@@ -7,8 +7,8 @@ Qiao, Chen, Yuille, "DetectoRS", arXiv 2006.02334, on torchvision's ResNet and f
     output   g·Q + (1 - g)·P a level, g = sigmoid(1x1 convolution of Q)
 
 Every convolution of both ResNets standardises its weight (ConvAWS); the 3x3 ones of layers 2 to 4
-are switchable atrous convolutions (SAC). From any weights of a plain ResNet, both start equal to
-the layers they replace, so at construction step 1 is the plain ResNet with its pyramid.
+are switchable atrous convolutions (SAC). Loaded with a plain ResNet's weights, both start
+equal to the layers they replace: at first step 1 is the plain ResNet with its pyramid.
 """
 
 import re
@@ -25,28 +25,28 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from detectors.models.switchable_convolution import SAC, ConvAWS
 
 CHANNELS = 256
-"""Of every level of the pyramid."""
+"""Channels of every level of the pyramid."""
 SMALLEST_IMAGE = 65
-"""Pixels a side: the stage of stride 32 is then 3 wide, the least a reflection by 2 can pad."""
+"""In pixels a side: stride 32 is then 3 wide, the least that can be padded by reflecting 2."""
 _SAC = re.compile(r"layer[234]\.\d+\.conv2")
 
 
 def swap_convolutions(body: ResNet, name: str = "") -> ResNet:
     """Replace a ResNet's convolutions in place: SAC in layers 2 to 4 (each conv2), else ConvAWS.
 
-    The keys of its state dict stay, new ones are added, so a plain ResNet's weights load with
-    strict=False. The parameters stay the same objects: what was frozen is frozen.
+    The state dict keeps its keys and gains new ones, so a plain ResNet's weights load with
+    strict=False. The parameters stay the same objects: frozen ones stay frozen.
 
     Args:
-        body: torchvision's ResNet-50, 101, 152 or a ResNeXt, of plain convolutions.
-        name: what errors put before a layer's name.
+        body: torchvision's ResNet-50, 101, 152 or a ResNeXt, with plain convolutions.
+        name: prefix of a layer's name in errors.
 
     Returns:
         body.
 
     Raises:
-        ValueError: blocks other than Bottleneck (ResNet-18 and 34: the paper has no SAC for their
-            two 3x3 convolutions), or convolutions swapped before.
+        ValueError: blocks other than Bottleneck (ResNet-18 and 34: the paper defines no SAC for
+            their two 3x3 convolutions), or convolutions swapped before.
     """
     for layer in (body.layer1, body.layer2, body.layer3, body.layer4):
         for block in layer:
@@ -97,14 +97,14 @@ class RecursivePyramid(nn.Module):
     weights, not the ResNets'. The feedback and the gates' logits start at 0.
 
     Args:
-        first, second: two ResNets as swap_convolutions takes them, usually with the same weights
-            and frozen layers. They become parts of this module; their classifiers are dropped.
+        first, second: two ResNets for swap_convolutions, usually with the same weights and frozen
+            layers. They become parts of this module; their classifiers are dropped.
 
     Attributes:
         out_channels: 256, for torchvision's detectors.
 
     Raises:
-        ValueError: one ResNet given twice, or what swap_convolutions refuses.
+        ValueError: the same ResNet given twice, or as swap_convolutions.
     """
 
     def __init__(self, first: ResNet, second: ResNet) -> None:
@@ -154,7 +154,7 @@ def stages(
 ) -> OrderedDict[str, Tensor]:
     """A ResNet's stages '0'..'3' (C2..C5), [N, O, H/s, W/s] with s = 4, 8, 16, 32.
 
-    feedback: a tensor of the stage's shape for some of its names, added in its first block.
+    feedback: stage → tensor of its shape, added in its first block; stages may be absent.
     """
     x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
     levels = OrderedDict()

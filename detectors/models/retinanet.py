@@ -18,7 +18,7 @@ from jolkernels.integrations.torchvision import (
 
 
 class AssignedRetinaNet(RetinaNet):
-    """RetinaNet trained on what `assigner` assigns."""
+    """RetinaNet with another assigner."""
 
     def __init__(self, *args: Any, assigner: Assigner, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,14 +41,15 @@ class AssignedRetinaNet(RetinaNet):
 def build(bodies: list[ResNet], plan: Plan) -> nn.Module:
     """RetinaNet on this ResNet."""
     paper = plan.preset == "paper"
-    # MMDetection makes P6 of C5, torchvision of P5.
+    # MMDetection makes P6 from C5, torchvision from P5.
     fpn = one_stage_pyramid(bodies[0], plan, p6_of_c5=paper)
     anchors = make_anchors(plan.anchors)
     head = JointRetinaNetHead(
         fpn.out_channels,
         anchors.num_anchors_per_location()[0],
         plan.num_classes,
-        # From random weights plain towers of std 0.01 pass on almost nothing for hundreds of steps.
+        # Plain towers start at std 0.01: from random weights their outputs stay near 0 for
+        # hundreds of steps.
         norm_layer=NORMS["slim"] if plan.preset == "slim" else None,
         criterion=retinanet_criterion(**plan.choices),
         normalizer="batch" if paper else "image",

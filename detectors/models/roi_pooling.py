@@ -1,4 +1,4 @@
-"""RoI pooling over a pyramid of known strides, and with half a pixel's correction."""
+"""RoI pooling over a pyramid of known strides, with or without aligned corners."""
 
 import math
 
@@ -11,10 +11,10 @@ from jolkernels.integrations.torchvision import at_least_float32
 
 
 def with_strides(pool: MultiScaleRoIAlign, strides: tuple[int, ...]) -> MultiScaleRoIAlign:
-    """The pooler, told the strides of its maps.
+    """The same pooler with the strides of its maps set.
 
-    Left alone it takes them from the first image it sees, and keeps them; a small padded image
-    (65 pixels high, say, padded to 96) gives it the wrong ones.
+    Otherwise it infers them from its first image and keeps them. A small padded image (65 pixels
+    high, say, padded to 96) gives wrong ones.
     """
     scales = [1 / stride for stride in strides]
     first, last = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
@@ -28,8 +28,8 @@ def with_strides(pool: MultiScaleRoIAlign, strides: tuple[int, ...]) -> MultiSca
 class AlignedRoIAlign(MultiScaleRoIAlign):
     """MultiScaleRoIAlign with aligned=True and adaptive sampling, as MMDetection pools.
 
-    A box of scale sqrt(w h) goes to level floor(4 + log2(scale / 224)), of those there are, as in
-    torchvision. `with_strides` has to tell it the strides, powers of two.
+    A box of scale sqrt(w h) goes to level floor(4 + log2(scale / 224)), clamped to the levels
+    there are, as in torchvision. Call `with_strides` first, with powers of two.
     """
 
     def forward(
@@ -48,7 +48,7 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
         pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
         for i, (features, scale) in enumerate(zip(maps, scales, strict=True)):
             (at,) = torch.where(level == i)
-            # In float32 at least, as autocast has it too: half precision would round the boxes.
+            # In float32 at least, as under autocast: half precision would round the boxes.
             features = at_least_float32(features)
             here = torch.cat([image[at], rois[at]], 1).to(features.dtype)
             found = roi_align(features, here, self.output_size, scale, 0, aligned=True)

@@ -1,8 +1,7 @@
-"""torchvision's region proposal network with another label assigner, in float32 under autocast.
+"""torchvision's region proposal network with another assigner, in float32 under autocast.
 
-The normaliser of its losses is taken over all ranks of a group. Assigners and their convention are
-those of detectors.assigners. The anchor generator has to be a LevelledAnchors, which knows the
-levels of the pyramid.
+The normaliser of its losses is taken over all ranks of a group. Assigners are those of
+detectors.assigners. The anchor generator must be a LevelledAnchors, for its `levels`.
 """
 
 from typing import Self
@@ -19,12 +18,12 @@ from jolkernels.integrations.torchvision import at_least_float32
 
 
 class AssignedRPN(RegionProposalNetwork):
-    """A region proposal network whose losses stay plain.
+    """A region proposal network with another assigner and torchvision's losses.
 
     Attributes:
-        assigner: what its anchors are trained on; None: torchvision's rule.
-        sync_group: name of the process group over whose ranks its losses are means; None: this
-            process alone.
+        assigner: assigns objects to its anchors; None: torchvision's rule.
+        sync_group: name of the process group over whose ranks its losses are normalised; None:
+            this process alone.
     """
 
     assigner: Assigner | None
@@ -37,7 +36,7 @@ class AssignedRPN(RegionProposalNetwork):
         assigner: Assigner | None,
         sync_group: dist.ProcessGroup | None = None,
     ) -> Self:
-        """The same network, its layers shared."""
+        """The same network, sharing its layers."""
         sampler = rpn.fg_bg_sampler
         made = cls(
             rpn.anchor_generator,
@@ -58,7 +57,7 @@ class AssignedRPN(RegionProposalNetwork):
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """For each image 1, 0 or -1 (ignored) for its anchors [A], and boxes [A, 4]."""
+        """Each image's labels [A], 1, 0 or -1 (ignored), and matched boxes [A, 4]."""
         if self.assigner is None:
             assigned: tuple[list[Tensor], list[Tensor]] = super().assign_targets_to_anchors(
                 anchors, targets
@@ -90,7 +89,7 @@ class AssignedRPN(RegionProposalNetwork):
         """
         positives, negatives = (torch.cat(masks).bool() for masks in self.fg_bg_sampler(labels))
         chosen = positives | negatives
-        # Row numbers, not masks, which the backward pass would look for once more.
+        # Row numbers: with masks the backward pass would search for them again.
         positive, sampled = torch.where(positives)[0], torch.where(chosen)[0]
         box = F.smooth_l1_loss(
             pred_bbox_deltas[positive],
@@ -98,7 +97,7 @@ class AssignedRPN(RegionProposalNetwork):
             beta=1 / 9,
             reduction="sum",
         )
-        # Beside float32 labels the loss of float64 logits would be float32.
+        # With float32 labels the loss of float64 logits would be float32.
         wanted = torch.cat(labels)[sampled].to(objectness.dtype)
         own = F.binary_cross_entropy_with_logits(
             objectness.flatten()[sampled], wanted, reduction="sum"
@@ -109,10 +108,10 @@ class AssignedRPN(RegionProposalNetwork):
 
 
 class PreciseRPNHead(RPNHead):
-    """torchvision's RPNHead, whose outputs are float32 at least.
+    """torchvision's RPNHead with outputs in float32 at least.
 
-    They are small, a number and a box an anchor, and RegionProposalNetwork decodes proposals in
-    their dtype; the second stage would be trained on boxes of half precision.
+    RegionProposalNetwork decodes proposals in their dtype: under autocast, the second stage would
+    be trained on boxes of half precision. The outputs are small, a number and a box an anchor.
     """
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

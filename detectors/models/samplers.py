@@ -1,9 +1,9 @@
 """Random choices of a training step that depend on the image alone.
 
-torchvision's detectors draw from the global generator, so what is drawn for an image depends on
-the images before it in the batch, and with several processes on how the batch is split. Here
-`seed_images` gives each image of the next forward a number, and whatever is drawn for the image
-comes from generators made of it. Without it everything is drawn as torchvision draws it.
+torchvision's detectors draw from the global generator, so an image's draws depend on the images
+before it in the batch and on how the batch is split over processes. `seed_images` gives each image
+of the next forward a seed, and all its draws come from generators with that seed. Without it,
+draws are torchvision's.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 
 def seed_images(model: nn.Module, seeds: Sequence[int]) -> None:
-    """Let all that the next training forward draws for image i come from seeds[i].
+    """Seed all draws of the next training forward: those for image i with seeds[i].
 
-    The seeds serve one forward: the one after it, if not seeded again, draws from the global
-    generator, so nothing is drawn twice. Seeds that no forward has used are replaced.
+    The seeds are used once: the forward after it draws from the global generator unless seeded
+    again. Unused seeds are replaced.
 
     Args:
         model: from build_detector, bare or wrapped (DistributedDataParallel).
-        seeds: a number of at least 0 for each image of the batch that this process is given.
+        seeds: a number >= 0 for each image of this process's part of the batch.
     """
     parts = (module for module in model.modules() if isinstance(module, ImageDraws))
     for number, draws in enumerate(parts):
@@ -29,7 +29,7 @@ def seed_images(model: nn.Module, seeds: Sequence[int]) -> None:
 
 
 def sample_by_image(model: nn.Module) -> None:
-    """Put an ImageSampler in the place of each torchvision sampler of a two-stage detector."""
+    """Replace each torchvision sampler of a two-stage detector with an ImageSampler."""
     for module in list(model.modules()):
         sampler = getattr(module, "fg_bg_sampler", None)
         if sampler is not None:
@@ -39,18 +39,18 @@ def sample_by_image(model: nn.Module) -> None:
 
 
 class ImageDraws(nn.Module):
-    """The generators that one part of a detector draws from, as `seed_images` asked for."""
+    """The generators that one part of a detector draws from, seeded by `seed_images`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._seeds: list[tuple[int, int]] | None = None
 
     def seed(self, number: int, seeds: Sequence[int]) -> None:
-        """Make `take` return generators of these seeds; number: of the part in its detector."""
+        """Set the seeds of the next `take`; `number` tells the parts of a detector apart."""
         self._seeds = [(seed, number) for seed in seeds]
 
     def take(self, images: int, device: torch.device | str) -> list[torch.Generator | None]:
-        """A generator for each image of the batch, None (the global one) where none is seeded.
+        """A generator for each image of the batch; None is the global one, if nothing was seeded.
 
         Raises:
             ValueError: more or fewer seeds than images.
@@ -61,7 +61,7 @@ class ImageDraws(nn.Module):
         if len(seeds) != images:
             raise ValueError(f"seeds of images: got {len(seeds)}, wanted {images}, one an image")
         return [
-            # The hash matters: the CPU's generator reads the lower 32 bits of its seed only.
+            # Hashed, because the CPU's generator uses only the lower 32 bits of its seed.
             torch.Generator(device).manual_seed(
                 int(np.random.SeedSequence(pair).generate_state(1, np.uint64)[0])
             )
@@ -70,11 +70,11 @@ class ImageDraws(nn.Module):
 
 
 class ImageSampler(nn.Module):
-    """torchvision's BalancedPositiveNegativeSampler, from a generator of each image.
+    """torchvision's BalancedPositiveNegativeSampler with a generator for each image.
 
     Args:
-        batch_size_per_image: rows to choose of an image, fewer where it has not as many.
-        positive_fraction: of them positive at most.
+        batch_size_per_image: most rows to choose of an image.
+        positive_fraction: largest share of them that is positive.
     """
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float) -> None:
@@ -108,7 +108,7 @@ class ImageSampler(nn.Module):
 
 
 def _some(rows: Tensor, number: int, labels: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A mask of the labels' shape that is 1 in `number` of the rows."""
+    """A mask of the labels' shape that is 1 in `number` rows drawn from `rows`."""
     order = torch.randperm(len(rows), generator=generator, device=rows.device)
     mask = torch.zeros_like(labels, dtype=torch.uint8)
     mask[rows[order[:number]]] = 1

@@ -1,7 +1,7 @@
 """The convolutions of DetectoRS' ResNets: standardised weights, switchable atrous convolution.
 
 Qiao, Chen, Yuille, "DetectoRS", arXiv 2006.02334, Sec. 4. Both take over a plain convolution's
-parameters and start equal to it. Initial values as in the authors' release.
+parameters and start equal to it. Initial values are those of the authors' release.
 
 Shapes: N images, C channels in, O out, H x W pixels in, H' x W' out.
 """
@@ -17,13 +17,13 @@ _EPS = 1e-5
 
 
 class ConvAWS(nn.Conv2d):
-    """A convolution with weight γ (w - mean)/sqrt(var + 1e-5) + β, a filter at a time (Sec. 4).
+    """A convolution with weight γ (w - mean)/sqrt(var + 1e-5) + β for each filter (Sec. 4).
 
-    γ and β [O, 1, 1, 1] are buffers: they keep the scale the filters had when the layer was made or
-    a plain layer's weights were loaded, and the standardised w learns. var is unbiased.
+    γ and β [O, 1, 1, 1] are buffers: they keep the scale of the filters when the layer was made or
+    a plain layer's weights were loaded; the standardised w is learned. var is unbiased.
 
     Args:
-        conv: the layer to replace. Its parameters are taken over, not copied: their names, values,
+        conv: the layer to replace. Its parameters are reused, not copied: names, values,
             requires_grad and device stay.
     """
 
@@ -61,7 +61,7 @@ class ConvAWS(nn.Conv2d):
     def standardized_weight(self) -> Tensor:
         """The weight the convolution uses, [O, C, k, k]."""
         var, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True)
-        # The quotient first: after calibration it is exactly 1.
+        # The quotient first: right after calibration it is exactly 1.
         return (self.weight - mean) * (self.gamma / (var + _EPS).sqrt()) + self.beta
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,12 +92,12 @@ class SAC(ConvAWS):
     """Switchable atrous convolution, 3x3 (Sec. 4): S·conv(x, w) + (1 - S)·conv(x, w + Δw, 3).
 
     The second convolution has dilation 3, both are deformable, and S is a 1x1 convolution of x
-    smoothed over 5x5 pixels, without a sigmoid. A global context is added before and after. All
-    that a plain convolution lacks starts at 0, but for S = 1: the layer starts as the plain one.
+    smoothed over 5x5 pixels, without a sigmoid. A global context is added before and after. S
+    starts at 1, everything else that a plain convolution lacks at 0: both start equal.
 
     Args:
         conv: the 3x3 convolution with padding 1 to replace, as ConvAWS takes it.
-        name: what errors call the layer.
+        name: the layer's name in errors.
 
     Raises:
         ValueError: another kernel, padding or dilation, or a bias.
@@ -129,8 +129,8 @@ class SAC(ConvAWS):
 
         Raises:
             FloatingPointError: on the CPU, where an offset is NaN or infinite. Elsewhere the check
-                would wait for the device, and no value can be looked at by torch.compile and
-                torch.export; there the output is NaN instead, see deform.
+                would wait for the device, and torch.compile and torch.export cannot look at
+                values; there the output is NaN instead, see deform.
         """
         x = x + self.pre_context(F.adaptive_avg_pool2d(x, 1))
         smooth = F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), 5, stride=1)
@@ -158,22 +158,22 @@ class SAC(ConvAWS):
 def deform(x: Tensor, offset: Tensor, weight: Tensor, stride: Any, dilation: int) -> Tensor:
     """torchvision's deform_conv2d for a 3x3 kernel, in fp32 or fp64, safe with NaN offsets.
 
-    A pixel of the output with a NaN or infinite offset is NaN, as arithmetic would have it.
-    torchvision turns an offset into an array index without asking whether it is finite: NaN reads
-    far outside the image on the CPU and ends the process, on a GPU it is undefined in C++, and
-    infinity reads as a plain 0 there. So such offsets are sampled as 0 and their pixels marked
-    afterwards, on every device, with elementwise operations that do not wait for the device.
+    An output pixel with a NaN or infinite offset is NaN. torchvision turns offsets into array
+    indices without checking that they are finite: on the CPU, NaN reads far outside the image and
+    crashes the process; on a GPU it is undefined behaviour, and infinity reads as 0. So such
+    offsets are sampled as 0 and their pixels set to NaN afterwards, on every device, with
+    elementwise operations that do not wait for the device.
 
     Args:
         x: [N, C, H, W].
         offset: [N, 18, H', W'], pixels of x, (dy, dx) for each of the kernel's taps row by row.
         weight: [O, C, 3, 3].
-        stride: of the output, in pixels of x.
-        dilation: distance of the taps, in pixels, and the padding.
+        stride: stride of the output in pixels of x.
+        dilation: distance of the taps in pixels, and the padding.
 
     Returns:
-        [N, O, H', W'] in x's dtype. Under autocast, too, it is computed in fp32: torchvision has
-        no bf16 kernel, and half precision would round the places that are sampled.
+        [N, O, H', W'] in x's dtype, computed in fp32 even under autocast: torchvision has no bf16
+        kernel, and half precision would round the positions sampled.
     """
     finite = offset.isfinite()
     dtype = torch.promote_types(x.dtype, torch.float32)

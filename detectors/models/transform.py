@@ -14,9 +14,9 @@ from detectors.models.samplers import ImageDraws
 
 
 class _Transform(GeneralizedRCNNTransform):
-    """torchvision's transform, with batches of at least `least` pixels a side.
+    """torchvision's transform, with batches padded to at least `least` pixels a side.
 
-    In training the size of each image is drawn as detectors.models.samplers says.
+    In training each image's size is drawn as described in detectors.models.samplers.
     """
 
     def __init__(self, *args: Any, least: int) -> None:
@@ -36,7 +36,7 @@ class _Transform(GeneralizedRCNNTransform):
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Of an image so thin that nothing would be left of its shorter side, pad that first."""
+        """Pad an image so thin that its shorter side would be resized to nothing."""
         height, width = image.shape[-2:]
         least = max(height, width) // self.max_size + 1
         if min(height, width) < least:
@@ -57,7 +57,7 @@ class _Transform(GeneralizedRCNNTransform):
 
 
 class _Native(_Transform):
-    """The same without resizing; torchvision's own `_skip_resize` acts in training only."""
+    """The same without resizing; torchvision's own `_skip_resize` works in training only."""
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
@@ -66,9 +66,9 @@ class _Native(_Transform):
 
 
 def make_transform(sizes: Sequence[int], least: int) -> GeneralizedRCNNTransform:
-    """Normalisation, and resizing in torchvision's 800 to 1333 proportion; no sizes: none."""
+    """Normalises, and resizes in torchvision's proportion of 800 to 1333; no sizes: does not."""
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     if not sizes:
         return _Native(0, 0, mean, std, least=least)
-    # Evaluation takes the last.
+    # Evaluation takes the last, the largest.
     return _Transform(tuple(sizes), longer_side(max(sizes)), mean, std, least=least)

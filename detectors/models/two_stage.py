@@ -16,7 +16,7 @@ from detectors.models.rpn import AssignedRPN, PreciseRPNHead
 
 
 class TwoStage(FasterRCNN):
-    """FasterRCNN with 0-based labels; inside, 0 is the background as everywhere in torchvision."""
+    """FasterRCNN with 0-based labels outside; inside, 0 is the background as in torchvision."""
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """As FasterRCNN's."""
@@ -33,9 +33,9 @@ def two_stage(fpn: nn.Module, plan: Plan, make_heads: Callable[[RoIHeads], nn.Mo
     """A two-stage detector.
 
     Args:
-        fpn: backbone with pyramid, `out_channels` wide, of the plan's strides.
+        fpn: backbone and pyramid with the plan's strides and an attribute `out_channels`.
         plan: from build_detector.
-        make_heads: makes the second stage from the one that torchvision would have.
+        make_heads: torchvision's second stage → the second stage to use.
     """
     slim, paper = plan.preset == "slim", plan.preset == "paper"
     strides = plan.anchors.strides[:-1]  # the last, a max-pool of the one before, is for the RPN

@@ -48,7 +48,7 @@ def grid(seed: int, objects: int, largest: float = 60) -> tuple[Tensor, Tensor, 
 
 
 def spread(seed: int, objects: int) -> tuple[Tensor, Tensor, list[Level]]:
-    """As grid, with one prior a location and off the grid, so that nothing is tied."""
+    """Like grid, with one prior a location and off the grid, so that there are no ties."""
     boxes, priors, levels = grid(seed, objects)
     random = torch.Generator().manual_seed(seed + 99)
     priors = priors[::2] + torch.rand(len(priors) // 2, 1, generator=random)
@@ -152,12 +152,12 @@ def test_low_quality_bar():
 )
 def test_other_similarities_go_through_the_same_matcher(name, similarity):
     boxes, priors, levels = grid(5, 12, largest=30)
-    alike = similarity(boxes, priors)
-    reference = Matcher(0.7, 0.3, allow_low_quality_matches=True)(alike)
+    scores = similarity(boxes, priors)
+    reference = Matcher(0.7, 0.3, allow_low_quality_matches=True)(scores)
     got = make_assigner(name, min_low_quality=0.0)(boxes, priors, levels)
     assert torch.equal(got, reference)
     strict = make_assigner(name, min_low_quality=None, high=0.5, low=0.2)(boxes, priors, levels)
-    assert torch.equal(strict, Matcher(0.5, 0.2)(alike))
+    assert torch.equal(strict, Matcher(0.5, 0.2)(scores))
     assert len(set(got.tolist()) & {-1, -2}) == 2 and (got >= 0).any()
 
 
@@ -175,10 +175,10 @@ def ranked_by_loops(
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_nwd_rka_by_loops(k, monkeypatch):
     boxes, priors, levels = spread(1, 25)
-    alike = nwd_similarity(boxes, priors, constant=9.0).tolist()
-    wanted = ranked_by_loops(boxes, priors, alike, k)
+    scores = nwd_similarity(boxes, priors, constant=9.0).tolist()
+    wanted = ranked_by_loops(boxes, priors, scores, k)
     for a in range(len(priors)):
-        if wanted[a] == -1 and max(alike[g][a] for g in range(len(boxes))) >= 0.3:
+        if wanted[a] == -1 and max(scores[g][a] for g in range(len(boxes))) >= 0.3:
             wanted[a] = -2
     monkeypatch.setattr(prior_chunks, "PAIRS", 4 * len(priors))
     got = ranking.nwd_rka(boxes, priors, levels, k=k, constant=9.0)

@@ -36,7 +36,7 @@ def test_loaded_back_it_gives_the_detectors_numbers(
     file, suppress = tmp_path / "it.pt2", torchvision.ops.boxes.batched_nms
     arguments = ["export", "--checkpoint", str(tmp_path / "best.pt"), "--out", str(file)]
     assert main([*arguments, "--image-size", *map(str, SIZE)]) == 0
-    assert torchvision.ops.boxes.batched_nms is suppress  # all is as before
+    assert torchvision.ops.boxes.batched_nms is suppress  # restored
     printed = capfd.readouterr()
     assert printed.err == "" and len(printed.out.splitlines()) == 1
     assert f"{name} for images of 3 x 72 x 96 in {file}" in printed.out
@@ -82,7 +82,7 @@ def test_batched_nms_keeps_what_torchvision_keeps() -> None:
 def test_a_detector_that_cannot_be_exported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one is that looks at its pixels to decide what it does."""
+    """Such as one that branches on its pixels."""
     write_checkpoint(tmp_path / "best.pt", "retinanet")
     resize = transform._Native.resize
 

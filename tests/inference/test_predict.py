@@ -1,4 +1,4 @@
-"""`jol predict`: which images, what is found, what is drawn, what is refused."""
+"""`jol predict`: the images it takes, its results, its pictures, its errors."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def picture(file: Path, width: int, height: int, seed: int = 0) -> Image.Image:
-    """Blobs of noise; other pixels for other seeds."""
+    """Blobs of noise, different for each seed."""
     small = np.random.default_rng(seed).integers(256, size=(height // 8, width // 8, 3))
     made = Image.fromarray(small.astype(np.uint8)).resize((width, height))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def test_batches_hold_one_size_and_every_image_once() -> None:
         nonlocal read
         for i in range(10_000):
             read += 1
-            yield Found(i, "", Path()), torch.zeros(1, 1, i + 1)  # no two are alike
+            yield Found(i, "", Path()), torch.zeros(1, 1, i + 1)  # each has its own size
 
     first = batches(endless(), 4)
     for _ in range(5):
@@ -265,7 +265,7 @@ def rgb(colour: str) -> tuple[int, ...]:
 
 
 def test_drawing() -> None:
-    """Frames lie just outside, in the class's colour, dashed where it is a second class's."""
+    """Frames lie just outside, in the class's colour, dashed for a second class of that colour."""
     image = torch.full((3, 60, 80), 200, dtype=torch.uint8)
     boxes = torch.tensor([[10.0, 12.0, 20.0, 22.0], [50.0, 30.0, 60.0, 40.0]])
     first, second = 1, 1 + len(COLOURS)
@@ -296,7 +296,7 @@ def test_drawing() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 400])
 def test_drawing_crowds_borders_and_nothing(count: int) -> None:
-    """Boxes over the border and of no size, many at one place: no error, and it stays bounded."""
+    """Boxes across the border, empty ones, many in one spot: no error, and a bounded picture."""
     random = np.random.default_rng(0)
     image = torch.zeros(3, 50, 70, dtype=torch.uint8)
     low = torch.from_numpy(random.uniform(-5, 60, (count, 2))).float()

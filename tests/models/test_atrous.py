@@ -68,15 +68,15 @@ def test_sac_is_its_formula_with_all_parts_at_work(stride: int) -> None:
 
 @pytest.mark.parametrize("switch", [1.0, 0.0, 0.25])
 def test_sac_with_whole_offsets_is_a_dilated_convolution(switch: float) -> None:
-    """A tap moved by its own place doubles the dilation of 1, moved by -1 times it: 3 becomes 2."""
+    """Taps moved by their own position double a dilation of 1; by -1 times it, 3 becomes 2."""
     torch.manual_seed(0)
     m = SAC(nn.Conv2d(4, 6, 3, 1, 1, bias=False).double())
-    places = torch.tensor([[i - 1.0, j - 1.0] for i in range(3) for j in range(3)]).flatten()
+    positions = torch.tensor([[i - 1.0, j - 1.0] for i in range(3) for j in range(3)]).flatten()
     with torch.no_grad():
         m.switch.bias.fill_(switch)
         m.weight_diff.normal_()
-        m.offset_s.bias.copy_(places)
-        m.offset_l.bias.copy_(-places)
+        m.offset_s.bias.copy_(positions)
+        m.offset_l.bias.copy_(-positions)
     x = torch.randn(2, 4, 9, 8).double()
     near = F.conv2d(x, m.weight, padding=2, dilation=2)
     far = F.conv2d(x, m.weight + m.weight_diff, padding=2, dilation=2)
@@ -84,7 +84,7 @@ def test_sac_with_whole_offsets_is_a_dilated_convolution(switch: float) -> None:
 
 
 def test_deform_gives_nan_where_offsets_are_not_finite() -> None:
-    """The way of a GPU, where nothing is raised: those pixels, nothing else, no crash."""
+    """As on a GPU, where nothing is raised: these pixels are NaN, no others, no crash."""
     torch.manual_seed(0)
     x, weight = torch.randn(1, 4, 6, 7), torch.randn(5, 4, 3, 3)
     offset = torch.randn(1, 18, 6, 7)

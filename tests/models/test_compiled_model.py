@@ -16,7 +16,7 @@ def fresh():
 
 
 @pytest.mark.parametrize(
-    "name",  # of Cascade R-CNN the same parts are compiled as of Faster R-CNN
+    "name",  # Cascade R-CNN compiles the same parts as Faster R-CNN
     ["retinanet", "fcos", "faster_rcnn", pytest.param("detectors", marks=pytest.mark.slow)],
 )
 def test_compiled_equals_eager(name):
@@ -41,7 +41,7 @@ def test_compiled_equals_eager(name):
         for key, expected in want_grad.items():
             scale = 1.0 if expected is None else expected.abs().max().item()
             torch.testing.assert_close(got_grad[key], expected, rtol=0, atol=1e-4 * scale)
-    assert len(graphs) == 4  # backbone and head, once of one size and once of any
+    assert len(graphs) == 4  # backbone and head, once for one size and once for any
     with torch.no_grad():
         want, got = eager.eval()(images), model.eval()(images)
     assert len(want[0]["boxes"]) > 0

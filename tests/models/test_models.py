@@ -1,4 +1,4 @@
-"""The detectors: equal to torchvision's where they must be, whole and trainable everywhere."""
+"""The detectors: equal to torchvision's where they must be, and all of them train."""
 
 import copy
 import math
@@ -38,7 +38,7 @@ LOSSES = {
 
 @pytest.mark.parametrize("name", STOCK)
 def test_base_equals_torchvision(name: str) -> None:
-    """Losses and the gradient of every parameter, float64, an image without objects among them."""
+    """Losses and the gradient of every parameter in float64; one image has no objects."""
     torch.manual_seed(0)
     shift = 1 if name == "faster_rcnn" else 0
     stock = STOCK[name](
@@ -48,7 +48,7 @@ def test_base_equals_torchvision(name: str) -> None:
     for key, p in stock.named_parameters():
         if "cls_" in key and key.endswith("weight"):
             nn.init.normal_(p, std=0.05)
-    if name == "faster_rcnn":  # its RPN's labels are float32, and so is then its loss
+    if name == "faster_rcnn":  # its RPN's labels are float32, and so is its loss
         labelled = stock.rpn.assign_targets_to_anchors
         stock.rpn.assign_targets_to_anchors = lambda *given: [
             [t.double() for t in each] for each in labelled(*given)
@@ -133,7 +133,7 @@ def test_every_location_score_reaches_the_loss(name: str, score: str | None) -> 
 def test_slim_trains_every_parameter(name: str, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     model = build_detector(name, K, "jol", preset="slim").train()
-    if name == "detectors":  # what starts at 0 hides the gradient of what lies behind it
+    if name == "detectors":  # parameters that start at 0 hide the gradients of those before them
         for parameter in model.backbone.parameters():
             if parameter.abs().max() == 0:
                 nn.init.normal_(parameter, std=0.01)
@@ -186,7 +186,7 @@ def test_slim_predicts_in_pixels_of_the_image(name: str, size: tuple[int, int]) 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_few_steps_learn_one_image(name: str) -> None:
-    """The losses fall and the objects are found: labels and boxes go in and out alike."""
+    """Losses fall and objects are found: labels and boxes come out as they went in."""
     torch.manual_seed(0)
     model = build_detector(name, K, "jol", preset="slim").train()
     image = torch.full((3, 96, 96), 0.4)
@@ -214,7 +214,7 @@ def test_a_few_steps_learn_one_image(name: str) -> None:
 
 @pytest.mark.slow
 def test_detectors_takes_small_images() -> None:
-    """Padded to what its reflection needs, in training and at inference."""
+    """Padded to the least size that its reflection needs, in training and at inference."""
     torch.manual_seed(0)
     model = build_detector("detectors", K, "jol", preset="slim").train()
     images, targets = scene([2], (40, 64))
@@ -241,7 +241,7 @@ def test_state_survives_saving(name: str, tmp_path: pytest.TempPathFactory) -> N
 
 
 def test_backbone_weights_from_a_file(tmp_path: pytest.TempPathFactory) -> None:
-    """Loaded, and frozen as torchvision freezes a pretrained backbone."""
+    """Loaded, and frozen like torchvision's pretrained backbones."""
     torch.manual_seed(1)
     body = resnet18()
     path = f"{tmp_path}/resnet18.pth"

@@ -1,4 +1,4 @@
-"""A detector is a module and a row of DETECTORS: with both, everything else knows it."""
+"""A detector is a module and a row of DETECTORS; everything else follows."""
 
 import json
 import subprocess

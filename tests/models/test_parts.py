@@ -98,7 +98,7 @@ def test_aligned_pooling_without_boxes_keeps_the_graph():
 @pytest.mark.parametrize("kind", [AlignedRoIAlign, MultiScaleRoIAlign])
 @pytest.mark.parametrize("height", [33, 65, 96])
 def test_pooling_knows_its_strides_whatever_the_first_image(kind, height):
-    """65 pixels padded to 96 are maps of 24, 12 and 6: a quarter, not a half."""
+    """65 pixels padded to 96 give maps of 24, 12 and 6: a quarter, not a half."""
     features = {str(i): ramp((96, 96), s) for i, s in enumerate((4, 8, 16))}
     pool = with_strides(kind(list("012"), 1, 2), (4, 8, 16))
     pooled = pool(features, [torch.tensor([[10.0, 6, 22, 26]])], [(height, 96)])
@@ -108,7 +108,7 @@ def test_pooling_knows_its_strides_whatever_the_first_image(kind, height):
     )
 
 
-def test_targets_keep_their_digits_beside_half_precision():
+def test_targets_keep_their_digits_next_to_half_precision():
     """bfloat16 would round x of 1001 to 1000 and 1010 to 1008."""
     from jolkernels.integrations.torchvision import JointRoIHeads
 
@@ -366,7 +366,7 @@ def test_one_of_several_sizes_is_drawn_for_an_image():
 
 @pytest.mark.parametrize("size", [(1, 3000), (2000, 1)])
 def test_an_image_too_thin_to_be_resized_is_padded(size):
-    """Its shorter side would have no pixel; one such file must not end a run."""
+    """Its shorter side would have no pixels; one such file must not end a run."""
     model = build_detector("retinanet", K, preset="slim", image_size=96)
     images, targets = [torch.rand(3, *size)], [{"boxes": torch.tensor([[0.0, 0.0, 1.0, 1.0]])}]
     batch, wanted = model.transform(images, targets)

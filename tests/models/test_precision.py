@@ -20,7 +20,7 @@ def autocast(dtype: torch.dtype | None) -> torch.autocast:
 
 
 class Replay:
-    """Notes the calls of loss functions, to repeat them with their tensors in float32.
+    """Records the calls of loss functions, to repeat them with their tensors in float32.
 
     `half` becomes whether a call was given half precision.
     """
@@ -68,7 +68,7 @@ def losses_of(result) -> list[Tensor]:
 
 
 def cases() -> list:
-    """float16 of large layers takes long on a CPU, and DetectoRS does anyway."""
+    """float16 of large layers is slow on a CPU, and DetectoRS always is."""
     found = []
     for name, preset, dtype in itertools.product(DETECTORS, ("slim", "paper"), HALVES):
         slow = name == "detectors" or (preset == "paper" and dtype == torch.float16)
@@ -113,7 +113,7 @@ def test_a_step_and_a_detection(name, preset, dtype, monkeypatch):
 
 
 def test_boxes_of_half_precision_features_are_not_rounded():
-    """At 1000 pixels bfloat16 knows multiples of 4: a box would be pooled beside its object."""
+    """At 1000 pixels bfloat16 has steps of 4: a box would be pooled next to its object."""
     pool = with_strides(AlignedRoIAlign(["0"], 3, 0), (4,))
     random = torch.Generator().manual_seed(0)
     features = torch.randn(1, 4, 260, 260, generator=random).bfloat16()

@@ -239,7 +239,7 @@ def test_an_image_with_nan_is_named() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def test_a_gpu_does_not_wait_and_marks_nan(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU's way with an offset of NaN: it reaches every level and gradient; also on the CPU."""
+    """As on a GPU, a NaN offset reaches every level and gradient; here on the CPU."""
     monkeypatch.setattr(SAC, "_check", lambda *_args, **_offsets: None)
     model, _ = twin_pyramid()
     images = torch.randn(1, 3, 96, 96).double()

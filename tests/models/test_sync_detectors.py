@@ -1,4 +1,4 @@
-"""Two processes that share a batch train a detector as one process on the whole does."""
+"""Two processes that share a batch train a detector as one process with all of it does."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Case:
         as each other. first: images of rank 0, of four. greedy: the samplers take all negatives,
         which are not as many on both ranks; by default they all fill their batch. moving: the
         images go around, so that each rank sees all of them; otherwise each keeps its own. sums:
-        all-reduces a step beside those of the gradients.
+        all-reduces a step besides those of the gradients.
     """
 
     detector: str
@@ -114,7 +114,7 @@ def train(case: Case, model: nn.Module, rows: slice) -> dict[str, Any]:
 
 
 def one_rank(rank: int, cases: dict[str, Case], weights: str) -> dict[str, Any]:
-    """Each case, and without the group what its first step has as losses."""
+    """Each case, and the losses of its first step without the group."""
     results = {}
     inner, sums = dist.all_reduce, []
     dist.all_reduce = lambda *given, **named: sums.append(given) or inner(*given, **named)
@@ -141,7 +141,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A backbone's weights, which are what makes preset paper freeze its batch norm."""
+    """A backbone's weights: only with weights does preset paper freeze batch norm."""
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
     torch.save(resnet18().state_dict(), path)
