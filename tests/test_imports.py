@@ -29,9 +29,12 @@ FLOORS = (
     {"jolkernels.autograd"},
     {"jolkernels.ops"},
     {"jolkernels.kernels", "jolkernels.cpu"},
-    {"jolkernels.reference", "jolkernels.process_groups"},
+    {"jolkernels.reference"},
     {"jolkernels.batch"},
-    {"jolkernels.spec"},
+    {"jolkernels.settings"},
+    {"jolkernels.spec", "jolkernels.process_groups"},
+    {"jolkernels.registry"},
+    {"jolkernels.checks"},
 )
 """From the top down. A package or module may import what stands on a lower floor."""
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

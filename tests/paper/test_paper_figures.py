@@ -131,8 +131,11 @@ def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (runs / "none.json").write_text(json.dumps({**content, "annotations": []}))
     none = ["--val-images", images, "--val-annotations", str(runs / "none.json")]
     for words, wanted in (
-        (["7", *out], "figure 7 is of one run: wanted --base DIR or --jol DIR"),
-        (["7", *out, *both], "figure 7 is of one run: wanted --base DIR or --jol DIR"),
+        (["7", *out, *given(runs)], "figure 7 is of one run: wanted --base"),
+        (
+            ["7", *out, *both, *given(runs)],
+            "figure 7 is of one run: wanted --base",
+        ),
         (["2", *out], "no figure '2'; wanted 1 or 3 to 7"),
         (["six", *out], "no figure 'six'; wanted"),
         (["1", *out, *given(runs)], "wanted --base DIR, --jol DIR or both"),
