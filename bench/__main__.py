@@ -25,7 +25,7 @@ from bench.loss import report
 from bench.loss.cases import CASES, DTYPES
 from bench.loss.providers import PROVIDERS
 from bench.loss.run import PLOTS, Run
-from detectors.models import anchor_plans
+from detectors.models.presets import DETECTORS
 
 PARTS = ("loss", "steps", "compile")
 
@@ -155,7 +155,7 @@ def measure(
     run, status = Run(options), 0
     try:
         if "steps" in parts:
-            run.steps(anchor_plans.DETECTORS, detector_cost.step_samples)
+            run.steps(DETECTORS, detector_cost.step_samples)
         if "loss" in parts:
             run.losses()
         if "compile" in parts:

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from bench.loss.measure import Sample, summary, synchronize
-from detectors.models.anchor_plans import DETECTORS
 from detectors.models.cost import CLASSES, batch, build, gigamacs, parameters
+from detectors.models.presets import DETECTORS
 from detectors.paper.published_numbers import COSTS
 
 NOTE = """

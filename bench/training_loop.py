@@ -3,7 +3,7 @@
     python -m bench.training_loop --images DIR --annotations FILE [--workers 0 2] [--out FILE.md]
 
 Both train Faster R-CNN with the base loss from the same weights on the same images, mirrored alike,
-in the same order, at the same learning rates. The harness is engine.train's own step: its loader,
+in the same order, at the same learning rates. The harness is Trainer.step: its loader, gradient
 clipping, a check of every loss and of the gradient's norm, progress and metrics.jsonl. The other
 loop does what train_one_epoch of torchvision's references/detection/engine.py does, with
 torchvision's own classes, losses and samplers around the same layers.
@@ -41,6 +41,7 @@ from bench.loss.measure import Sample, summary, synchronize
 from detectors.data.batches import train_batches
 from detectors.data.dataset import CocoDetection
 from detectors.training import loop
+from detectors.training.checkpoints import Checkpoints
 from detectors.training.run_folder import MetricsLog
 from detectors.training.schedule import learning_rate
 from detectors.training.settings import TrainSettings, resolve
@@ -60,19 +61,20 @@ Loop = Generator[float, None, None]
 
 
 def harness(settings: TrainSettings, data: CocoDetection, folder: Path) -> Loop:
-    """The steps of engine.train, with its files in `folder`, but for checkpoints and evaluation."""
-    model = loop.make_model(settings, len(data.class_names))
-    run = loop._Run(settings, Stepper(model, settings), data, folder)
-    run.epoch, run.saved_at = settings.steps + 1, math.inf  # no checkpoint is ever due
+    """The steps of a Trainer, logged in `folder`, without checkpoints and evaluations."""
+    stepper = Stepper(loop.make_model(settings, len(data.class_names)), settings)
     with (
-        Stopping() as run.stopping,
-        Progress("harness", 0, settings.steps) as run.progress,
-        MetricsLog(folder, 0) as run.log,
-        closing(run.batches(data)) as batches,
+        Stopping() as stopping,
+        Progress("harness", 0, settings.steps) as progress,
+        MetricsLog(folder, 0) as log,
     ):
-        while True:
-            run._train_step(batches)
-            yield run.state.recent[-1]["total"]
+        trainer = loop.Trainer(
+            settings, stepper, data, data, Checkpoints(folder), log, progress, stopping
+        )
+        with closing(trainer.batches()) as batches:
+            while True:
+                trainer.step(batches)
+                yield trainer.state.recent[-1]["total"]
 
 
 def reference(settings: TrainSettings, data: CocoDetection, images: Path, folder: Path) -> Loop:

@@ -36,3 +36,15 @@ class BadSteps(TrainingError):
     """More bad steps in a row than allowed."""
 
     everywhere = True
+
+
+class BadEvaluation(TrainingError):
+    """An image to evaluate on cannot be read; what was learnt is kept."""
+
+    everywhere = True
+
+
+class Stopped(TrainingError):
+    """A signal came; the run can be resumed."""
+
+    everywhere = True

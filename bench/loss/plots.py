@@ -9,19 +9,21 @@ import matplotlib.pyplot as plt
 
 from bench.loss.cases import CASES, SWEEP
 from bench.loss.report import TIME, Row, best_measure, model_bytes, shared_measure
+from detectors.utils import palette
 
-# Okabe and Ito's colours and different marks: told apart without colour vision and in grey.
+DARK_GREEN, DARK_GREY, GREY = "#0A5C44", "#666666", "#888888"
+# Colours and different marks: told apart without colour vision and in grey.
 STYLES = {
-    "jolkernels": ("#D55E00", "o"),
-    "eager": ("#0072B2", "s"),
-    "compile": ("#009E73", "^"),
-    "compile-autotune": ("#56B4E9", "v"),
-    "compile-eager": ("#0A5C44", "<"),
-    "released": ("#CC79A7", "D"),
-    "base-jolkernels": ("#E69F00", "P"),
-    "base-torch": ("#000000", "x"),
-    "base-torchvision": ("#666666", "+"),
-    "liger-classification": ("#F0E442", "*"),
+    "jolkernels": (palette.VERMILION, "o"),
+    "eager": (palette.BLUE, "s"),
+    "compile": (palette.GREEN, "^"),
+    "compile-autotune": (palette.SKY_BLUE, "v"),
+    "compile-eager": (DARK_GREEN, "<"),
+    "released": (palette.PURPLE, "D"),
+    "base-jolkernels": (palette.ORANGE, "P"),
+    "base-torch": (palette.BLACK, "x"),
+    "base-torchvision": (DARK_GREY, "+"),
+    "liger-classification": (palette.YELLOW, "*"),
 }
 LABELS = {
     "jolkernels": "JOL, jolkernels",
@@ -42,7 +44,7 @@ matplotlib.use("Agg")
 
 def style(provider: str) -> dict[str, Any]:
     """How a provider is drawn, and called in the legend."""
-    colour, mark = STYLES.get(provider, ("#888888", "."))
+    colour, mark = STYLES.get(provider, (GREY, "."))
     return {"color": colour, "marker": mark, "label": LABELS.get(provider, provider)}
 
 
@@ -135,7 +137,7 @@ def launches_plot(rows: Sequence[Row]) -> plt.Figure | None:
     chosen.sort(key=lambda r: -r.median)
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(chosen) + 1.2), layout="constrained")
     names = [LABELS.get(r.provider, r.provider) for r in chosen]
-    colours = [STYLES.get(r.provider, ("#888888", "."))[0] for r in chosen]
+    colours = [STYLES.get(r.provider, (GREY, "."))[0] for r in chosen]
     bars = axes.barh(names, [r.median for r in chosen], color=colours)
     axes.bar_label(bars, [f"{r.median:.0f}" for r in chosen], padding=3, fontsize=9)
     axes.margins(x=0.1)

@@ -27,7 +27,8 @@ from detectors.utils.lazy import names_of
 __getattr__, __all__ = names_of(
     __name__,
     {
-        "make": "ASSIGNERS make_assigner",
+        "make": "make_assigner",
+        "names": "ASSIGNERS",
         "priors": "BACKGROUND IGNORED RECEPTIVE_FIELDS Assigner Level",
     },
 )

@@ -1,5 +1,6 @@
 """Assigners by name, with their settings checked."""
 
+import importlib
 import inspect
 import math
 from collections.abc import Callable
@@ -8,24 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from detectors.assigners.atss import atss
+from detectors.assigners.names import ASSIGNERS
 from detectors.assigners.priors import RECEPTIVE_FIELDS, Assigner, Level
-from detectors.assigners.ranking import nwd_rka, rfla
-from detectors.assigners.threshold import dotd, iou, nwd, simd
 
 SCALES = ("m", "n", "constant", "size", "shrink", "fraction")
 """Settings that have to be positive."""
-
-
-ASSIGNERS: dict[str, Callable[..., Tensor]] = {
-    "iou": iou,
-    "simd": simd,
-    "nwd": nwd,
-    "nwd-rka": nwd_rka,
-    "dotd": dotd,
-    "rfla": rfla,
-    "atss": atss,
-}
 
 
 def make_assigner(name: str, **settings: float | None) -> Assigner:
@@ -36,7 +24,9 @@ def make_assigner(name: str, **settings: float | None) -> Assigner:
     """
     if name not in ASSIGNERS:
         raise ValueError(f"assigner: got {name!r}, wanted one of {', '.join(ASSIGNERS)}")
-    parameters = inspect.signature(ASSIGNERS[name]).parameters.values()
+    module, _, attribute = ASSIGNERS[name].rpartition(".")
+    function: Callable[..., Tensor] = getattr(importlib.import_module(module), attribute)
+    parameters = inspect.signature(function).parameters.values()
     known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     checked: dict[str, float | None] = {}
     for setting, value in settings.items():
@@ -56,7 +46,7 @@ def make_assigner(name: str, **settings: float | None) -> Assigner:
         if not good:
             raise ValueError(f"{what}got {setting}={value}, wanted {wanted}")
         checked[setting] = type(known[setting])(number)
-    assign = partial(ASSIGNERS[name], **checked)
+    assign = partial(function, **checked)
     box = torch.tensor([[8.0, 8, 24, 24]])
     try:
         assign(box, torch.cat([box, box + 4]), [Level(2, 1, RECEPTIVE_FIELDS[2])])

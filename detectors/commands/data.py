@@ -19,7 +19,8 @@ from detectors.data.images import decode
 from detectors.data.sodad import write_tiles
 from detectors.data.visdrone import ZERO_SIZE
 from detectors.errors import DataError, Unusable
-from detectors.models.anchor_plans import DETECTORS, paper_layout
+from detectors.models.anchor_plans import paper_layout
+from detectors.models.presets import DETECTORS
 from detectors.utils.progress import Progress
 
 

@@ -21,6 +21,7 @@ from detectors.evaluation.prior_coverage import (
 from detectors.models.anchor_plans import Layout
 from detectors.models.assigner_choice import choose_assigner
 from detectors.models.fcos import centre_sampling, inside_only
+from detectors.models.presets import DETECTORS
 from detectors.utils.progress import Progress
 
 LIMITS = (0.0, 8.0, 16.0, 32.0, float("inf"))
@@ -55,8 +56,8 @@ def describe(pool: Pool) -> Iterator[str]:
 def describe_simd(pool: Pool, detector: str, layout: Layout) -> Iterator[str]:
     """The lines on SimD's m and n, written as --assigner-settings takes them."""
     yield "SimD's constants"
-    if detector == "fcos":
-        yield "  none with fcos, whose points have no boxes to compare"
+    if DETECTORS[detector].has_points:
+        yield f"  none with {detector}, whose points have no boxes to compare"
         return
     m, n = simd_constants(pool.images, layout)
     yield f"  {_words(detector, layout)}"
@@ -71,7 +72,7 @@ def pick_assigner(
     Raises:
         ValueError: an unknown name or setting, or one that cannot be used.
     """
-    own = detector == "fcos" and name is None
+    own = DETECTORS[detector].has_points and name is None
     assign = choose_assigner(detector, name if own else name or "iou", dict(settings), "paper")
     return ("centre sampling", centre_sampling) if assign is None else (name or "iou", assign)
 
@@ -93,12 +94,11 @@ def describe_positives(
             "without them": partial(assign, **{LOW_QUALITY: None}),
         }
     counted: dict[str, list[Bucket]] = {}
+    points = DETECTORS[detector].has_points
     with Progress("assigning", 0, len(rules) * len(images), quiet=True) as progress:
         for done, (label, rule) in enumerate(rules.items()):
             seen = _ticking(images, progress, done * len(images))
-            counted[label] = positives(
-                seen, _at_points(rule) if detector == "fcos" else rule, layout
-            )
+            counted[label] = positives(seen, _at_points(rule) if points else rule, layout)
     buckets = next(iter(counted.values()))
 
     yield "Positives an object gets, by its size sqrt(w h) in pixels of the resized image"
@@ -151,7 +151,7 @@ def _ticking(images: Iterable[Image], progress: Progress, done: int) -> Iterator
 
 
 def _words(detector: str, layout: Layout) -> str:
-    what = "points" if detector == "fcos" else "anchors"
+    what = "points" if DETECTORS[detector].has_points else "anchors"
     scales = " ".join(f"{scale:.3g}" for scale in layout.scales)
     long, short = layout.fit or (0, 0)
     return f"{detector}'s {what} (preset paper): scale {scales}, images resized to {long} x {short}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from detectors.assigners.make import ASSIGNERS
+from detectors.assigners.names import ASSIGNERS
 from detectors.data.catalog import DATASETS
 from detectors.errors import Unusable
 from detectors.evaluation.average_precision import EVALUATORS, PROTOCOLS

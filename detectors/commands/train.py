@@ -30,9 +30,7 @@ from detectors.commands.options import (
 )
 from detectors.errors import Unusable
 from detectors.evaluation.report import metrics_line
-from detectors.models.anchor_plans import DETECTORS
-from detectors.models.backbones import BACKBONES
-from detectors.models.presets import LOSSES, PRESETS
+from detectors.models.presets import BACKBONES, DETECTORS, LOSSES, PRESETS
 from detectors.training import checkpoints, loop, run_folder
 from detectors.training.settings import (
     DEFAULTS,

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from detectors.evaluation.average_precision import Evaluation
+from detectors.utils.palette import BLUE, GREEN, PURPLE, VERMILION
 
-RUN_STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
+RUN_STYLES = [(BLUE, "-"), (VERMILION, "--"), (GREEN, "-."), (PURPLE, ":")]
 STYLE_OF = {"base": 0, "jol": 1}  # the same in every figure, also alone
 NAMES = {"base": "base", "jol": "JOL"}
 """Loss → how pictures call it."""

@@ -1,4 +1,4 @@
-"""What a trained detector finds on the images of a data set, and how good that is."""
+"""A trained detector run on images, and on those of a data set."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,18 @@ COLUMNS = 7
 """Of a row of detections: index of the image, label, x, y, w, h, score."""
 
 
+def as_inputs(images: Sequence[Tensor], device: str) -> list[Tensor]:
+    """Images uint8 [3, H, W] as a detector takes them: on `device`, float32 in 0..1."""
+    return [image.to(device).float() / 255 for image in images]
+
+
 @torch.no_grad()
+def detect(model: nn.Module, images: Sequence[Tensor], device: str) -> list[dict[str, Tensor]]:
+    """Boxes, scores and labels, on the CPU, of images uint8 [3, H, W]."""
+    found = model.eval()(as_inputs(images, device))
+    return [{key: value.cpu() for key, value in result.items()} for result in found]
+
+
 def find(
     model: nn.Module,
     dataset: CocoDetection,
@@ -24,11 +35,10 @@ def find(
 
     `on_image` is told how many images are done; where it returns something true, they are enough.
     """
-    model.eval()
     found = [torch.zeros(0, COLUMNS, dtype=torch.float64)]
     for done, index in enumerate(indices, start=1):
         image, _ = dataset[index]
-        result = {k: v.cpu() for k, v in model([image.to(device).float() / 255])[0].items()}
+        (result,) = detect(model, [image], device)
         boxes = result["boxes"]
         boxes[:, 2:] -= boxes[:, :2]
         columns = [torch.full_like(result["scores"], index), result["labels"], *boxes.unbind(1)]

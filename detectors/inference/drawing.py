@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
+from detectors.utils.palette import GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION, YELLOW
+
+COLOURS = (ORANGE, SKY_BLUE, YELLOW, PURPLE, GREEN, VERMILION)
 DASHES = ((1, 0), (7, 5), (3, 3))
 """Pixels drawn and left out along a line: of the first classes, of those after them, ..."""
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")

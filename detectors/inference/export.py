@@ -24,10 +24,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torchvision.models.detection import FasterRCNN
 
 from detectors.data.synthetic import draw_scene
 from detectors.errors import JolError
+from detectors.models.build import detector_of
 from detectors.utils import files
 
 Detections = tuple[Tensor, Tensor, Tensor]
@@ -78,12 +78,14 @@ def export(model: nn.Module, size: tuple[int, int]) -> ExportedProgram:
 @contextmanager
 def _filled_up(model: nn.Module) -> Iterator[None]:
     """The second choice of the module's docstring is not met."""
-    hook = model.rpn.register_forward_hook(_fill_up) if isinstance(model, FasterRCNN) else None
+    if detector_of(model).one_stage:
+        yield
+        return
+    hook = model.get_submodule("rpn").register_forward_hook(_fill_up)
     try:
         yield
     finally:
-        if hook is not None:
-            hook.remove()
+        hook.remove()
 
 
 @contextmanager

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from detectors.data.coco import to_json
 from detectors.data.images import decode
 from detectors.errors import DataError, JolError, Unusable
+from detectors.inference.detect import detect
 from detectors.inference.drawing import draw_detections
 from detectors.utils.progress import Progress
 
@@ -190,13 +190,6 @@ def batches(
         elif sum(map(len, waiting.values())) >= AHEAD * size:
             yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
     yield from waiting.values()
-
-
-@torch.no_grad()
-def detect(model: nn.Module, images: Sequence[Tensor], device: str) -> list[dict[str, Tensor]]:
-    """Boxes, scores and labels, on the CPU, of images uint8 [3, H, W]."""
-    found = model.eval()([image.to(device).float() / 255 for image in images])
-    return [{key: value.cpu() for key, value in result.items()} for result in found]
 
 
 def _decoded(

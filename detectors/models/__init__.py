@@ -14,9 +14,7 @@ from detectors.utils.lazy import names_of
 __getattr__, __all__ = names_of(
     __name__,
     {
-        "anchor_plans": "DETECTORS ONE_STAGE TWO_STAGE",
-        "backbones": "BACKBONES",
         "build": "build_detector joint_head",
-        "presets": "LOSSES PRESETS default_backbone",
+        "presets": "BACKBONES DETECTORS LOSSES ONE_STAGE PRESETS TWO_STAGE default_backbone",
     },
 )

@@ -9,21 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from detectors.models.anchors import LevelledAnchors, PlainAnchors
+from detectors.models.presets import Detector, find_detector
 
-ONE_STAGE = ("retinanet", "fcos")
-TWO_STAGE = ("faster_rcnn", "cascade_rcnn", "detectors")
-DETECTORS = ONE_STAGE + TWO_STAGE
 RATIOS = (0.5, 1.0, 2.0)
-TWO_STAGE_SCALE, RETINANET_SCALE = 8.0, 4.0
-"""Side of a level's (smallest) anchor in strides."""
-RETINANET_OCTAVES = 3
 ATSS_SCALE = 8
-"""Side of ATSS's anchor at an FCOS point, in strides (arXiv 1912.02424, Sec. 4)."""
+"""Side of the square that an assigner sees at a point, in strides (ATSS, arXiv 1912.02424)."""
 LAST_OF_BODY = 32
 """Stride of C5."""
 SLIM_SIZES = {4: (6, 10), 8: (15, 22), 16: (32, 46), 32: (64, 90), 64: (128, 180), 128: (256, 360)}
 """Stride → sizes of slim's anchors in pixels."""
+SLIM_OCTAVES = 2
+"""How many they are."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Layout:
     """
 
     strides: tuple[int, ...] = (4, 8, 16, 32, 64)
-    scales: tuple[float, ...] = (TWO_STAGE_SCALE,)
+    scales: tuple[float, ...] = (8.0,)
     ratios: tuple[float, ...] = RATIOS
     offset: float = 0.0
     fit: tuple[int, int] | None = (1333, 800)
@@ -53,17 +49,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class AnchorPlan:
-    """The anchors of a detector, as plan_anchors found them to make sense.
+    """The priors of a detector, checked by plan_anchors.
 
     Attributes:
+        preset: one of PRESETS.
+        points: whether they are points instead of anchors.
         strides: of the levels in pixels, each twice the one before.
         scale: side of a level's (smallest) anchor in strides; None: slim's own list.
         octaves: anchors of a ratio, from `scale` up to below twice of it.
         ratios: height over width.
     """
 
-    detector: str
     preset: str
+    points: bool
     strides: tuple[int, ...]
     scale: float | None
     octaves: int
@@ -77,23 +75,11 @@ class AnchorPlan:
     @property
     def offset(self) -> float:
         """Of the first centre, in strides, where anchors are not torchvision's."""
-        return 0.5 if self.detector == "fcos" else 0.0
+        return 0.5 if self.points else 0.0
 
     def scales(self, first: float) -> tuple[float, ...]:
         """Sides of a level's anchors in strides, from the smallest one's."""
         return tuple(first * 2 ** (i / self.octaves) for i in range(self.octaves))
-
-    def generator(self) -> LevelledAnchors:
-        """What the detector takes as its anchor generator."""
-        if self.scale is None:
-            sizes = [SLIM_SIZES[s][: self.octaves] for s in self.strides]
-            return LevelledAnchors(self.strides, sizes, self.ratios)
-        scales = self.scales(self.scale)
-        if self.preset == "paper":
-            return PlainAnchors(self.strides, scales, self.ratios, self.offset)
-        # Whole pixels, as torchvision's RetinaNet has them.
-        whole = [[int(scale * stride) for scale in scales] for stride in self.strides]
-        return LevelledAnchors(self.strides, whole, self.ratios)
 
 
 def plan_anchors(
@@ -110,52 +96,36 @@ def plan_anchors(
     Raises:
         ValueError: no such detector, or numbers out of range or of no use to it.
     """
-    if detector not in DETECTORS:
-        raise ValueError(f"detector: got {detector!r}, wanted one of {', '.join(DETECTORS)}")
-    one = assigner == "rfla"
-    if scale is not None and (detector == "fcos" or not 0.25 <= scale < math.inf):
-        wanted = "none: fcos has no anchors" if detector == "fcos" else "a number of at least 0.25"
+    row = find_detector(detector)
+    one = row.has_points or assigner == "rfla"
+    if scale is not None and (row.has_points or not 0.25 <= scale < math.inf):
+        wanted = f"none: {detector} has no anchors" if row.has_points else "at least 0.25"
         raise ValueError(f"anchor_scale: got {scale}, wanted {wanted}")
-    if ratios is not None and (detector == "fcos" or one):
-        raise ValueError(f"anchor_ratios: got {ratios}, wanted none with fcos and with rfla")
+    if ratios is not None and one:
+        who = detector if row.has_points else "rfla"
+        raise ValueError(f"anchor_ratios: got {ratios}, wanted none with {who}")
     if ratios is not None and not (
         isinstance(ratios, Sequence) and ratios and all(0 < r < math.inf for r in ratios)
     ):
         raise ValueError(f"anchor_ratios: got {ratios}, wanted one or more numbers > 0")
-    levels = _strides(detector, preset, strides)
-    if detector == "fcos":
-        # torchvision takes a level's range of distances (4 and 8 sizes) and the radius of centre
-        # sampling from the anchor's size. Slim halves it: ranges 0 to 16, 16 to 32 and above 32
-        # pixels at strides 4, 8 and 16.
-        return AnchorPlan(detector, preset, levels, 0.5 if preset == "slim" else 1.0, 1, (1.0,))
-    octaves = RETINANET_OCTAVES if detector == "retinanet" else 1
-    if scale is None and preset == "slim":
-        octaves = 2
-    elif scale is None:
-        scale = RETINANET_SCALE if detector == "retinanet" else TWO_STAGE_SCALE
+    levels = row.strides[preset] if strides is None else _check_strides(detector, row, strides)
+    scale = row.scale[preset] if scale is None else scale
+    octaves = SLIM_OCTAVES if scale is None else row.octaves
     shapes = (1.0,) if one else tuple(ratios or RATIOS)
-    return AnchorPlan(detector, preset, levels, scale, 1 if one else octaves, shapes)
+    return AnchorPlan(preset, row.has_points, levels, scale, 1 if one else octaves, shapes)
 
 
-def _strides(detector: str, preset: str, strides: Sequence[int] | None) -> tuple[int, ...]:
-    """The given strides if the detector can have them, or its own."""
-    slim = preset == "slim" and detector != "detectors"
-    if strides is None:
-        if detector in ONE_STAGE:
-            return (4, 8, 16) if slim else (8, 16, 32, 64, 128)
-        return (4, 8, 16, 32) if slim else (4, 8, 16, 32, 64)
+def _check_strides(detector: str, row: Detector, strides: Sequence[int]) -> tuple[int, ...]:
+    """The strides chosen by the user, if the detector can have them."""
     found = tuple(strides) if isinstance(strides, Sequence) else (strides,)
-    if detector == "detectors":
-        raise ValueError(
-            f"strides: got {found}, wanted none with detectors: its pyramid is the recursive one"
-        )
-    # The last levels are made from others: P6 and P7 of RetinaNet and FCOS, and the RPN's last.
-    lasts = (16, 32, 128) if detector in ONE_STAGE else (32, 64)
+    if not row.last_strides:
+        raise ValueError(f"strides: got {found}, wanted none with {detector}: they are fixed")
+    *others, last = row.last_strides
     doubled = all(type(s) is int for s in found) and all(b == 2 * a for a, b in pairwise(found))
-    if len(found) < 2 or not doubled or found[0] not in (4, 8) or found[-1] not in lasts:
+    if len(found) < 2 or not doubled or found[0] not in (4, 8) or found[-1] not in (*others, last):
         raise ValueError(
             f"strides: got {found}, wanted two or more, each twice the one before, from 4 or 8 to "
-            f"{', '.join(map(str, lasts[:-1]))} or {lasts[-1]} with {detector}"
+            f"{', '.join(map(str, others))} or {last} with {detector}"
         )
     return found
 
@@ -186,6 +156,6 @@ def paper_layout(
     )
     assert plan.scale is not None
     size = image_size or 800
-    first = float(ATSS_SCALE) if detector == "fcos" else plan.scale
+    first = float(ATSS_SCALE) if plan.points else plan.scale
     fit = (longer_side(size), size)
     return Layout(plan.strides, plan.scales(first), plan.ratios, plan.offset, fit)

@@ -8,6 +8,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from detectors.assigners.priors import RECEPTIVE_FIELDS, Level
+from detectors.models.anchor_plans import SLIM_SIZES, AnchorPlan
 
 
 class LevelledAnchors(AnchorGenerator):
@@ -94,3 +95,16 @@ class PlainAnchors(LevelledAnchors):
             at = torch.stack([x, y, x, y], -1)[:, :, None]
             found.append((at + cell).reshape(-1, 4))
         return found
+
+
+def make_anchors(plan: AnchorPlan) -> LevelledAnchors:
+    """The anchor generator of a detector with these priors."""
+    if plan.scale is None:
+        sizes = [SLIM_SIZES[s][: plan.octaves] for s in plan.strides]
+        return LevelledAnchors(plan.strides, sizes, plan.ratios)
+    scales = plan.scales(plan.scale)
+    if plan.preset == "paper":
+        return PlainAnchors(plan.strides, scales, plan.ratios, plan.offset)
+    # Whole pixels, as torchvision's RetinaNet has them.
+    whole = [[int(scale * stride) for scale in scales] for stride in plan.strides]
+    return LevelledAnchors(plan.strides, whole, plan.ratios)

@@ -10,10 +10,6 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
-BACKBONES = ("resnet14", "resnet18", "resnet34", "resnet50", "resnet101")
-"""torchvision's, and resnet14: one bottleneck a stage, for DetectoRS on a CPU."""
-BOTTLENECKS = ("resnet14", "resnet50", "resnet101")
-"""Those of three convolutions a block."""
 FROZEN_WITH_WEIGHTS = ("conv1", "bn1", "layer1")
 """What both torchvision and MMDetection freeze of a pretrained backbone."""
 

@@ -1,5 +1,6 @@
 """Detectors by name: their parts put together, their labels checked, their graphs compiled."""
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,30 +9,23 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import nn
-from torchvision.models.detection import FasterRCNN
 
-from detectors.models.anchor_plans import DETECTORS, plan_anchors
+from detectors.models.anchor_plans import plan_anchors
 from detectors.models.assigner_choice import choose_assigner
-from detectors.models.backbones import BACKBONES, BOTTLENECKS, resnet
-from detectors.models.cascade_rcnn import CascadeRoIHeads
-from detectors.models.faster_rcnn import two_stage
-from detectors.models.fcos import fcos
-from detectors.models.presets import LOSSES, PRESETS, WEIGHTS, Plan, default_backbone
-from detectors.models.retinanet import retinanet
+from detectors.models.backbones import resnet
+from detectors.models.plan import Plan
+from detectors.models.presets import (
+    BACKBONES,
+    BOTTLENECKS,
+    DETECTORS,
+    LOSSES,
+    PRESETS,
+    WEIGHTS,
+    Detector,
+    find_detector,
+)
 from detectors.models.samplers import sample_by_image
 from detectors.models.transform import make_transform
-from jolkernels.integrations.torchvision import (
-    JointFCOSHead,
-    JointRetinaNetHead,
-    JointRoIHeads,
-)
-
-LOSS_NAMES: dict[str, tuple[str, ...]] = {
-    "cls": ("loss_classifier", "classification"),
-    "box": ("loss_box_reg", "bbox_regression"),
-    "w⁻": ("negative_weight",),
-}
-"""Short name → what torchvision's heads call this part of the joint head's loss."""
 
 
 def build_detector(
@@ -96,38 +90,31 @@ def build_detector(
         ValueError: an unknown name, a number out of range, an assigner or backbone that the
             detector cannot take, or weights that do not fit.
     """
-    backbone = backbone or default_backbone(name, preset)
-    for what, value, known in (
-        ("detector", name, DETECTORS),
-        ("preset", preset, PRESETS),
-        ("loss", loss, LOSSES),
-        ("backbone", backbone, BACKBONES),
-    ):
-        if value not in known:
-            raise ValueError(f"{what}: got {value!r}, wanted one of {', '.join(known)}")
+    row = find_detector(name)
+    _check_known("preset", preset, PRESETS)
+    _check_known("loss", loss, LOSSES)
+    backbone = backbone or row.backbone[preset]
+    _check_known("backbone", backbone, BACKBONES)
+    if row.bottlenecks and backbone not in BOTTLENECKS:
+        raise ValueError(
+            f"backbone: got {backbone!r} with {name}, wanted one of {', '.join(BOTTLENECKS)}, "
+            "which have Bottleneck blocks"
+        )
     anchors = plan_anchors(
         name, preset, assigner, scale=anchor_scale, ratios=anchor_ratios, strides=strides
     )
-    if centreness_weights is not None and name != "fcos":
-        raise ValueError(f"centreness_weights: got {centreness_weights}, wanted none but with fcos")
     sizes = image_size if isinstance(image_size, Sequence) else (image_size,)
-    for what, number, least, below in (
-        ("num_classes", num_classes, 1, math.inf),
-        *(("image_size", size, 1, math.inf) for size in sizes),
-        ("score_threshold", score_threshold, 0, 1),
-    ):
-        if number is not None and not least <= number < below:
-            wanted = f"at least {least}" + ("" if below == math.inf else f" and below {below}")
-            raise ValueError(f"{what}: got {number}, wanted {wanted}")
-    if score_threshold is None:
-        score_threshold = 0.2 if (name, preset) == ("fcos", "torchvision") else 0.05
+    _check_range("num_classes", num_classes, 1)
+    for size in sizes:
+        _check_range("image_size", size, 1)
+    _check_range("score_threshold", score_threshold, 0, 1)
     plan = Plan(
         preset,
         num_classes,
         choose_assigner(name, assigner, dict(assigner_settings or {}), preset),
         anchors,
-        preset == "paper" if centreness_weights is None else centreness_weights,
-        score_threshold,
+        _weighs_by_centreness(row, preset, centreness_weights),
+        row.score_threshold[preset] if score_threshold is None else score_threshold,
         {
             "lam": lam,
             "location_score": location_score,
@@ -137,26 +124,36 @@ def build_detector(
             "sync_group": sync_group,
         },
     )
-    if name == "detectors" and backbone not in BOTTLENECKS:
-        raise ValueError(
-            f"backbone: got {backbone!r} with detectors, wanted one of {', '.join(BOTTLENECKS)}: "
-            "its switchable convolutions are in Bottleneck blocks"
-        )
     weights = str(backbone_weights or WEIGHTS[preset])
-    bodies = [
-        resnet(backbone, weights, preset, load=load_weights)
-        for _ in range(2 if name == "detectors" else 1)
-    ]
-    build = {"retinanet": retinanet, "fcos": fcos}.get(name)
-    model = two_stage(name, bodies, plan) if build is None else build(bodies[0], plan)
+    bodies = [resnet(backbone, weights, preset, load=load_weights) for _ in range(row.bodies)]
+    model: nn.Module = importlib.import_module(row.module).build(bodies, plan)
     if image_size is None:
         sizes = () if preset == "slim" else (800,)
-    model.transform = make_transform(
-        sorted(filter(None, sizes)), least=96 if name == "detectors" else 0
-    )
+    model.transform = make_transform(sorted(filter(None, sizes)), row.least_side)
+    model.detector = row  # type: ignore[assignment]  # no parameter, no module
     sample_by_image(model)
     model.register_forward_pre_hook(partial(_check_labels, num_classes), with_kwargs=True)
     return model
+
+
+def _check_known(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{what}: got {value!r}, wanted one of {', '.join(known)}")
+
+
+def _check_range(what: str, number: float | None, least: float, below: float = math.inf) -> None:
+    if number is not None and not least <= number < below:
+        wanted = f"at least {least}" + ("" if below == math.inf else f" and below {below}")
+        raise ValueError(f"{what}: got {number}, wanted {wanted}")
+
+
+def _weighs_by_centreness(row: Detector, preset: str, given: bool | None) -> bool:
+    if row.centreness_weights is not None:
+        return row.centreness_weights[preset] if given is None else given
+    if given is not None:
+        able = ", ".join(n for n, other in DETECTORS.items() if other.centreness_weights)
+        raise ValueError(f"centreness_weights: got {given}, wanted none but with {able}")
+    return False
 
 
 def _check_labels(
@@ -179,13 +176,22 @@ def _check_labels(
             )
 
 
-def joint_head(
-    model: nn.Module,
-) -> JointRoIHeads | CascadeRoIHeads | JointRetinaNetHead | JointFCOSHead:
+LOSS_NAMES: dict[str, tuple[str, ...]] = {
+    "cls": ("loss_classifier", "classification"),
+    "box": ("loss_box_reg", "bbox_regression"),
+    "w⁻": ("negative_weight",),
+}
+"""Short name → what torchvision's heads call this part of the joint head's loss."""
+
+
+def detector_of(model: nn.Module) -> Detector:
+    """The row of DETECTORS that a model of build_detector was made from."""
+    return model.detector  # type: ignore[return-value]
+
+
+def joint_head(model: nn.Module) -> Any:
     """The part of a detector that holds the criterion and, after a step, `negative_weight`."""
-    head = model.roi_heads if isinstance(model, FasterRCNN) else model.head
-    assert isinstance(head, JointRoIHeads | CascadeRoIHeads | JointRetinaNetHead | JointFCOSHead)
-    return head
+    return model.get_submodule(detector_of(model).joint_head)
 
 
 def compile_model(model: nn.Module, **options: Any) -> nn.Module:
@@ -202,7 +208,6 @@ def compile_model(model: nn.Module, **options: Any) -> nn.Module:
     Returns:
         model.
     """
-    head = model.rpn.head if isinstance(model, FasterRCNN) else model.head
-    for part in (model.backbone, head):
-        part.compile(fullgraph=True, **options)  # type: ignore[union-attr]
+    for part in ("backbone", detector_of(model).dense_head):
+        model.get_submodule(part).compile(fullgraph=True, **options)
     return model

@@ -1,17 +1,23 @@
-"""Cascade R-CNN's second stage: three heads, each on the boxes that the one before refined.
+"""Cascade R-CNN: its second stage has three heads, each on boxes that the one before refined.
 
 Cai and Vasconcelos, "Cascade R-CNN", arXiv 1712.00726. Thresholds, coders and loss weights as
 MMDetection's configuration has them. Every stage has a Joint Optimization Loss of its own.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
+from detectors.models.plan import Plan
+from detectors.models.pyramids import two_stage_pyramid
+from detectors.models.two_stage import two_stage
 from jolkernels.integrations.torchvision import JointRoIHeads, matched_boxes, roi_criterion
 from jolkernels.spec import SmoothL1
 
@@ -86,6 +92,21 @@ class CascadeRoIHeads(nn.Module):
                     criterion=roi_criterion(coder, SmoothL1(beta=1.0), **choices),
                 )
             )
+
+    @classmethod
+    def from_roi_heads(cls, plain: RoIHeads, **choices: Any) -> Self:
+        """Three heads with the settings of one; its pool is shared, its layers are not."""
+        pool, head = plain.box_roi_pool, plain.box_head
+        return cls(
+            pool,
+            head.fc6.in_features // (pool.output_size[0] * pool.output_size[1]),
+            head.fc7.out_features,
+            plain.box_predictor.cls_score.out_features,
+            samples=plain.fg_bg_sampler.batch_size_per_image,
+            detections=plain.detections_per_img,
+            score_threshold=plain.score_thresh,
+            **choices,
+        )
 
     @property
     def stages(self) -> list[JointRoIHeads]:
@@ -166,3 +187,9 @@ def is_appended(proposals: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
     would teach later stages boxes that no detector sees at inference.
     """
     return (proposals == boxes.to(proposals.dtype)).all(1) & (labels > 0)
+
+
+def build(bodies: list[ResNet], plan: Plan) -> nn.Module:
+    """Cascade R-CNN on this ResNet."""
+    make_heads = partial(CascadeRoIHeads.from_roi_heads, **plan.choices)
+    return two_stage(two_stage_pyramid(bodies[0], plan), plan, make_heads)

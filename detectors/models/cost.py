@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.detection import FasterRCNN
 
-from detectors.models.build import build_detector
+from detectors.models.build import build_detector, detector_of
 
 CLASSES = 8
 OBJECTS = 100
@@ -31,8 +30,9 @@ def parameters(model: nn.Module) -> float:
 def gigamacs(model: nn.Module, size: int) -> float:
     """Billions of multiply-accumulates of one image in eval mode."""
     model.eval()
-    if isinstance(model, FasterRCNN):
-        model.rpn._post_nms_top_n = {"training": PROPOSALS, "testing": PROPOSALS}
+    if not detector_of(model).one_stage:
+        rpn: Any = model.rpn
+        rpn._post_nms_top_n = {"training": PROPOSALS, "testing": PROPOSALS}
     known = {torch.ops.torchvision.deform_conv2d: deform_conv2d_flops}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=known) as counter:
         model([torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))])

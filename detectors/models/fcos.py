@@ -12,7 +12,8 @@ from torchvision.models.resnet import ResNet
 from detectors.assigners.priors import IGNORED, Assigner, Level
 from detectors.assigners.similarities import centres
 from detectors.models.anchor_plans import ATSS_SCALE
-from detectors.models.presets import Plan, detections_kept
+from detectors.models.anchors import make_anchors
+from detectors.models.plan import Plan, detections_kept
 from detectors.models.pyramids import one_stage_pyramid
 from jolkernels.integrations.torchvision import (
     JointFCOSHead,
@@ -77,10 +78,10 @@ class AssignedFCOS(FCOS):
         return self.head.compute_loss(targets, head_outputs, anchors, matches)
 
 
-def fcos(body: ResNet, plan: Plan) -> nn.Module:
+def build(bodies: list[ResNet], plan: Plan) -> nn.Module:
     """FCOS on this ResNet."""
-    fpn = one_stage_pyramid(body, plan)
-    anchors = plan.anchors.generator()
+    fpn = one_stage_pyramid(bodies[0], plan)
+    anchors = make_anchors(plan.anchors)
     slim = plan.preset == "slim"
     head = JointFCOSHead(
         fpn.out_channels,
@@ -94,7 +95,7 @@ def fcos(body: ResNet, plan: Plan) -> nn.Module:
     if slim:
         # The box branch ends in a ReLU: from random weights half of it starts dead at bias 0.
         nn.init.constant_(head.regression_head.bbox_reg.bias, 3.0)
-        # In anchors' sizes, which plan_anchors halves: the usual 1.5 strides.
+        # In sizes of an anchor, half a stride with slim: the usual 1.5 strides.
         settings |= {"center_sampling_radius": 3.0}
     settings |= {"score_thresh": plan.score_threshold}
     if plan.preset == "paper":

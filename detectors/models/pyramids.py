@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import ResNet
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from detectors.models.presets import Plan
+from detectors.models.plan import Plan
 from jolkernels.integrations.torchvision import at_least_float32
 
 
@@ -35,6 +35,12 @@ def one_stage_pyramid(body: ResNet, plan: Plan, *, p6_of_c5: bool = False) -> nn
     if len(plan.anchors.strides) > len(stages):
         extra = PreciseP6P7(stage_width(body, 4) if p6_of_c5 else channels, channels)
     return pyramid(body, stages, channels, extra)
+
+
+def two_stage_pyramid(body: ResNet, plan: Plan) -> BackboneWithFPN:
+    """A pyramid with the plan's strides; the last level is a max-pool of the one before."""
+    stages = plan.anchors.stages[: len(plan.anchors.strides) - 1]
+    return pyramid(body, stages, 64 if plan.preset == "slim" else 256, LastLevelMaxPool())
 
 
 class PreciseP6P7(LastLevelP6P7):

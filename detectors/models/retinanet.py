@@ -7,8 +7,9 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.resnet import ResNet
 
 from detectors.assigners.priors import Assigner
+from detectors.models.anchors import make_anchors
 from detectors.models.backbones import NORMS
-from detectors.models.presets import Plan, detections_kept
+from detectors.models.plan import Plan, detections_kept
 from detectors.models.pyramids import one_stage_pyramid
 from jolkernels.integrations.torchvision import (
     JointRetinaNetHead,
@@ -37,12 +38,12 @@ class AssignedRetinaNet(RetinaNet):
         return self.head.compute_loss(targets, head_outputs, anchors, matches)
 
 
-def retinanet(body: ResNet, plan: Plan) -> nn.Module:
+def build(bodies: list[ResNet], plan: Plan) -> nn.Module:
     """RetinaNet on this ResNet."""
     paper = plan.preset == "paper"
     # MMDetection makes P6 of C5, torchvision of P5.
-    fpn = one_stage_pyramid(body, plan, p6_of_c5=paper)
-    anchors = plan.anchors.generator()
+    fpn = one_stage_pyramid(bodies[0], plan, p6_of_c5=paper)
+    anchors = make_anchors(plan.anchors)
     head = JointRetinaNetHead(
         fpn.out_channels,
         anchors.num_anchors_per_location()[0],

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from detectors.data.dataset import CocoDetection
 from detectors.errors import DataError
+from detectors.inference.detect import as_inputs
 from detectors.utils.progress import Progress
 from jolkernels import JointOptimizationLoss
 
@@ -74,7 +75,7 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
             for index in range(count):
                 image, target = dataset[index]
                 wanted = {k: target[k].to(device) for k in ("boxes", "labels")}
-                model([image.to(device).float() / 255], [wanted])
+                model(as_inputs([image], device), [wanted])
                 progress.step(index + 1)
     finally:
         for hook in hooks:

@@ -10,7 +10,7 @@ come from. Rows are the methods that this project trains, not those of other aut
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from detectors.models.anchor_plans import DETECTORS
+from detectors.models.presets import DETECTORS
 
 NAMES = {
     "visdrone": "VisDrone2019",

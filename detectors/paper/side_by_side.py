@@ -15,6 +15,7 @@ from torchvision.ops import box_iou
 
 from detectors.data.dataset import CocoDetection
 from detectors.evaluation.curves import NAMES
+from detectors.inference.detect import detect
 
 Boxes = Mapping[str, Tensor]
 Row = tuple[Tensor, Boxes, Mapping[str, Boxes]]
@@ -198,9 +199,8 @@ def detections(
         image, _ = data[index]
         found = {}
         for name, model in models.items():
-            with torch.no_grad():
-                result = model.eval()([image.to(device).float() / 255])[0]
+            (result,) = detect(model, [image], device)
             shown = result["scores"] >= SHOWN
-            found[NAMES[name]] = {k: v[shown].cpu() for k, v in result.items()}
+            found[NAMES[name]] = {k: v[shown] for k, v in result.items()}
         rows.append((image, data.annotated(index), found))
     detections_figure(rows, path)

@@ -6,6 +6,7 @@ code that a file may hold (torch.load with weights_only).
 """
 
 import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,55 @@ NEEDED = ("model", "settings", "class_names", "step", "sha256")
 """What every checkpoint of a detector holds."""
 TO_GO_ON = ("optimizer", "scaler", "state")
 """What one to resume from holds as well."""
+SAVE_SECONDS = 600.0
+"""A run writes its next checkpoint when the last one is older than this, if not sooner."""
+
+
+class Checkpoints:
+    """The checkpoints that a run writes into its folder.
+
+    Args:
+        folder: the run's.
+        step: that of the checkpoint the run goes on from; None: there is none.
+        leads: False: nothing is written, because another process does.
+
+    Attributes:
+        kept: what messages say of the newest one.
+    """
+
+    def __init__(self, folder: Path, step: int | None = None, *, leads: bool = True) -> None:
+        self.folder, self._leads = folder, leads
+        self._saved_at = time.monotonic()
+        self.kept = f"no checkpoint was written in {folder} before"
+        if step is not None:
+            self._note(step)
+
+    def are_old(self) -> bool:
+        """Whether the newest one is older than SAVE_SECONDS."""
+        return time.monotonic() - self._saved_at > SAVE_SECONDS
+
+    def save_last(self, checkpoint: Mapping[str, Any]) -> None:
+        """Write what a run goes on from: all of NEEDED and TO_GO_ON but sha256.
+
+        Raises:
+            OSError: as `save`.
+        """
+        if self._leads:
+            save(self.folder / LAST, checkpoint, previous=self.folder / PREVIOUS)
+        self._saved_at = time.monotonic()
+        self._note(checkpoint["step"])
+
+    def save_best(self, checkpoint: Mapping[str, Any]) -> None:
+        """Write the weights with the best AP so far: all of NEEDED but sha256.
+
+        Raises:
+            OSError: as `save`.
+        """
+        if self._leads:
+            save(self.folder / BEST, checkpoint)
+
+    def _note(self, step: int) -> None:
+        self.kept = f"the last checkpoint, of step {step}, is in {self.folder}"
 
 
 def save(path: Path, checkpoint: Mapping[str, Any], *, previous: Path | None = None) -> None:

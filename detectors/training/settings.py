@@ -14,8 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from detectors.data.catalog import DATASETS
 from detectors.errors import Unusable
 from detectors.evaluation.average_precision import EVALUATORS, PROTOCOLS
-from detectors.models.anchor_plans import TWO_STAGE
-from detectors.models.presets import WEIGHTS, default_backbone
+from detectors.models.presets import WEIGHTS, find_detector
 
 BATCHES = {"torchvision": 2, "paper": 2, "slim": 4}
 CROPS = {"torchvision": 0, "paper": 0, "slim": 192}
@@ -166,7 +165,7 @@ def resolve(
         config: settings of an earlier run that hold where nothing is given; may be empty.
 
     Raises:
-        Unusable: no detector or loss.
+        Unusable: no detector or loss, or an unknown detector.
     """
     for name in ("detector", "loss"):
         if name not in given and name not in config:
@@ -190,16 +189,18 @@ def _chosen(given: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
     """What the data set, the preset and the defaults say."""
     named = DATASETS[dataset] if dataset else None
     preset = given.get("preset", "paper" if named else "torchvision")
-    detector = given["detector"]
-    slim_rate, paper_rate = 0.02, 0.005 if detector in TWO_STAGE else 0.001
+    try:
+        detector = find_detector(given["detector"])
+    except ValueError as error:
+        raise Unusable(str(error)) from error
     return {
         **WITHOUT_PRESET,
         "preset": preset,
-        "backbone": default_backbone(detector, preset),
+        "backbone": detector.backbone[preset],
         "backbone_weights": WEIGHTS[preset],
         "image_size": named.image_size if named and preset != "slim" else None,
         "batch_size": BATCHES[preset],
-        "lr": slim_rate if preset == "slim" else paper_rate,
+        "lr": detector.learning_rate[preset],
         "crop": CROPS[preset] or None,
         "protocol": named.protocol if named else DEFAULTS["protocol"],
         "epochs": None if "max_steps" in given else named.epochs if named else EPOCHS,

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from detectors.utils import files
-
 PART = ".part"
 """What the name of a file ends with while it is written."""
 
@@ -76,7 +74,7 @@ def _sync_folder(folder: Path) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content`, NaN as null."""
     text = json.dumps(finite(content), indent=2) + "\n"
-    files.replace(path, lambda file: file.write(text.encode()))
+    replace(path, lambda file: file.write(text.encode()))
 
 
 def finite(value: Any) -> Any:

@@ -14,7 +14,6 @@ from bench.loss import measure, plots, report, run
 from bench.loss.cases import CASES, DTYPES, SWEEP, Coder, make_inputs
 from bench.loss.providers import OURS, PROVIDERS, Provider, fused, iou, masked, released, stated
 from detectors.cli import main as jol
-from detectors.models import anchor_plans
 from jolkernels import JointOptimizationLoss
 
 ABOUT = report.machine(torch.device("cpu"))
@@ -234,7 +233,7 @@ def test_cases_without_time_are_named(tmp_path, capsys):
 
 def test_training_steps_are_measured(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(run, "STEP", {"size": 96, "images": 1})
-    monkeypatch.setattr(anchor_plans, "DETECTORS", ("fcos",))
+    monkeypatch.setattr("bench.__main__.DETECTORS", ("fcos",))
     assert main(["--parts", "steps", "--out", str(tmp_path)]) == 0
     rows = report.read_csv(tmp_path / "results.csv")
     found = {(r.provider, r.unit): r for r in rows if r.measure == "step"}

@@ -15,7 +15,7 @@ from untrained import CLASSES, write_checkpoint
 from detectors.cli import main
 from detectors.inference import export
 from detectors.models import transform
-from detectors.models.anchor_plans import DETECTORS
+from detectors.models.presets import DETECTORS
 
 SIZE = (72, 96)
 

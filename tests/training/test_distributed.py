@@ -169,10 +169,10 @@ def telling(rank: int) -> tuple[str, float, float]:
 
     with (
         redirect_stderr(Slow()) as written,
-        suppress(loop.Stopped),
+        suppress(errors.Stopped),
         train._told_before_any_ends(world(rank)),
     ):
-        raise loop.Stopped("step 3: so it is")
+        raise errors.Stopped("step 3: so it is")
     return written.getvalue(), told, time.monotonic()
 
 

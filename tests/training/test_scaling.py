@@ -10,7 +10,7 @@ from processes import in_processes
 
 from detectors.data import Batch
 from detectors.models import build_detector
-from detectors.models.anchor_plans import DETECTORS
+from detectors.models.presets import DETECTORS
 from detectors.training.settings import resolve
 from detectors.training.step import Stepper
 from detectors.utils.distributed import World
