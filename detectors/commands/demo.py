@@ -189,7 +189,7 @@ def table(results: "dict[str, TrainResult]", seed: int, size: DemoSize) -> str:
         f"AP in per cent (IoU .5:.95) on {size.val_images} scenes. Faster R-CNN from random "
         f"weights, {size.steps} steps\nof {size.batch_size} images; same initial weights, data and "
         f"learning rate. One seed ({seed}) and one rate\n({LEARNING_RATE}): a few points either "
-        "way are chance or the rate's (README); try others with --seed."
+        "way are chance or the rate's (docs/measurements.md); try others with --seed."
     )
     return "\n".join([*aligned(rows), "", about]) + "\n"
 

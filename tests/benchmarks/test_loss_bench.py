@@ -86,7 +86,7 @@ def test_a_slightly_wrong_loss_does_not_pass_for_ours(name, dtype):
 
 
 def test_the_released_weights_by_hand():
-    """Row by row, from the table of differences in the README."""
+    """Row by row, from the table of differences in docs/paper.md."""
     for name in KINDS:
         case = small(name, rows=12)
         x = make_inputs(case, torch.float64, "cpu")

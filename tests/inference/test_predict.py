@@ -27,7 +27,7 @@ from detectors.inference.drawing import (
 from detectors.inference.predict import AHEAD, Found, batches, find_images
 from detectors.training import checkpoints
 
-README = Path(__file__).parents[2] / "README.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "using.md"
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +104,10 @@ def test_results_are_what_eval_sees_and_pycocotools_loads(
 
     after = [p for p in sorted(tmp_path.rglob("*")) if out.parent not in (p, *p.parents)]
     assert after == before
-    # as the README says
+    # as the document says
     (out.parent / "annotations.json").write_text(json.dumps(truth))
     monkeypatch.chdir(out.parent)
-    code = README.read_text().split("```python\ntruth = ")[1].split("```")[0]
+    code = DOCUMENT.read_text().split("```python\ntruth = ")[1].split("```")[0]
     names: dict[str, Any] = {"COCO": COCO, "json": json}
     exec("truth = " + code, names)
     for image in listed["images"]:

@@ -327,7 +327,7 @@ def test_an_image_that_one_rank_cannot_read(
 
 
 def torchrun(words: list[str], folder: Path) -> subprocess.Popen[str]:
-    """The command of the README, with two processes on this machine."""
+    """The command of docs/training.md, with two processes on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.Popen(
         [*command, "--nproc-per-node", "2", "-m", "detectors", *words],
