@@ -4,7 +4,7 @@
 
 The paper's Table 9 counts multiply-accumulates of one 800 x 800 image with 8 classes, as
 MMDetection does, with 1,000 proposals in the second stage; so does this (FLOPs over two, by
-torch.utils.flop_counter; what it does not know, deformable convolution, is told below). Steps are
+torch.utils.flop_counter; what it does not know, deformable convolution, is stated below). Steps are
 forward, backward and SGD on generated images, base and JOL taking turns in one process from the
 same weights; the ratio is the median over neighbours.
 """

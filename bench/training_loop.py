@@ -2,10 +2,10 @@
 
     python -m bench.training_loop --images DIR --annotations FILE [--workers 0 2] [--out FILE.md]
 
-Both train Faster R-CNN with the base loss from the same weights on the same images, mirrored alike,
-in the same order, at the same learning rates. The harness is Trainer.step: its loader, gradient
-clipping, a check of every loss and of the gradient's norm, progress and metrics.jsonl. The other
-loop is bench.reference_loop.
+Both train Faster R-CNN with the base loss from the same weights on the same images, mirrored and
+ordered in the same way, at the same learning rates. The harness is Trainer.step: its loader,
+gradient clipping, a check of every loss and of the gradient's norm, progress and metrics.jsonl. The
+other loop is bench.reference_loop.
 
 They take turns in one process, --steps steps each, the first of a pair by turns; the first pair is
 not counted. Memory is that of processes that run one loop each, without their loading processes.

@@ -25,7 +25,7 @@ IMAGE = 800.0
 
 @dataclass(frozen=True)
 class Head:
-    """A head as its detector has it: what JointOptimizationLoss is told, and how it is fed.
+    """A head as its detector has it: the arguments of its JointOptimizationLoss, and its inputs.
 
     Attributes:
         normalizer: what both sums are divided by.

@@ -232,8 +232,8 @@ class Counts:
     Attributes:
         launches: kernels, copies and fills on a GPU; on a CPU the innermost operators of PyTorch.
         waits: times the host waits for the GPU; None on a CPU.
-        saved: bytes kept between forward and backward, beside the inputs.
-        peak: largest number of bytes allocated at a time, beside the inputs; it has the gradients.
+        saved: bytes kept between forward and backward, besides the inputs.
+        peak: largest number of bytes allocated at a time, besides the inputs; it has the gradients.
     """
 
     launches: int

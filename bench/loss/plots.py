@@ -12,7 +12,7 @@ from bench.loss.report import TIME, Row, best_measure, model_bytes, shared_measu
 from detectors.utils import palette
 
 DARK_GREEN, DARK_GREY, GREY = "#0A5C44", "#666666", "#888888"
-# Colours and different marks: told apart without colour vision and in grey.
+# Colours and different marks: distinguishable without colour vision and in grey.
 STYLES = {
     "jolkernels": (palette.VERMILION, "o"),
     "eager": (palette.BLUE, "s"),

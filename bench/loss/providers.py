@@ -339,7 +339,7 @@ class Provider:
         name: in tables and plots.
         make: for a case; None where it has nothing for it.
         oracle: what it has to agree with, computed in float64.
-        gpu_only: left out on a CPU.
+        gpu_only: skipped on a CPU.
         asked: measured only if asked for by name.
         consumes: whether it overwrites its input, and only its first call can be checked.
     """

@@ -220,8 +220,8 @@ def report(rows: Sequence[Row], about: dict[str, str], left_out: Sequence[str]) 
         "operators": "Operators of PyTorch, forward and backward",
         "launches": "Kernels, copies and fills, forward and backward",
         "waits": "Times the host waits for the GPU",
-        "peak": "Largest number of bytes allocated beside the inputs; gradients are among them",
-        "saved": "Bytes kept between forward and backward beside the inputs",
+        "peak": "Largest number of bytes allocated besides the inputs; gradients are among them",
+        "saved": "Bytes kept between forward and backward besides the inputs",
         "first call": "Seconds of the first forward and backward, compilation included",
         "error": "Largest relative error of loss and gradients against float64",
     }
@@ -321,7 +321,7 @@ def comparison(old: Sequence[Row], new: Sequence[Row]) -> str:
         ratio = f"{now.median / was.median:.2f}" if was.median else ""
         cells = (number(was.median), number(now.median), now.unit, ratio)
         lines.append([f"{now.case} {now.dtype}", now.provider, now.measure, *cells])
-    words = f"{len(shared)} numbers in both, {len(shared) - len(lines)} of them alike.\n"
+    words = f"{len(shared)} numbers in both, {len(shared) - len(lines)} of them similar.\n"
     for name, some, other in (("before", before, after), ("now", after, before)):
         alone = sorted({f"{r.case} {r.provider}" for key, r in some.items() if key not in other})
         if alone:

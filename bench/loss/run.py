@@ -77,7 +77,7 @@ class Run:
             self.part(f"training steps of {name}", partial(self.training, name, measured))
 
     def part(self, name: str, measured: Callable[[], None]) -> None:
-        """One case, if there is time for one as long as the longest yet; a failure is told."""
+        """One case, if there is time for one as long as the longest yet; a failure is reported."""
         began = time.perf_counter()
         if began - self.began + self.longest > self.options.limit:
             self.left_out.append(name)

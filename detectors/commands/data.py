@@ -223,7 +223,7 @@ def _check_one(source: str, coco: CocoFile, left_out: Mapping[str, int], report:
     objects = sum(not record["iscrowd"] for record in coco.annotations)
     print(
         f"{source}: {len(coco.images):,} images, {objects:,} objects, "
-        f"{coco.ignored:,} crowd or ignored; {coco.clipped:,} clipped; left out: "
+        f"{coco.ignored:,} crowd or ignored; {coco.clipped:,} clipped; skipped: "
         + ", ".join(f"{number:,} {what}" for what, number in counts.items())
     )
 
@@ -278,6 +278,6 @@ def convert(args: argparse.Namespace) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     replace(args.out, lambda file: file.write(to_json(**content)))
     for what, number in _left_out(split.left_out, coco).items():
-        print(f"left out: {number:,} {what}")
+        print(f"skipped: {number:,} {what}")
     kinds = f"{len(content['images']):,} images, {len(content['annotations']):,} annotations"
     print(f"{kinds} in {args.out}")

@@ -146,7 +146,7 @@ def report_skipped(dataset: "CocoDetection") -> None:
     """Print how many annotations were clipped or skipped, and the first of them."""
     if dataset.skipped:
         count = len(dataset.skipped)
-        print(f"{dataset.source}: {count} annotations clipped or left out:", file=sys.stderr)
+        print(f"{dataset.source}: {count} annotations clipped or skipped:", file=sys.stderr)
         for line in dataset.skipped[:SKIPPED_SHOWN]:
             print(f"  {line}", file=sys.stderr)
         if count > SKIPPED_SHOWN:

@@ -54,4 +54,4 @@ def run(args: argparse.Namespace) -> None:
     grid, problems = tables.make_table(args.table, args.runs, given)
     print(render(grid, args.format), end="")
     for line in problems:
-        print(f"left out: {line}", file=sys.stderr)
+        print(f"skipped: {line}", file=sys.stderr)

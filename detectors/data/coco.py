@@ -1,6 +1,6 @@
 """Reading and checking COCO-format annotations.
 
-Each problem that `coco_rules` finds is told to a `Report` in words that name the file and the
+Each problem that coco_checks.py finds goes to a `Report` in words that name the file and the
 annotation, image or category: `fail`, the default, raises it as a `DataError`, so that data are
 accepted whole or not at all; `jol data check` prints them all. Records are dicts with COCO's keys.
 """
@@ -30,8 +30,8 @@ class CocoFile:
             their image; iscrowd 1 for crowd and ignored ones.
         categories: records with id and name, ascending by id.
         files: the image file of each of `images`; none where read without a folder.
-        skipped: a line for each annotation left out, clipped, or crowd or ignored.
-        zero_size: how many annotations of no width or height were left out.
+        skipped: a line for each annotation skipped, clipped, or crowd or ignored.
+        zero_size: how many annotations of no width or height were skipped.
         clipped: how many annotations were cut off at the border of their image; a crowd of several
             classes counts once.
         sha256: of the file, hexadecimal; None where there is none.
@@ -75,7 +75,7 @@ def read_coco(source: Path, folder: Path | None, report: Report = fail) -> CocoF
 
     Raises:
         DataError: a file that cannot be read, or is not JSON; by default also unusable ids,
-            categories, boxes or images, which otherwise `report` is told.
+            categories, boxes or images, which otherwise go to `report`.
     """
     if folder is not None:
         folder = _existing(folder, report)

@@ -19,7 +19,7 @@ LONGEST_SIDE = 2**31 - 1  # pixels; beyond it sizes leave what floats and Pillow
 
 
 Report = Callable[[str], object]
-"""Takes a problem in words. Where it returns, what has the problem is left out."""
+"""Takes a problem in words. Where it returns, what has the problem is skipped."""
 
 
 def _records(

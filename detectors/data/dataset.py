@@ -35,7 +35,7 @@ class CocoDetection(Dataset[Sample]):
         category_ids: label → COCO category id.
         image_ids: index → COCO image id, in the order of the file.
         ground_truth: COCO dict (images, annotations, categories) with the boxes as used.
-        skipped: a line for each box that was left out, clipped, or is crowd or ignored.
+        skipped: a line for each box that was skipped, clipped, or is crowd or ignored.
         source: what messages call the annotations, the file's path.
         digest: sha256, hexadecimal, of the annotation file; of a COCO dict: of the file that
             `jol data convert` writes of it.

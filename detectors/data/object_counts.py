@@ -51,7 +51,7 @@ def make_pool(
 
     Args:
         files: what messages call each, and its content.
-        left_out: what was left out before, in words → how many.
+        left_out: what was skipped before, in words → how many.
 
     Raises:
         DataError: other classes than the first's, or no objects at all.
@@ -99,4 +99,4 @@ def sizes(pool: Pool) -> tuple[Tensor, Tensor]:
 def not_counted(pool: Pool) -> str:
     """What make_pool did not count, in words with its numbers."""
     counts = {"crowd or ignored": pool.crowd, ZERO_SIZE: pool.zero_size, **pool.others}
-    return "left out: " + ", ".join(f"{number:,} {what}" for what, number in counts.items())
+    return "skipped: " + ", ".join(f"{number:,} {what}" for what, number in counts.items())

@@ -28,7 +28,7 @@ class Published:
         source: what messages call it: the annotation file or folder.
         root: the folder that the images' file names begin in.
         content: COCO dict.
-        left_out: what the reader left out, in words → how many.
+        left_out: what the reader skipped, in words → how many.
         regions: image id → the regions to ignore that its tiles show black.
     """
 

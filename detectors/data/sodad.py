@@ -36,13 +36,13 @@ Tile = tuple[dict[str, Any], list[dict[str, Any]]]
 def read_sodad(
     root: Path, annotations: Path, folders: Sequence[str], report: Report = fail
 ) -> Published:
-    """The whole images of a split; regions to ignore are left out and counted.
+    """The whole images of a split; regions to ignore are skipped and counted.
 
     They are no objects, and nothing can be detected there: the tiles show them black.
 
     Raises:
         DataError: no JSON object in the file; by default also a region without a box or of
-            no image, which otherwise `report` is told.
+            no image, which otherwise goes to `report`.
     """
     published = read_published_json(root, annotations, folders)
     content = published.content

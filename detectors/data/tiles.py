@@ -34,7 +34,7 @@ Place = tuple[int, int, int]
 
 
 def starts(length: int, size: int = SIZE, overlap: int = OVERLAP) -> list[int]:
-    """Where the tiles begin along a side of so many pixels; the last one ends with the image.
+    """Where the tiles begin along a side of `length` pixels; the last one ends with the image.
 
     An image smaller than a tile is one tile, of its own size.
     """

@@ -40,12 +40,12 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
     """The split in `folder`, such as VisDrone2019-DET-train, with images/ and annotations/ in it.
 
     What is to be ignored becomes `iscrowd` annotations: of its class for score 0, of every class
-    for an ignored region. Objects of category 11 and boxes of zero size are left out and counted;
+    for an ignored region. Objects of category 11 and boxes of zero size are skipped and counted;
     a region of zero size says nothing and is not counted.
 
     Raises:
         DataError: no images and annotations there; by default also a line, an image or a pair of
-            files that cannot be used, which otherwise `report` is told.
+            files that cannot be used, which otherwise go to `report`.
     """
     for part in ("images", "annotations"):
         if not (folder / part).is_dir():

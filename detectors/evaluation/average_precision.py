@@ -1,4 +1,4 @@
-"""Average precision by object size, on faster-coco-eval or pycocotools, and oLRP beside it.
+"""Average precision by object size, on faster-coco-eval or pycocotools, and oLRP.
 
 Both libraries fill the same arrays, precision [T, R, K, A, M] over IoU thresholds, recall points,
 classes, area ranges and detection limits, with -1 where a class has no objects. Every number is
@@ -7,7 +7,7 @@ read from them: the libraries' `summarize()` prints AP at 100 detections whateve
 Both sort by score stably, within an image and over all images (faster-coco-eval's C++ by
 std::stable_sort), so of equal scores the one in the image with the lower id, then the one given
 first, comes first. An image's detections beyond the limit change nothing for those before them;
-the limits at which the benchmarks report recall alone are left out.
+the limits at which the benchmarks report recall alone are skipped.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Optimal Localisation Recall Precision, the error the AI-TOD toolkit reports beside AP.
+"""Optimal Localisation Recall Precision, the error the AI-TOD toolkit reports next to AP.
 
 Oksuz, Cam, Akbas, Kalkan, "Localization Recall Precision (LRP): A New Performance Metric for
 Object Detection", ECCV 2018, arXiv 1807.01696. Of the detections of a class above a score, those

@@ -61,7 +61,7 @@ def make_priors(layout: Layout, height: int, width: int) -> tuple[Tensor, list[L
 def simd_constants(images: Iterable[Image], layout: Layout | None = None) -> tuple[float, float]:
     """SimD's m and n: the means of |dx| / (wg + wa) and |dy| / (hg + ha).
 
-    The mean is over all (object, anchor) pairs of an image, and over those of all images alike.
+    The mean is over all (object, anchor) pairs of an image, and over those of all images equally.
     Exact, and yet no pair is formed: on a grid |dx| depends on the column alone and its sum over
     the columns has a closed form. VisDrone's 382,000 objects, 9e10 pairs, take seconds.
 

@@ -65,7 +65,7 @@ class Run:
         return mine["lam"], mine["location_score"], mine["class_score"]
 
     def decides(self, leave_out: Iterable[str] = ()) -> dict[str, Any]:
-        """What decides its numbers beside the seed, without the settings in `leave_out`."""
+        """What decides its numbers besides the seed, without the settings in `leave_out`."""
         drop = {"seed", *MAY_CHANGE, *leave_out}
         if self.settings["loss"] == "base":
             drop.update(JOINT)
@@ -180,11 +180,11 @@ def grouped(runs: Iterable[Run], also: Sequence[str] = ()) -> tuple[list[Group],
         by_seed = groups.setdefault(key, {}).setdefault(run.settings["steps"], {})
         first = by_seed.setdefault(run.seed, run)
         if first is not run:
-            left_out.append(f"{run.path}: left out, a repetition of {first.path}")
+            left_out.append(f"{run.path}: skipped, a repetition of {first.path}")
     for by_steps in groups.values():
         most = max(by_steps)
         left_out += [
-            f"{run.path}: left out, {steps} steps, others {most}"
+            f"{run.path}: skipped, {steps} steps, others {most}"
             for steps, by_seed in by_steps.items()
             for run in by_seed.values()
             if steps < most

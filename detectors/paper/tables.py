@@ -1,4 +1,4 @@
-"""`jol table`: the paper's numbers beside those of runs on disk, and a list of all runs."""
+"""`jol table`: the paper's numbers next to those of runs on disk, and a list of all runs."""
 
 import dataclasses
 import math

@@ -25,7 +25,7 @@ def feed(
         steps: one more than the last.
         restarts: how often in a row loading processes that died are started again, which changes
             no batch.
-        note: is told of each restart.
+        note: called with a line for each restart.
         leaving: whether the run is about to stop: what stops it has reached the loading processes
             too, so that they died is the reason why there is no batch.
 

@@ -1,8 +1,8 @@
 """Checkpoints: tensors and plain values in a file that is whole or refused.
 
-A checkpoint carries the sha256 of its content. It is written beside, brought to the disk and
-renamed; the one before it stays as PREVIOUS until the next is whole. It is read without running
-code that a file may hold (torch.load with weights_only).
+A checkpoint carries the sha256 of its content. A new one is written next to the old one, synced to
+the disk and renamed; the one before it stays as PREVIOUS until the next is whole. It is read
+without running code that a file may hold (torch.load with weights_only).
 """
 
 import hashlib
@@ -182,7 +182,7 @@ def load_detector(checkpoint: dict[str, Any]) -> nn.Module:
     """The detector of a checkpoint, with its weights, on the CPU.
 
     Raises:
-        RunError: the weights do not fit the settings beside them.
+        RunError: the weights do not fit the settings stored with them.
     """
     try:
         settings = TrainSettings(**checkpoint["settings"])

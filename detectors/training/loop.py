@@ -36,7 +36,7 @@ from detectors.utils.progress import Progress, peak_memory
 from detectors.utils.signals import Stopping
 
 LOG_EVERY = 20
-"""Steps between two lines of the log, each with the means over so many steps."""
+"""Steps between two lines of the log, each with the means over these steps."""
 
 
 def make_model(
@@ -266,7 +266,7 @@ class Trainer:
         if self.state.bad > self.settings.max_bad_steps:
             raise BadSteps(f"{what}; {self.checkpoints.kept}")
         allowed = f"{self.state.bad} of {self.settings.max_bad_steps} in a row"
-        self.progress.note(f"{what}; step left out, {allowed}")
+        self.progress.note(f"{what}; step skipped, {allowed}")
 
     def _fields(self, means: Mapping[str, float], rate: float) -> list[str]:
         """What the live line shows."""

@@ -5,10 +5,11 @@ metrics.jsonl   a line every logged step and every evaluation
 last.pt         everything needed to go on, previous.pt: the one before; best.pt: the weights with
                 the best AP so far; see checkpoints
 results.json    the final metrics by name; per_class.csv, pr_curves.npz, pr_curves.png and
-                pr_classes.png beside it: see results
+                pr_classes.png next to it: see detectors.evaluation.report
 tensorboard/    what metrics.jsonl holds, for TensorBoard, where that was asked for
 
-Files that are replaced are written beside and renamed, so a run that dies leaves whole files.
+New versions of files are written next to the old ones and renamed: a run that dies leaves whole
+files.
 """
 
 import dataclasses

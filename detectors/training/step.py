@@ -69,7 +69,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(settings.device, enabled=settings.amp == "fp16")
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs to go on as if nothing had happened, beside the model's state."""
+        """What `load` needs to go on as if nothing had happened, besides the model's state."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:

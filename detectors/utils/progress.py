@@ -17,7 +17,7 @@ BAR = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{rema
 
 
 class Progress:
-    """Shows how far a loop is, the remaining time and what else it is told; a context manager.
+    """Shows how far a loop is, the remaining time and whatever else it is given; a context manager.
 
     Args:
         title: what is going on.
@@ -63,7 +63,7 @@ class Progress:
 
         Args:
             step: number of steps done.
-            fields: what to show beside it, the most important first: a narrow terminal gets the
+            fields: what to show next to it, the most important first: a narrow terminal gets the
                 first ones.
             seconds: time of each step so far, where plain lines are wanted.
         """
@@ -94,7 +94,7 @@ class Progress:
             self._bar.disable = True
 
     def _fitting(self, fields: Sequence[str]) -> str:
-        """As many of the fields as the terminal has room for beside the bar."""
+        """As many of the fields as the terminal has room for next to the bar."""
         digits = len(str(self._steps))
         columns = os.get_terminal_size(sys.stderr.fileno()).columns  # stdout may be elsewhere
         room = columns - len(self._title) - 2 * digits - 42

@@ -293,7 +293,7 @@ class JointFCOSHead(FCOSHead):
         args: FCOSHead's arguments: in_channels, num_anchors, num_classes, num_convs.
         criterion: a loss with a sigmoid classification and coding LTRB, see `fcos_criterion`.
         weigh_boxes: weigh each point's box loss by its centreness and divide by their sum, as
-            MMDetection; False (default): every positive point alike, as torchvision.
+            MMDetection; False (default): all positive points equally, as torchvision.
         kwargs: FCOSHead's arguments by name.
 
     Attributes:

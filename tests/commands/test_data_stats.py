@@ -86,7 +86,7 @@ def row(lines: list[list[str]], *label: str) -> list[str]:
 
 def test_counts_by_hand(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = stats(capsys, "--annotations", small)
-    counts = "2 images, 5 objects; left out: 1 crowd or ignored, 1 of zero size"
+    counts = "2 images, 5 objects; skipped: 1 crowd or ignored, 1 of zero size"
     assert " ".join(lines[0]) == counts
     # sizes 4 8 16 32 31: sum 91; squares 16 64 256 1024 961: sum 2321
     std = math.sqrt(2321 / 5 - (91 / 5) ** 2)
@@ -298,7 +298,7 @@ def test_no_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "none.json", [(64, 64)], [(1, 1, (0, 0, 9, 9), True)])
     assert main(["data", "stats", "--annotations", str(file)]) == 2
     error = capsys.readouterr().err
-    assert f"{file}: no objects to count; left out: 1 crowd or ignored" in error
+    assert f"{file}: no objects to count; skipped: 1 crowd or ignored" in error
 
 
 @pytest.mark.parametrize(("command", "count"), [("stats", 14), ("check", 6), ("convert", 6)])

@@ -99,7 +99,7 @@ def test_convert_says_what_it_leaves_out(
     words = ["--dataset", "coco", "--data-root", str(tmp_path), "--split", "val"]
     assert main(["data", "convert", *words, "--out", str(tmp_path / "val.json")]) == 0
     printed = capsys.readouterr().out
-    assert "left out: 1 of zero size\n2 images, 1 annotations in " in printed
+    assert "skipped: 1 of zero size\n2 images, 1 annotations in " in printed
 
 
 OWN = (
@@ -240,7 +240,7 @@ def test_check_of_a_clean_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
         0,
         [
             "D/boxes.json: 5 images, 3 objects, 1 crowd or ignored; 1 clipped; "
-            "left out: 1 of zero size"
+            "skipped: 1 of zero size"
         ],
         "",
     )

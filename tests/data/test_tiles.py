@@ -273,7 +273,7 @@ def test_whole_images_as_coco_json(sodad: Path, capsys: pytest.CaptureFixture[st
     arguments = ["--dataset", "sodad", "--data-root", str(sodad), "--split", "test"]
     out = sodad / "whole.json"
     assert main(["data", "convert", *arguments, "--out", str(out)]) == 0
-    assert "left out: 1 regions to ignore" in capsys.readouterr().out
+    assert "skipped: 1 regions to ignore" in capsys.readouterr().out
     content = json.loads(out.read_text())
     assert [image["file_name"] for image in content["images"]] == [
         "Images/test1.jpg",

@@ -108,7 +108,7 @@ def test_convert_and_back(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     arguments = ["--dataset", "visdrone", "--data-root", str(root), "--split", "val"]
     assert main(["data", "convert", *arguments, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "left out: 1 of zero size" in printed and "left out: 1 of category others" in printed
+    assert "skipped: 1 of zero size" in printed and "skipped: 1 of category others" in printed
     direct, written = evaluation_data("visdrone", root), CocoDetection(root, out)
     assert written.ground_truth == direct.ground_truth
     assert written.digest == direct.digest == hashlib.sha256(out.read_bytes()).hexdigest()
@@ -126,7 +126,7 @@ def test_check_names_every_problem_in_one_pass(
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == (
         f"{root}/VisDrone2019-DET-val: 2 images, 2 objects, 2 crowd or ignored; "
-        "0 clipped; left out: 1 of zero size, 1 of category others"
+        "0 clipped; skipped: 1 of zero size, 1 of category others"
     )
     folder = root / "VisDrone2019-DET-val"
     text = folder / "annotations" / "b.txt"
@@ -246,7 +246,7 @@ def test_the_published_counts(names, images, objects, zero, size, shares, splits
     left_out = sum((Counter(published.left_out) for published, _ in used), Counter())
     pool = make_pool([(published.source, coco) for published, coco in used], left_out)
     lines = list(describe(pool))
-    assert lines[0].startswith(f"{images} images, {objects - zero:,} objects; left out: ")
+    assert lines[0].startswith(f"{images} images, {objects - zero:,} objects; skipped: ")
     assert f"{zero:,} of zero size" in lines[0]
     mean, sign, std = row(lines, "mean")
     assert (mean, sign) == (size[0], "±") and size[1] in (std, None)
@@ -264,7 +264,7 @@ def test_stats_of_a_named_data_set(whole: Path, capsys: pytest.CaptureFixture[st
     arguments = ["--dataset", "visdrone", "--data-root", str(whole), "--split", "val"]
     assert main(["data", "stats", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("548 images, 38,759 objects; left out: 1,378 crowd or ignored")
+    assert lines[0].startswith("548 images, 38,759 objects; skipped: 1,378 crowd or ignored")
     assert row(lines, "mean") == ["29.85", "±", "24.93"]
     assert any(line.startswith("  m=") for line in lines)
 

@@ -153,8 +153,8 @@ def test_runs_that_differ_otherwise_are_not_averaged(tmp_path: Path) -> None:
     notes = "\n".join(grid.notes)
     assert "a: preset paper, resnet50, 100 steps, batch 2, lr 0.005" in notes
     assert "b: preset paper, resnet50, 100 steps, batch 2, lr 0.01" in notes
-    assert f"{tmp_path / 'c'}: left out, 10 steps, others 100" in notes
-    assert f"{tmp_path / 'd'}: left out, a repetition of {tmp_path / 'b'}" in notes
+    assert f"{tmp_path / 'c'}: skipped, 10 steps, others 100" in notes
+    assert f"{tmp_path / 'd'}: skipped, a repetition of {tmp_path / 'b'}" in notes
 
 
 def test_what_changes_nothing_separates_nothing(tmp_path: Path) -> None:

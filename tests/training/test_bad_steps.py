@@ -106,7 +106,7 @@ def test_a_bad_step_is_left_out_and_changes_nothing(
     assert equal(kept[1], kept[0]) and equal(kept[3], kept[2])
     assert not equal(kept[2], kept[1]) and not equal(kept[4], kept[3])
     said = capsys.readouterr().err
-    assert "step 2: " in said and said.count("step left out, 1 of 1 in a row") == 2
+    assert "step 2: " in said and said.count("step skipped, 1 of 1 in a row") == 2
     means = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "null" not in means.splitlines()[0]  # the bad step is not in the running means
 
@@ -162,7 +162,7 @@ def test_an_image_that_does_not_open(
     assert str(caught.value).startswith("step ") and f"{bad} cannot be decoded" in str(caught.value)
     run(replace(settings, max_bad_steps=2), broken, tmp_path / "goes", CocoDetection(*scenes))
     said = capsys.readouterr().err
-    assert said.count("step left out") == 2  # 10 samples of 5 images
+    assert said.count("step skipped") == 2  # 10 samples of 5 images
     assert checkpoints.load(tmp_path / "goes" / "last.pt")["step"] == STEPS
 
 
