@@ -1,1 +1,1 @@
-"""Measurements: what the compiler makes of the kernels, and how fast they are."""
+"""Benchmarks: the loss, its compiled kernels, detectors, training loop, loading, evaluation."""

@@ -1,4 +1,4 @@
-"""`jol figure`: the paper's figures of a base and a JOL run."""
+"""`jol figure`: the paper's figures drawn from runs."""
 
 import argparse
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""`jol train`: a new run, an earlier one again (--config), or one that goes on (--resume)."""
+"""`jol train`: a new run, an earlier one again (--config), or one that goes on (--resume).
+
+Its options are the fields of TrainSettings (detectors/training/settings.py) and a few of its own.
+"""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Image files as tensors, and what is wrong with those that are none."""
+"""Image files decoded to tensors; an error says why a file cannot be decoded."""
 
 import struct
 import zlib

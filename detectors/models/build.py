@@ -78,7 +78,7 @@ def build_detector(
         anchor_ratios: height over width of the anchors of a location; None: 0.5, 1 and 2.
         strides: strides of the pyramid's levels in pixels, each twice the one before, from 4 or 8;
             None: the preset's. For tiny objects, RetinaNet and FCOS do better from 4.
-        centreness_weights: FCOS only: whether each box loss is weighed by its point's centreness,
+        centreness_weights: FCOS only: whether each box loss is weighted by its point's centreness,
             as in MMDetection, or not, as in torchvision; None: with preset paper.
         score_threshold: least score of a detection; None: 0.05, FCOS with preset torchvision 0.2.
         load_weights: False: build the layers for `backbone_weights` but leave them random,

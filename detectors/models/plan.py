@@ -16,7 +16,7 @@ class Plan:
         num_classes: K, without the background.
         assign: the assigner; None: torchvision's own rule.
         anchors: its pyramid's strides and its priors.
-        centreness_weights: whether box losses are weighed by centreness.
+        centreness_weights: whether box losses are weighted by centreness.
         score_threshold: least score of a detection.
         choices: arguments of JointOptimizationLoss: lam, location_score, weighting, sync_group, ...
     """

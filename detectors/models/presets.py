@@ -48,7 +48,7 @@ class Detector:
         least_side: pixels a side that batches are padded to at least.
         learning_rate: of SGD for the preset's batch size.
         score_threshold: least score of a detection.
-        centreness_weights: whether box losses are weighed by centreness; None: it has none.
+        centreness_weights: whether box losses are weighted by centreness; None: it has none.
     """
 
     module: str
@@ -122,7 +122,7 @@ DETECTORS: dict[str, Detector] = {
     "faster_rcnn": Detector("detectors.models.faster_rcnn"),
     "cascade_rcnn": Detector("detectors.models.cascade_rcnn"),
     "detectors": Detector(
-        "detectors.models.detectors",
+        "detectors.models.detecto_rs",
         strides=by_preset((4, 8, 16, 32, 64)),
         last_strides=(),
         backbone=by_preset("resnet50", slim="resnet14"),

@@ -1,4 +1,4 @@
-"""Detections of one run, a colour a class (the paper's Figure 7)."""
+"""Detections of one run, one colour per class (the paper's Figure 7)."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The defaults of settings in words, from the tables that hold them: for the options' help."""
+"""The default values that the help of an option states, taken from the tables that hold them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping

@@ -165,7 +165,7 @@ class TrainSettings:
         said=of_detectors(lambda d: d.strides),
     )
     centreness_weights: bool | None = setting(
-        "fcos: weigh box losses by centreness, as MMDetection does",
+        "fcos: weight box losses by centreness, as MMDetection does",
         MODEL,
         None,
         said=of_detectors(lambda d: d.centreness_weights),

@@ -3,10 +3,9 @@
 `available` says whether a call can run here; other calls, and machines without a compiler, use
 jolkernels.cpu.tensors. JOLKERNELS_NATIVE=0 turns this off.
 
-Why C: in tensor operations, forward and backward take 1.03 (81 columns) and 1.35 (9 columns) times
-as long as the plain base loss at 200,000 rows, and 1.3 times as long as eager JOL at 1,024 rows,
-where each of some 300 operations costs microseconds. One pass in C avoids both (see bench/results),
-and all combinations of its choices compile together in a second.
+Why C: each of some 300 tensor operations costs microseconds, which is most of the time at 1,024 rows,
+and passes over memory at 200,000. One pass in C avoids both (bench/results has its times), and all
+combinations of its choices compile together in a second.
 """
 
 import ctypes
