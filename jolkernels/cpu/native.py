@@ -3,9 +3,9 @@
 `available` says whether a call can run here; other calls, and machines without a compiler, use
 jolkernels.cpu.tensors. JOLKERNELS_NATIVE=0 turns this off.
 
-Why C: each of some 300 tensor operations costs microseconds, which is most of the time at 1,024 rows,
-and passes over memory at 200,000. One pass in C avoids both (bench/results has its times), and all
-combinations of its choices compile together in a second.
+Why C: each of some 300 tensor operations costs microseconds, most of the time at 1,024 rows, and a
+pass over memory, most of it at 200,000. One pass in C avoids both (bench/results has its times),
+and all combinations of its choices compile together in a second.
 """
 
 import ctypes
