@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detectors.commands.options import count
-from detectors.commands.parser import Parser
 from detectors.data.object_sizes import SMALL, TINY, VERY_TINY
 from detectors.errors import RunError
 from detectors.evaluation.protocols import METRICS
 from detectors.training import run_folder
 from detectors.training.settings import TrainSettings
+from detectors.utils.argument_types import count
+from detectors.utils.parser import Parser
 from detectors.utils.text_tables import aligned
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from detectors.commands import data_options
-from detectors.commands.options import add_settings, find_device, positive
-from detectors.commands.parser import Parser
+from detectors.commands.options import add_settings, find_device
 from detectors.errors import Unusable
 from detectors.training.settings import TrainSettings
+from detectors.utils.argument_types import positive
+from detectors.utils.parser import Parser
 
 
 def add(subparsers: Any) -> None:
