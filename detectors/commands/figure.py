@@ -67,14 +67,14 @@ def _problems(args: argparse.Namespace) -> Iterator[str]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw a figure; 6 and its curves by class from what the runs wrote, the others anew.
+    """Draw a figure; 6 from what the runs wrote, 3 from the equations, the others from the models.
 
     Raises:
         Unusable, DataError, RunError
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
-    from detectors.evaluation.curves import pr_classes, pr_curves
+    from detectors.evaluation.curves import pr_thresholds
     from detectors.evaluation.report import read_results
     from detectors.paper import figures
 
@@ -91,8 +91,7 @@ def run(args: argparse.Namespace) -> None:
         classes = {name: list(one.per_class) for name, one in found.items()}
         if classes.get("base") != classes.get("jol") and len(classes) > 1:
             raise Unusable(f"runs of different classes: {classes}")
-        pr_curves(found, args.out)
-        pr_classes(found, args.out.with_name(f"{args.out.stem}-classes{args.out.suffix}"))
+        pr_thresholds(found, args.out)
     else:
         _draw_from_models(args, folders)
     print(f"figure in {args.out}")
