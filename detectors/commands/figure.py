@@ -27,8 +27,8 @@ def add(subparsers: Any) -> None:
         "figure",
         metavar="N",
         type=_number,
-        help="1: who gets the loss, by size; 3: loss surfaces; 4, 5: detections; 6: precision and "
-        "recall; 7: detections of one run, a colour a class",
+        help="1: each object's share of the loss; 3: loss surfaces; 4, 5: detections; 6: precision "
+        "and recall; 7: detections of one run, a colour a class",
     )
     add("--base", metavar="DIR", type=Path, help="folder of a run with the base loss")
     add("--jol", metavar="DIR", type=Path, help="folder of a run with JOL (figure 3 needs no runs)")

@@ -89,7 +89,7 @@ def pr_thresholds(evaluations: Mapping[str, Evaluation], path: Path) -> None:
     """
     names = _class_names(evaluations)
     columns = math.ceil(math.sqrt(1 + len(names)))
-    figure, (mean, *panels) = _grid(1 + len(names), columns, least_width=5.8)
+    figure, (mean, *panels) = _grid(1 + len(names), columns, least_width=6.2)  # the legend's
     _threshold_panel(mean, evaluations, None, "mean over classes")
     for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
         _threshold_panel(axes, evaluations, k, name)
