@@ -127,7 +127,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def surface(iou: Tensor, p: Tensor, lam: float | None) -> Tensor:
-    """A positive's loss 1 - IoU - log p, weighed by lam - IoU p; None: not weighed."""
+    """A positive's loss 1 - IoU - log p, weighted by lam - IoU p; None: not weighted."""
     plain = 1 - iou - torch.log(p)
     return plain if lam is None else (lam - iou * p) * plain
 
@@ -147,5 +147,5 @@ def loss_surfaces(path: Path, lam: float = 2.0) -> None:
         axes.clabel(lines, fontsize=9)
         axes.set(title=title, xlabel="S_loc (IoU)")
     panels[0].set_ylabel("S_cls (probability)")
-    figure.colorbar(filled, ax=panels, ticks=levels[::2], label="loss: 1 - IoU - log p, weighed")
+    figure.colorbar(filled, ax=panels, ticks=levels[::2], label="loss: 1 - IoU - log p, weighted")
     figure.savefig(path, dpi=130)
