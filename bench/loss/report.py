@@ -321,7 +321,7 @@ def comparison(old: Sequence[Row], new: Sequence[Row]) -> str:
         ratio = f"{now.median / was.median:.2f}" if was.median else ""
         cells = (number(was.median), number(now.median), now.unit, ratio)
         lines.append([f"{now.case} {now.dtype}", now.provider, now.measure, *cells])
-    words = f"{len(shared)} numbers in both, {len(shared) - len(lines)} of them similar.\n"
+    words = f"{len(shared)} numbers in both, {len(shared) - len(lines)} of them unchanged.\n"
     for name, some, other in (("before", before, after), ("now", after, before)):
         alone = sorted({f"{r.case} {r.provider}" for key, r in some.items() if key not in other})
         if alone:

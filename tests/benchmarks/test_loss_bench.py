@@ -363,7 +363,7 @@ def test_a_file_gives_back_what_was_written(tmp_path):
 
 def test_comparison_names_what_changed():
     text = report.comparison(rows_of(1.0, 2.0, 3.0), rows_of(1.05, 4.0, 3.0, 7.0))
-    assert "3 numbers in both, 2 of them alike" in text and "Only now: rcnn-9 p3" in text
+    assert "3 numbers in both, 2 of them unchanged" in text and "Only now: rcnn-9 p3" in text
     lines = [line for line in text.splitlines() if line.startswith("| rcnn-9")]
     assert lines == ["| rcnn-9 float32 | p1 | both, clock | 2 | 4 | ms | 2.00 |"]
     once = [report.row(ABOUT, HERE, OURS, "first call", "s", v) for v in (1.0, 1.05, 1.2)]
