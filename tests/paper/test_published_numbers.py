@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from detectors.models.cost import build, parameters
+from detectors.models.presets import DETECTORS
 from detectors.paper.published_numbers import (
     COMPARISONS,
     COSTS,
@@ -15,7 +16,7 @@ from detectors.paper.published_numbers import (
     SCORES,
     Row,
 )
-from detectors.paper.table_plan import TABLES, published_name
+from detectors.paper.table_plan import METHODS, PAPER_NAMES, TABLES, published_name
 
 PAPER = Path(__file__).resolve().parents[3] / "shared" / "paper"
 needs_paper = pytest.mark.skipif(not PAPER.is_dir(), reason="no ../shared/paper")
@@ -119,6 +120,7 @@ def test_gains_and_relative_sizes_follow_from_the_other_numbers() -> None:
 
 def test_every_published_method_has_its_row() -> None:
     """Each in the place of our own method, or else among the others."""
+    assert PAPER_NAMES.keys() <= DETECTORS.keys() and len(METHODS) == len(PAPER_NAMES) + 1
     assert [TABLES[i].dataset for i in range(2, 10)] == [
         *("visdrone", "aitod", "aitodv2", "sodad", "coco", "aitod", "aitod", "aitod")
     ]

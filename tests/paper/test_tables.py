@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +355,23 @@ def test_unusable_arguments(
     assert main(["table", *given]) == 2
     error = capsys.readouterr().err
     assert wanted in error and len(error.splitlines()) <= 2
+
+
+def test_a_detector_that_the_paper_lacks_needs_no_row_in_its_tables(tmp_path: Path) -> None:
+    """A new row of DETECTORS alone: the command works, and the list of runs has its runs."""
+    write_run(tmp_path / "a", {"AP": 20.0}, detector="mine")
+    new = "from detectors.models.presets import DETECTORS as d; d['mine'] = d['fcos']; "
+    code = f"import sys; {new}from detectors.cli import main; sys.exit(main(sys.argv[1:]))"
+    for words, wanted in (
+        (["--help"], "usage: "),
+        (["train", "--help"], "mine"),
+        (["table", "runs", "--runs", str(tmp_path)], "mine"),
+        (["table", "2", "--runs", str(tmp_path)], "faster_rcnn"),
+    ):
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert wanted in done.stdout
 
 
 def test_no_runs_yet(
