@@ -263,15 +263,15 @@ def test_the_list_of_runs_pairs_base_and_jol(tmp_path: Path) -> None:
 
 
 def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Path) -> None:
-    for name, seconds, settings in (
-        ("b", (9.0, 1.0, 1.2, 1.1), {}),
-        ("j", (9.0, 1.21), {"loss": "jol"}),
-        ("s", (9.0, 0.1), {"preset": "slim"}),
-        ("v", (9.0, 0.2), {"dataset": "visdrone"}),
-        ("g", (9.0, 0.01), {"loss": "jol", "device": "cuda"}),
+    for name, ap, seconds, settings in (
+        ("b", 11.0, (9.0, 1.0, 1.2, 1.1), {}),
+        ("j", 24.2, (9.0, 1.21), {"loss": "jol"}),
+        ("s", 1.0, (9.0, 0.1), {"preset": "slim"}),
+        ("v", 1.0, (9.0, 0.2), {"dataset": "visdrone"}),
+        ("g", 20.0, (9.0, 0.01), {"loss": "jol", "device": "cuda"}),
     ):
         settings = {"dataset": "aitod", **settings}
-        write_run(tmp_path / name, {"AP": 1.0}, seconds=seconds, **settings)
+        write_run(tmp_path / name, {"AP": ap}, seconds=seconds, **settings)
     measured = dict.fromkeys(published_numbers.COSTS, (130.0, 41.4))
     grid = cost_table(find_runs(tmp_path)[0], measured)
     base = lines_of(grid, "faster_rcnn", "base")
@@ -282,6 +282,18 @@ def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Pat
     assert base["ours cpu - paper"]["GFLOPs"] == "-4.5"
     assert base["ours cpu - paper"]["params M"] == "+0.0"
     joint = lines_of(grid, "faster_rcnn", "jol")
+    assert {what: (row["AP"], row["gain"]) for what, row in base.items()} == {
+        "paper": ("11.1", "-"),
+        "ours cpu": ("11.0", "-"),
+        "ours cpu - paper": ("-0.1", "-"),
+    }
+    assert {what: (row["AP"], row["gain"]) for what, row in joint.items()} == {
+        "paper": ("24.7", "13.6"),
+        "ours cpu": ("24.2", "13.2"),
+        "ours cpu - paper": ("-0.5", "-0.4"),
+        "ours cuda": ("20.0", "-"),  # no base run on this device
+        "ours cuda - paper": ("-4.7", "-"),
+    }
     assert (joint["ours cpu"]["s/step"], joint["ours cuda"]["s/step"]) == ("1.210", "0.010")
     assert joint["ours cpu"]["MB"] == "331.2"
     ratio = lines_of(grid, "faster_rcnn", "jol/base")
@@ -290,6 +302,9 @@ def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Pat
     assert (ratio["paper"]["s/step"], ratio["ours cpu - paper"]["s/step"]) == ("1.091", "+0.009")
     retina = lines_of(grid, "retinanet", "base")
     assert (retina["ours"]["GFLOPs"], retina["ours"]["s/step"]) == ("130.0", "no run")
+    assert (retina["ours"]["AP"], retina["paper"]["AP"]) == ("no run", "8.7")
+    assert "AI-TOD, trained on trainval, tested on test" in grid.title
+    assert max(map(len, render(grid, "text").splitlines())) <= 100
     assert retina["ours - paper"]["GFLOPs"] == "+0.2"
 
 
