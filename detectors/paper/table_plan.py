@@ -103,7 +103,7 @@ def _comparison(dataset: str, rows: tuple[Row, ...]) -> Table:
         for loss in ("base", "jol"):
             cell = Cell(detector, loss, assigner)
             row = named.pop(published_name(detector, assigner, loss), None)
-            known = (row.numbers, row.reference) if row else ({}, None)
+            known = (row.numbers, row.reference, row.gain) if row else ()
             entries.append(Entry((label, loss), cell, *known))
     return Table(
         f"{_heading(dataset)}: AP in %",
