@@ -47,6 +47,11 @@ class Entry:
     reference: int | None = None
     gain: float | None = None
 
+    @property
+    def method(self) -> tuple[str, str | None]:
+        """Its detector and assigner."""
+        return self.cell.detector, self.cell.assigner
+
 
 @dataclass(frozen=True)
 class Table:

@@ -90,7 +90,10 @@ def _measure() -> dict[str, tuple[float, float]]:
 
 
 def results_table(which: int, runs: Sequence[Run]) -> Grid:
-    """Table 2 to 8: rows for each entry, and JOL less base where the table has both."""
+    """Table 2 to 8: rows for each entry, and JOL less base where the table has both.
+
+    A method without numbers of the paper and without runs has no rows (Table 6 has one method).
+    """
     table = table_plan.TABLES[which]
     mine = [run for run in runs if run.dataset == table.dataset]
     groups: list[list[Group]] = []
@@ -103,7 +106,11 @@ def results_table(which: int, runs: Sequence[Run]) -> Grid:
     columns = _columns(table.columns, [g.any for found in groups for g in found])
     gains: dict[int, float] = {}  # number of the row → the gain that the paper prints
     rows: list[list[str]] = []
-    for index, (entry, found) in enumerate(zip(table.entries, groups, strict=True)):
+    pairs = list(zip(table.entries, groups, strict=True))
+    shown = {entry.method for entry, found in pairs if entry.published or found}
+    for index, (entry, found) in enumerate(pairs):
+        if entry.method not in shown:
+            continue
         lines = [
             Line(len(g.runs), letters(g.any), {c: g.metric(c).values() for c in columns})
             for g in found

@@ -190,6 +190,20 @@ def test_ablations_are_of_faster_rcnn_on_aitod(tmp_path: Path) -> None:
     assert len(results_table(8, []).rows) == 10
 
 
+def test_table_6_has_no_rows_of_methods_that_neither_the_paper_nor_a_run_has(
+    tmp_path: Path,
+) -> None:
+    grid = results_table(6, [])
+    assert {row[0] for row in grid.rows} == {"faster_rcnn"} and len(grid.rows) == 6
+    write_run(tmp_path / "a", {"AP": 20.0}, dataset="coco", detector="fcos", loss="jol")
+    grid = results_table(6, find_runs(tmp_path)[0])
+    assert {row[0] for row in grid.rows} == {"fcos", "faster_rcnn"}
+    assert lines_of(grid, "fcos", "jol")["ours"]["AP"] == "20.0"
+    assert lines_of(grid, "fcos", "base")["ours"]["AP"] == "no run"
+    # the paper has DetectoRS with JOL alone on SODA-D, and its base cell stays to be filled
+    assert lines_of(results_table(5, []), "detectors", "base")["ours"]["AP"] == "no run"
+
+
 def test_columns_follow_what_runs_have(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"AP": 20.0, "oLRP": 80.0, "AP_eS": 7.0}, dataset="sodad")
     grid = results_table(5, find_runs(tmp_path)[0])
