@@ -23,9 +23,9 @@ from bench.loss import report
 from bench.loss.cases import CASES, DTYPES
 from bench.loss.providers import PROVIDERS
 from bench.loss.run import PLOTS, Run
-from detectors.commands.options import number, positive
-from detectors.commands.parser import Parser
 from detectors.models.presets import DETECTORS
+from detectors.utils.argument_types import number, positive
+from detectors.utils.parser import Parser
 
 PARTS = ("loss", "steps", "compile")
 

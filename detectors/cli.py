@@ -23,8 +23,8 @@ from detectors.commands import (
     table,
     train,
 )
-from detectors.commands.parser import Parser
 from detectors.errors import JolError
+from detectors.utils.parser import Parser
 
 COMMANDS = (train, eval, predict, export, demo, bench, data, table, figure, sweep)
 

@@ -4,7 +4,7 @@ Four tables, filled in by the modules that hold the choices and their functions:
 .reference, .cpu.closed_form and .kernels. `register` adds a choice from outside the package.
 """
 
-import ast
+import math
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -134,13 +134,22 @@ def check_spec(kind: str, spec: type) -> None:
             raise TypeError(f"{kind}: {spec.__name__}.{flag}: wanted True or False")
     if getattr(spec, "softmax", False):
         raise ValueError(f"{kind}: {spec.__name__}.softmax: only cross entropy has one")
-    values = params(spec())
-    try:
-        same = ast.literal_eval(repr(values)) == values
-    except (ValueError, SyntaxError):
-        same = False
-    if not same:
-        raise ValueError(f"{kind}: {spec()!r} has parameters other than numbers and strings")
+    check_params(kind, spec())
+
+
+def check_params(kind: str, choice: Any) -> None:
+    """Raise ValueError unless operators, whose settings are text, can be given this choice."""
+    if not all(map(is_plain, params(choice))):
+        raise ValueError(f"{kind}: {choice!r} has parameters other than numbers and strings")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether `value` is a finite number or a string, not of a subclass, or a tuple of these."""
+    if type(value) is tuple:
+        return all(map(is_plain, value))
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) in (int, bool, str)
 
 
 def check_functions(name: str, given: Any, count: int) -> None:
@@ -162,7 +171,7 @@ def resolve(kind: str, choice: object) -> Any:
 
     Raises:
         TypeError: `choice` is neither a string nor a spec of this kind.
-        ValueError: an unknown name.
+        ValueError: an unknown name, or parameters that are not plain numbers and strings.
     """
     choices = CHOICES[kind]
     if isinstance(choice, str):
@@ -174,4 +183,5 @@ def resolve(kind: str, choice: object) -> Any:
         raise TypeError(
             f"{kind}: got {choice!r}, wanted a name or one of {wanted} (jolkernels.spec)"
         )
+    check_params(kind, choice)
     return choice

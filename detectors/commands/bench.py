@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from detectors.commands.parser import Parser
+from detectors.utils.parser import Parser
 
 
 def add(subparsers: Any) -> None:

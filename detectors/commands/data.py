@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from detectors.commands.data_options import add_dataset, is_named, problems, splits
-from detectors.commands.options import PRIORS, add_settings, positive
-from detectors.commands.parser import Parser
+from detectors.commands.options import PRIORS, add_settings
 from detectors.data.catalog import DATASETS, read_split
 from detectors.data.coco import CocoFile, read_coco, to_json
 from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
 from detectors.models.anchor_plans import paper_layout
 from detectors.training.settings import TrainSettings
+from detectors.utils.argument_types import positive
 from detectors.utils.files import replace
+from detectors.utils.parser import Parser
 
 
 def add(subparsers: Any) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detectors.commands.options import Options, choice
+from detectors.commands.options import Options
 from detectors.data.catalog import DATASETS, evaluation_data, read_split, training_data
 from detectors.data.coco import fail
 from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
+from detectors.utils.argument_types import choice
 
 if TYPE_CHECKING:
     from detectors.data.dataset import CocoDetection

@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detectors.commands.options import count
-from detectors.commands.parser import Parser
 from detectors.data.object_sizes import SMALL, TINY, VERY_TINY
 from detectors.errors import RunError
 from detectors.evaluation.protocols import METRICS
 from detectors.training import run_folder
-from detectors.training.settings import TrainSettings
+from detectors.training.settings import TrainSettings, resolve
+from detectors.utils.argument_types import count
+from detectors.utils.parser import Parser
 from detectors.utils.text_tables import aligned
 
 if TYPE_CHECKING:
@@ -84,24 +84,18 @@ def run(args: argparse.Namespace) -> None:
 
 def demo_settings(loss: str, seed: int, size: DemoSize) -> TrainSettings:
     """Faster R-CNN, preset slim; the two losses differ in nothing but their name."""
-    return TrainSettings(
-        detector="faster_rcnn",
-        loss=loss,
-        preset="slim",
-        backbone="resnet18",
-        backbone_weights="none",
-        image_size=None,
-        lam=2.0,
-        location_score="iou",
-        class_score="probability",
-        detach_weights=False,
-        steps=size.steps,
-        batch_size=size.batch_size,
-        lr=LEARNING_RATE,
-        crop=size.crop,
-        seed=seed,
-        eval_every=0,
-    )
+    given = {
+        "detector": "faster_rcnn",
+        "loss": loss,
+        "preset": "slim",
+        "max_steps": size.steps,
+        "batch_size": size.batch_size,
+        "lr": LEARNING_RATE,
+        "crop": size.crop,
+        "seed": seed,
+        "eval_every": 0,
+    }
+    return resolve(given, size.train_images, None, {})
 
 
 def compare(out: Path, *, seed: int = 0, size: DemoSize | None = None) -> None:

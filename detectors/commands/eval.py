@@ -6,10 +6,10 @@ from typing import Any
 
 from detectors.commands import data_options
 from detectors.commands.options import add_settings, checkpoint_option, find_device
-from detectors.commands.parser import Parser
 from detectors.data.catalog import DATASETS
 from detectors.errors import RunError
 from detectors.training.settings import DEFAULTS, TrainSettings
+from detectors.utils.parser import Parser
 
 
 def add(subparsers: Any) -> None:

@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from detectors.commands.options import checkpoint_option, positive
-from detectors.commands.parser import Parser
+from detectors.commands.options import checkpoint_option
 from detectors.errors import Unusable
+from detectors.utils.argument_types import positive
+from detectors.utils.parser import Parser
 
 
 def add(subparsers: Any) -> None:

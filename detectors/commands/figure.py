@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from detectors.commands import data_options
-from detectors.commands.options import add_settings, find_device, positive
-from detectors.commands.parser import Parser
+from detectors.commands.options import add_settings, find_device
 from detectors.errors import Unusable
 from detectors.training.settings import TrainSettings
+from detectors.utils.argument_types import positive
+from detectors.utils.parser import Parser
 
 
 def add(subparsers: Any) -> None:
@@ -27,8 +28,8 @@ def add(subparsers: Any) -> None:
         "figure",
         metavar="N",
         type=_number,
-        help="1: who gets the loss, by size; 3: loss surfaces; 4, 5: detections; 6: precision and "
-        "recall; 7: detections of one run, a colour a class",
+        help="1: each object's share of the loss; 3: loss surfaces; 4, 5: detections; 6: precision "
+        "and recall; 7: detections of one run, a colour a class",
     )
     add("--base", metavar="DIR", type=Path, help="folder of a run with the base loss")
     add("--jol", metavar="DIR", type=Path, help="folder of a run with JOL (figure 3 needs no runs)")
@@ -67,14 +68,14 @@ def _problems(args: argparse.Namespace) -> Iterator[str]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw a figure; 6 and its curves by class from what the runs wrote, the others anew.
+    """Draw a figure; 6 from what the runs wrote, 3 from the equations, the others from the models.
 
     Raises:
         Unusable, DataError, RunError
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
-    from detectors.evaluation.curves import pr_classes, pr_curves
+    from detectors.evaluation.curves import pr_thresholds
     from detectors.evaluation.report import read_results
     from detectors.paper import figures
 
@@ -91,8 +92,7 @@ def run(args: argparse.Namespace) -> None:
         classes = {name: list(one.per_class) for name, one in found.items()}
         if classes.get("base") != classes.get("jol") and len(classes) > 1:
             raise Unusable(f"runs of different classes: {classes}")
-        pr_curves(found, args.out)
-        pr_classes(found, args.out.with_name(f"{args.out.stem}-classes{args.out.suffix}"))
+        pr_thresholds(found, args.out)
     else:
         _draw_from_models(args, folders)
     print(f"figure in {args.out}")

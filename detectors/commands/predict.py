@@ -4,15 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from detectors.commands.options import (
-    add_settings,
-    checkpoint_option,
-    find_device,
-    positive,
-    share,
-)
-from detectors.commands.parser import Parser
+from detectors.commands.options import add_settings, checkpoint_option, find_device, share
 from detectors.training.settings import TrainSettings
+from detectors.utils.argument_types import positive
+from detectors.utils.parser import Parser
 
 SHOWN = 0.5
 """Least score of a box that is drawn unless another is given."""

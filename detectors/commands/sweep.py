@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from detectors.commands import train
-from detectors.commands.options import choice, count
-from detectors.commands.parser import Parser
 from detectors.errors import JolError, RunError
 from detectors.paper import table_plan
 from detectors.paper.table_plan import Cell
 from detectors.training.settings import MAY_CHANGE
 from detectors.utils import files
+from detectors.utils.argument_types import choice, count
+from detectors.utils.parser import Parser
 
 TABLES = tuple(range(2, 10))
 OWN = ("--seed", "--out", "--resume")

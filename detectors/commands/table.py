@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detectors.commands.options import choice
-from detectors.commands.parser import Parser
+from detectors.utils.argument_types import choice
+from detectors.utils.parser import Parser
 from detectors.utils.text_tables import FORMATS, render
 
 TABLES = (*map(str, range(1, 10)), "runs")

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from detectors import errors
 from detectors.commands import data_options
-from detectors.commands.options import Options, add_settings, find_device, positive
-from detectors.commands.parser import Parser
+from detectors.commands.options import Options, add_settings, find_device
 from detectors.errors import Unusable
 from detectors.training import run_folder
 from detectors.training.defaults_in_words import of_datasets
@@ -30,6 +29,8 @@ from detectors.training.settings import (
     TrainSettings,
     resolve,
 )
+from detectors.utils.argument_types import positive
+from detectors.utils.parser import Parser
 
 if TYPE_CHECKING:
     from detectors.training.loop import TrainResult

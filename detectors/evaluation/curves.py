@@ -1,20 +1,21 @@
-"""Figures of a run: precision-recall curves, and detections drawn against the ground truth.
+"""Precision-recall curves of runs: the mean over classes, and each class.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; every distinction is made
-by line style too.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; runs differ in line style
+too.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from detectors.evaluation.average_precision import Evaluation
-from detectors.utils.palette import BLUE, GREEN, PURPLE, VERMILION
+from detectors.utils.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION
 
 RUN_STYLES = [(BLUE, "-"), (VERMILION, "--"), (GREEN, "-."), (PURPLE, ":")]
 STYLE_OF = {"base": 0, "jol": 1}  # the same in every figure, also alone
@@ -22,6 +23,8 @@ NAMES = {"base": "base", "jol": "JOL"}
 """Loss → how pictures call it."""
 AREA_OF = {0.50: "AP50", 0.75: "AP75", None: "AP"}
 """What the area under a mean curve is called, by IoU."""
+THRESHOLDS = {0.5: BLUE, 0.6: SKY_BLUE, 0.7: GREEN, 0.8: ORANGE, 0.9: VERMILION}
+"""IoU → its colour in Figure 6."""
 LONGEST = 36  # characters of a class's name, which has the width of a panel
 
 
@@ -61,31 +64,67 @@ def pr_classes(evaluations: Mapping[str, Evaluation], path: Path) -> None:
     Raises:
         ValueError: no runs, or runs of different classes.
     """
-    if not evaluations:
-        raise ValueError("no runs to draw, wanted at least one")
-    names = [list(evaluation.per_class) for evaluation in evaluations.values()]
-    if any(other != names[0] for other in names):
-        raise ValueError(f"runs of different classes: {names}")
-    columns = min(len(names[0]), max(4, math.ceil(math.sqrt(len(names[0])))))
-    rows = math.ceil(len(names[0]) / columns)
+    names = _class_names(evaluations)
+    columns = min(len(names), max(4, math.ceil(math.sqrt(len(names)))))
     # not so narrow that the legend is cut
-    size = (max(2.9 * columns, 1.9 * 2 * len(evaluations)), 2.7 * rows + 0.8)
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes in panels[len(names[0]) :]:
-        axes.set_axis_off()
-    for k, (axes, name) in enumerate(zip(panels, names[0], strict=False)):
+    figure, panels = _grid(len(names), columns, least_width=1.9 * 2 * len(evaluations))
+    for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
         _class_panel(axes, evaluations, k, name)
-        if k % columns == 0:
-            axes.set_ylabel("precision")
-        if k + columns >= len(names[0]):
-            axes.set_xlabel("recall")
-            axes.tick_params(labelbottom=True)  # also above an empty place
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=2 * len(evaluations), handlelength=3
     )
     figure.savefig(path, dpi=150)
+
+
+def pr_thresholds(evaluations: Mapping[str, Evaluation], path: Path) -> None:
+    """Draw precision over recall at the IoU thresholds of THRESHOLDS as a PNG at `path`.
+
+    The first panel is the mean over the classes that have objects; each class has one of its own.
+    A colour is a threshold; "base" is solid and "jol" dashed. A panel's title has AP of each run
+    in the order of the legend.
+
+    Raises:
+        ValueError: no runs, or runs of different classes.
+    """
+    names = _class_names(evaluations)
+    columns = math.ceil(math.sqrt(1 + len(names)))
+    figure, (mean, *panels) = _grid(1 + len(names), columns, least_width=6.2)  # the legend's
+    _threshold_panel(mean, evaluations, None, "mean over classes")
+    for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        _threshold_panel(axes, evaluations, k, name)
+    _legends(figure, evaluations)
+    figure.savefig(path, dpi=150)
+
+
+def _class_names(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """The classes, which all the runs share."""
+    if not evaluations:
+        raise ValueError("no runs to draw, wanted at least one")
+    names = [list(evaluation.per_class) for evaluation in evaluations.values()]
+    if any(other != names[0] for other in names):
+        raise ValueError(f"runs of different classes: {names}")
+    return names[0]
+
+
+def _grid(panels: int, columns: int, least_width: float) -> tuple[Figure, list[Axes]]:
+    """A figure of at least that many inches and its panels, row by row, without curves."""
+    rows = math.ceil(panels / columns)
+    size = (max(2.9 * columns, least_width), 2.7 * rows + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    every = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for k, axes in enumerate(every):
+        if k >= panels:
+            axes.set_axis_off()
+            continue
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
+        if k % columns == 0:
+            axes.set_ylabel("precision")
+        if k + columns >= panels:
+            axes.set_xlabel("recall")
+            axes.tick_params(labelbottom=True)  # also above an empty place
+    return figure, list(every[:panels])
 
 
 def _class_panel(axes: Axes, evaluations: Mapping[str, Evaluation], label: int, title: str) -> None:
@@ -94,8 +133,7 @@ def _class_panel(axes: Axes, evaluations: Mapping[str, Evaluation], label: int, 
     for position, (name, evaluation) in enumerate(evaluations.items()):
         for iou, width in ((0.50, 2.4), (0.75, 1.1)):
             curve = class_curves(evaluation, iou)[:, label]
-            text = "-" if np.isnan(curve).any() else f"{curve.mean():.2f}"
-            areas[AREA_OF[iou]].append(text)
+            areas[AREA_OF[iou]].append(_area(curve))
             axes.plot(
                 evaluation.recall_points,
                 curve,
@@ -103,14 +141,53 @@ def _class_panel(axes: Axes, evaluations: Mapping[str, Evaluation], label: int, 
                 linewidth=width,
                 **_line(name, position),
             )
-    if set(areas["AP50"]) == {"-"}:
+    _finish(axes, title, areas)
+
+
+def _threshold_panel(
+    axes: Axes, evaluations: Mapping[str, Evaluation], label: int | None, title: str
+) -> None:
+    """The curves of one class at every threshold; None: of the mean over classes."""
+
+    def curve(evaluation: Evaluation, iou: float | None) -> np.ndarray:
+        if label is None:
+            return mean_curve(evaluation, iou)
+        return class_curves(evaluation, iou)[:, label]
+
+    for position, (name, evaluation) in enumerate(evaluations.items()):
+        for iou, colour in THRESHOLDS.items():
+            style = {**_line(name, position), "color": colour}
+            axes.plot(evaluation.recall_points, curve(evaluation, iou), linewidth=1.5, **style)
+    _finish(axes, title, {"AP": [_area(curve(e, None)) for e in evaluations.values()]})
+
+
+def _legends(figure: Figure, names: Iterable[str]) -> None:
+    """Above the panels what a line style means, below them what a colour means."""
+    runs = [
+        Line2D([], [], **{**_line(name, position), "color": "#444444"}, label=NAMES.get(name, name))
+        for position, name in enumerate(names)
+    ]
+    colours = [
+        Line2D([], [], color=colour, linewidth=5, label=f"IoU ≥ {iou:g}")
+        for iou, colour in THRESHOLDS.items()
+    ]
+    figure.legend(handles=runs, loc="outside upper center", ncols=len(runs), handlelength=3)
+    figure.legend(handles=colours, loc="outside lower center", ncols=len(colours), handlelength=1)
+
+
+def _area(curve: np.ndarray) -> str:
+    """The area under a curve in words."""
+    return "-" if np.isnan(curve).any() else f"{curve.mean():.2f}"
+
+
+def _finish(axes: Axes, title: str, areas: Mapping[str, list[str]]) -> None:
+    """The title of a panel, with the runs' areas by their name, and a note if there are none."""
+    if all(set(values) == {"-"} for values in areas.values()):
         axes.text(0.5, 0.5, "no objects", ha="center", color="#555555")
     numbers = ", ".join(f"{name} {' / '.join(values)}" for name, values in areas.items())
     title = " ".join(title.split())
     title = title if len(title) <= LONGEST else f"{title[: LONGEST - 1]}…"
     axes.set_title(f"{title}\n{numbers}", fontsize=9, parse_math=False)  # names may hold dollars
-    axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
 
 
 def _line(name: str, position: int) -> dict[str, Any]:

@@ -1,76 +1,122 @@
-"""The paper's figures from trained detectors and finished runs.
-
-`jol figure N`: 1 (who gets the loss, and how scores agree, by size), 3 (the loss surfaces), 4 and 5
-(detections of base and JOL side by side), 6 (precision and recall).
-"""
+"""The paper's Figures 1 (the loss of each object, and how scores agree) and 3 (loss surfaces)."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
-from detectors.data.object_sizes import SMALL, TINY, size_name, size_range
-from detectors.evaluation.curves import NAMES, RUN_STYLES, STYLE_OF
-from detectors.evaluation.prior_coverage import BUCKETS
+from detectors.data.object_sizes import SMALL, TINY, size_name
+from detectors.evaluation.curves import NAMES
 from detectors.paper.loss_samples import Samples
 from detectors.paper.table_rows import number
+from detectors.utils.palette import BLUE, GREEN, ORANGE, VERMILION
 
-PANELS = ((0.0, TINY), (TINY, SMALL), (SMALL, float("inf")))
+PANELS = {"small": (0.0, TINY), "medium": (TINY, SMALL), "large": (SMALL, float("inf"))}
 """Sizes of Fig. 1b, c and d, in pixels."""
-
-
-def shares(values: Tensor, sizes: Tensor) -> list[float]:
-    """The share of the sum of `values` [P] that each of BUCKETS gets, in per cent."""
-    sums = torch.zeros(len(BUCKETS) - 1, dtype=torch.float64)
-    sums.index_add_(0, size_range(sizes, BUCKETS), values.double())
-    return [100 * float(s) / float(sums.sum()) for s in sums]
+HIGH = 0.5
+"""From where on a score is high in Fig. 1."""
+GREY = "#888888"
+COLOURS = {
+    GREY: "both scores high or both low",
+    ORANGE: "high box score, low class score",
+    GREEN: "low box score, high class score",
+}
+"""What the colour of a sample means in Fig. 1b to d, in the order of `agreement`."""
 
 
 def loss_by_size(samples: Mapping[str, Samples], path: Path) -> None:
-    """Fig. 1: a, shares of objects and of their loss by size; b to d, class score over IoU.
+    """Fig. 1: a, share of the loss of each object by its size; b to d, class over box score.
 
-    b to d leave out the samples whose proposal is the object itself, which only training has.
+    b to d skip the samples whose proposal is the object itself, which only training has.
 
     Args:
-        samples: "base" and "jol" → what samples.collect found on the same images.
+        samples: "base" and "jol" → what loss_samples.collect found on the same images; a row each.
         path: PNG to write.
     """
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
-    first, *panels = figure.subplots(1, 1 + len(PANELS), width_ratios=[1.5, 1, 1, 1])
-    names = [size_name(*limits) for limits in pairwise(BUCKETS)]
-    places = np.arange(len(names))
-    objects = next(iter(samples.values())).objects
-    bars = {"objects": ("#999999", "", shares(torch.ones_like(objects), objects))}
-    for name, s in samples.items():
-        colour = RUN_STYLES[STYLE_OF[name]][0]
-        hatch = "" if name == "base" else "//"
-        bars[f"loss, {NAMES[name]}"] = (colour, hatch, shares(s.loss, s.size))
-    width = 0.8 / len(bars)
-    for i, (label, (colour, hatch, values)) in enumerate(bars.items()):
-        at = places + (i - (len(bars) - 1) / 2) * width
-        first.bar(at, values, width, color=colour, hatch=hatch, edgecolor="white", label=label)
-    first.set_xticks(places, names, fontsize=9)
-    first.set(title="a  share of objects, and of the positives' loss", ylabel="%", xlabel="size")
-    first.legend(fontsize=9)
-    for letter, limits, axes in zip("bcd", PANELS, panels, strict=True):
-        words = []
-        for name, s in samples.items():
-            here = (s.size >= limits[0]) & (s.size < limits[1]) & ~s.own
-            colour, mark = RUN_STYLES[STYLE_OF[name]][0], "o" if name == "base" else "x"
-            axes.scatter(s.s_loc[here], s.s_cls[here], 14, colour, marker=mark, alpha=0.5,
-                         linewidths=1, label=NAMES[name])  # fmt: skip
-            r = correlation(s.s_loc[here], s.s_cls[here])
-            words.append(f"{NAMES[name]} r = {number(r, '.2f')}")
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="IoU")
-        axes.set_title(f"{letter}  {size_name(*limits)}\n{', '.join(words)}", fontsize=10)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("probability of the true class")
-    panels[0].legend(fontsize=9, loc="upper left")
+    figure = Figure(figsize=(15, 0.8 + 3.6 * len(samples)), layout="constrained")
+    rows = figure.subplots(
+        len(samples), 1 + len(PANELS), sharex="col", sharey="col", squeeze=False,
+        width_ratios=[1.5, 1, 1, 1],
+    )  # fmt: skip
+    for (first, *panels), (name, s) in zip(rows, samples.items(), strict=True):
+        _loss_panel(first, s, f"a  {NAMES[name]}: share of the loss")
+        for letter, kind, axes in zip("bcd", PANELS, panels, strict=True):
+            _score_panel(axes, s, letter, kind)
+        panels[0].set_ylabel("class score (probability of the true class)")
+    rows[-1, 0].set_xlabel("object's size, pixels")
+    for axes in rows[-1, 1:]:
+        axes.set_xlabel("box score (IoU)")
+    handles = [
+        Line2D([], [], color=colour, marker="o", linestyle="", label=meaning)
+        for colour, meaning in COLOURS.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower right", ncols=len(handles))
     figure.savefig(path, dpi=130)
+
+
+def _loss_panel(axes: Axes, s: Samples, title: str) -> None:
+    """A point an object, and a trend line."""
+    share = object_shares(s)
+    axes.scatter(s.objects, share, 12, BLUE, alpha=0.5, linewidths=0, label="an object")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    ends = torch.stack([s.objects.min(), s.objects.max()])
+    axes.plot(ends, trend(s.objects, share, ends), color=VERMILION, linewidth=2, label="trend")
+    axes.set(title=title, ylabel="% of the loss of all objects")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+
+
+def _score_panel(axes: Axes, s: Samples, letter: str, kind: str) -> None:
+    """A point a sample of the objects of one kind; where the scores disagree, in colour."""
+    low, high = PANELS[kind]
+    here = (s.size >= low) & (s.size < high) & ~s.own
+    box, label = s.s_loc[here], s.s_cls[here]
+    for at, colour in zip(agreement(box, label), COLOURS, strict=True):
+        axes.scatter(box[at], label[at], 16, colour, alpha=0.6, linewidths=0)
+        x, y = {ORANGE: (0.97, 0.03), GREEN: (0.03, 0.97)}.get(colour, (0.97, 0.97))
+        share = "-" if len(at) == 0 else f"{100 * float(at.double().mean()):.0f} %"
+        axes.text(
+            x, y, share, color=colour, weight="bold", transform=axes.transAxes,
+            ha="right" if x > HIGH else "left", va="top" if y > HIGH else "bottom",
+            path_effects=[Stroke(linewidth=3, foreground="white"), Normal()],
+        )  # fmt: skip
+    axes.axhline(HIGH, color=GREY, linewidth=0.8)
+    axes.axvline(HIGH, color=GREY, linewidth=0.8)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    r = number(correlation(box, label), ".2f")
+    axes.set_title(f"{letter}  {kind} objects ({size_name(low, high)}), r = {r}", fontsize=10)
+
+
+def agreement(box: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bool [n] each: both scores of a sample are high or both low, only box, only class high."""
+    box_high, class_high = box >= HIGH, label >= HIGH
+    return box_high == class_high, box_high & ~class_high, class_high & ~box_high
+
+
+def object_shares(s: Samples) -> Tensor:
+    """The share of the loss of all objects that each has, in per cent, [G]."""
+    sums = torch.zeros(len(s.objects), dtype=torch.float64)
+    sums.index_add_(0, s.object, s.loss.double())
+    return 100 * sums / sums.sum()
+
+
+def trend(sizes: Tensor, values: Tensor, at: Tensor) -> Tensor:
+    """The line through `values` [G] over the logarithm of `sizes` by least squares, read `at` [n].
+
+    NaN if all sizes are the same.
+    """
+    x = sizes.double().log()
+    centred = x - x.mean()
+    slope = (centred * values).sum() / centred.square().sum()
+    return values.mean() + slope * (at.double().log() - x.mean())
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -81,7 +127,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def surface(iou: Tensor, p: Tensor, lam: float | None) -> Tensor:
-    """A positive's loss 1 - IoU - log p, weighed by lam - IoU p; None: not weighed."""
+    """A positive's loss 1 - IoU - log p, weighted by lam - IoU p; None: not weighted."""
     plain = 1 - iou - torch.log(p)
     return plain if lam is None else (lam - iou * p) * plain
 
@@ -101,5 +147,5 @@ def loss_surfaces(path: Path, lam: float = 2.0) -> None:
         axes.clabel(lines, fontsize=9)
         axes.set(title=title, xlabel="S_loc (IoU)")
     panels[0].set_ylabel("S_cls (probability)")
-    figure.colorbar(filled, ax=panels, ticks=levels[::2], label="loss: 1 - IoU - log p, weighed")
+    figure.colorbar(filled, ax=panels, ticks=levels[::2], label="loss: 1 - IoU - log p, weighted")
     figure.savefig(path, dpi=130)

@@ -17,6 +17,8 @@ class Samples(NamedTuple):
     """Positive samples [P] of the heads that JOL weighs, and the objects [G] of their images.
 
     Attributes:
+        object: int64, the index in `objects` of the object that the sample belongs to. Of objects
+            with the same box, one has the samples of all.
         size: of the sample's object, sqrt(w h) in pixels of the image as the network sees it.
         s_loc: IoU (or other S_loc) of predicted and target box.
         s_cls: predicted probability of the true class.
@@ -26,6 +28,7 @@ class Samples(NamedTuple):
         objects: size of every object, as `size`.
     """
 
+    object: Tensor
     size: Tensor
     s_loc: Tensor
     s_cls: Tensor
@@ -44,7 +47,7 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
         DataError: no sample was positive.
     """
     found: list[list[Tensor]] = []
-    objects: list[Tensor] = []
+    boxes: list[Tensor] = []
 
     def look(
         criterion: JointOptimizationLoss, given: tuple[Any, ...], named: dict[str, Any], _: object
@@ -55,14 +58,14 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
         background = settings.background_label(logits.shape[1])
         at = ((labels != background) & (labels != settings.ignore_index)).nonzero()[:, 0]
         sizes = box_sizes(targets[at])
+        object_ = sum(map(len, boxes[:-1])) + owners(targets[at], boxes[-1])
         loss = rows.weight[at] * (rows.classification[at] + rows.regression[at])
         scores = (rows.location_score[at], rows.class_score[at])
         own = (priors[at] == targets[at]).all(1)
-        found.append([sizes, *scores, loss, own])
+        found.append([object_, sizes, *scores, loss, own])
 
     def note_objects(_: nn.Module, __: tuple[Any, ...], result: tuple[Any, Any]) -> None:
-        boxes = torch.cat([target["boxes"] for target in result[1]])
-        objects.append(box_sizes(boxes))
+        boxes.append(torch.cat([target["boxes"] for target in result[1]]))
 
     heads = [m for m in model.modules() if isinstance(m, JointOptimizationLoss)]
     hooks = [head.register_forward_hook(look, with_kwargs=True) for head in heads]
@@ -81,8 +84,24 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
     finally:
         for hook in hooks:
             hook.remove()
-    columns = [torch.cat(column).float().cpu() for column in zip(*found, strict=True)]
+    columns = [torch.cat(column).cpu() for column in zip(*found, strict=True)]
     if not columns or len(columns[0]) == 0:
         raise DataError(f"{dataset.source}: no positive sample in {count} images")
-    size, s_loc, s_cls, loss, own = columns
-    return Samples(size, s_loc, s_cls, loss, own.bool(), torch.cat(objects).float().cpu())
+    object_, size, s_loc, s_cls, loss, own = columns
+    objects = box_sizes(torch.cat(boxes)).float().cpu()
+    return Samples(object_, size.float(), s_loc.float(), s_cls.float(), loss.float(), own, objects)
+
+
+def owners(targets: Tensor, boxes: Tensor) -> Tensor:
+    """For each of `targets` [P, 4] the index of the same box in `boxes` [G, 4], int64 [P].
+
+    Raises:
+        ValueError: a target that is none of the boxes.
+    """
+    _, group = torch.cat([boxes, targets]).cpu().unique(dim=0, return_inverse=True)
+    owner = torch.full_like(group, -1)
+    owner[group[: len(boxes)]] = torch.arange(len(boxes))
+    found = owner[group[len(boxes) :]]
+    if (found < 0).any():
+        raise ValueError("a sample's target is none of the image's objects")
+    return found

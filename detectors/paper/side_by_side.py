@@ -95,7 +95,7 @@ def detections_figure(rows: Sequence[Row], path: Path) -> None:
             }
             counts = ", ".join(f"{len(group)} {word}" for word, (group, _) in kinds.items())
             show(axes, image, window, f"{name}: {counts}")
-            for group, style in kinds.values():
+            for group, style in reversed(kinds.values()):  # what is found on top
                 frame(axes, group, style)
     legend(figure, LEGEND, columns=2 if columns < 3 else 3)
     figure.savefig(path, dpi=130)

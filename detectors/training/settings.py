@@ -113,7 +113,7 @@ class TrainSettings:
         least=1,
         said=of_image_sizes(),
     )
-    lam: float = setting("λ of the weights, at least 1", LOSS, usual=2.0)
+    lam: float = setting("λ of the weights", LOSS, usual=2.0, least=1)
     location_score: str | None = setting(
         "S_loc", LOSS, usual="iou", choices=CHOICES["location_score"], none="none"
     )

@@ -190,8 +190,8 @@ def test_other_classes_in_validation(
         (["--assigner-settings", "m=2"], "wanted none without an assigner"),
         (["--score-threshold", "1"], "--score-threshold: got '1'"),
         (["--location-score", "area"], "--location-score"),
-        (["--lam", "0.5"], "lam: got 0.5"),
-        (["--lam", "nan"], "lam: got nan"),
+        (["--lam", "0.5"], "lam: got '0.5', wanted a number of 1 or more"),
+        (["--lam", "nan"], "lam: got 'nan', wanted a number of 1 or more"),
         (["--lr", "0"], "--lr: got '0', wanted a positive number"),
         (["--max-steps", "0"], "--max-steps: got '0', wanted a whole number of 1 or more"),
         (["--batch-size", "two"], "--batch-size: got 'two'"),
@@ -403,3 +403,12 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and done.stderr == ""
+
+
+def test_all_wrong_words_are_reported_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "extra", "--batchsize", "3", "--lam", "0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "unexpected argument 'extra'" in error
+    assert "unknown option --batchsize; did you mean --batch-size?" in error
+    assert "--lam: got '0.5', wanted a number of 1 or more" in error
+    assert "required: --out" in error and "missing --detector" in error

@@ -11,7 +11,14 @@ from matplotlib.text import Text
 from pictures import opened
 
 from detectors.evaluation import Evaluation, evaluate
-from detectors.evaluation.curves import class_curves, mean_curve, pr_classes, pr_curves
+from detectors.evaluation.curves import (
+    THRESHOLDS,
+    class_curves,
+    mean_curve,
+    pr_classes,
+    pr_curves,
+    pr_thresholds,
+)
 from detectors.paper.figures import loss_by_size
 from detectors.paper.loss_samples import Samples
 
@@ -72,8 +79,10 @@ def test_what_is_not_there_is_a_dash(tmp_path, monkeypatch):
     )
     pr_curves({"base": evaluation(math.nan)}, tmp_path / "x")
     one = torch.ones(1)
-    loss_by_size({"jol": Samples(*[one] * 4, torch.ones(1, dtype=torch.bool), one)}, tmp_path / "x")
-    assert {"base: AP50 = -", "b  <16 px\nJOL r = -"} <= set(texts)
+    own = torch.ones(1, dtype=torch.bool)
+    samples = Samples(torch.zeros(1, dtype=torch.int64), *[one] * 4, own, one)
+    loss_by_size({"jol": samples}, tmp_path / "x")
+    assert {"base: AP50 = -", "b  small objects (<16 px), r = -"} <= set(texts)
     assert not [text for text in texts if "nan" in text]
 
 
@@ -103,20 +112,70 @@ def test_the_grid_of_classes(tmp_path, classes, shape):
     assert width == pytest.approx(150 * max(3.8, 2.9 * shape[1]), abs=1)
 
 
-def test_odd_class_names(tmp_path):
+@pytest.mark.filterwarnings("error")
+def test_a_colour_for_each_threshold(tmp_path, monkeypatch):
+    """The mean over classes first, then each class; base solid, JOL dashed, also alone."""
+    figures = []
+    saved = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda f, *a, **k: (figures.append(f), saved(f, *a, **k))
+    )
+    runs = {"base": evaluation(0.7), "jol": evaluation(0.9)}
+    pr_thresholds(runs, tmp_path / "both.png")
+    panels = figures[0].axes
+    titles = [axes.get_title().split("\n")[0] for axes in panels]
+    assert titles == ["mean over classes", "car", "awning-tricycle", "motor"]
+    assert panels[0].get_title().endswith("AP 0.20 / 0.26")  # 0.75 * 0.5 * 0.775 * level
+    assert len(set(THRESHOLDS.values())) == len(THRESHOLDS) == 5
+    for share, axes in zip((0.75, 1, 0.5, math.nan), panels, strict=True):
+        lines = iter(axes.get_lines())
+        for level, style in ((0.7, "-"), (0.9, "--")):
+            for iou, colour in THRESHOLDS.items():
+                line = next(lines)
+                assert (line.get_color(), line.get_linestyle()) == (colour, style)
+                wanted = share * level * (1 - np.linspace(0, 1, 101)) * (1.5 - iou)
+                assert line.get_ydata() == pytest.approx(wanted, nan_ok=True)
+        assert next(lines, None) is None
+    assert [text.get_text() for text in panels[3].texts] == ["no objects"]
+    styles, colours = figures[0].legends
+    assert [(h.get_label(), h.get_linestyle()) for h in styles.legend_handles] == [
+        ("base", "-"), ("JOL", "--")]  # fmt: skip
+    assert [(h.get_label(), h.get_color()) for h in colours.legend_handles] == [
+        (f"IoU ≥ {iou:g}", colour) for iou, colour in THRESHOLDS.items()]  # fmt: skip
+    pr_thresholds({"jol": evaluation(0.9)}, tmp_path / "one.png")
+    assert {line.get_linestyle() for line in figures[1].axes[0].get_lines()} == {"--"}
+    assert opened(tmp_path / "both.png").size and opened(tmp_path / "one.png").size
+
+
+@pytest.mark.parametrize("classes, shape", [(1, (1, 2)), (8, (3, 3)), (10, (3, 4))])
+def test_the_grid_of_thresholds(tmp_path, classes, shape):
+    """Of the mean and the classes, as square as it can be."""
+    one = evaluation(0.9)
+    wide = np.repeat(one.precision[:, :, :1], classes, axis=2)
+    names = {f"class {k}": {} for k in range(classes)}
+    pr_thresholds({"jol": Evaluation({}, names, wide, one.recall_points, one.iou_thresholds)},
+                  tmp_path / "grid.png")  # fmt: skip
+    height, width = opened(tmp_path / "grid.png").shape[:2]
+    assert height == pytest.approx(150 * (2.7 * shape[0] + 0.8), abs=1)
+    assert width == pytest.approx(150 * max(6.2, 2.9 * shape[1]), abs=1)
+
+
+@pytest.mark.parametrize("draw, top", [(pr_classes, 0), (pr_thresholds, 60)])
+def test_odd_class_names(tmp_path, draw, top):
     one = evaluation(0.9)
     names = {"$never^$": {}, "a_$b": {}, "pedestrian on a motor, " * 9: {}}
     odd = Evaluation({}, names, one.precision, one.recall_points, one.iou_thresholds)
-    pr_classes({"jol": odd}, tmp_path / "odd.png")
+    draw({"jol": odd}, tmp_path / "odd.png")
     pixels = opened(tmp_path / "odd.png")
-    assert (pixels[:50, -9:] == 255).all()  # the long one ends before the picture
+    assert (pixels[: top + 50, -9:] == 255).all()  # the long one ends before the picture
 
 
-def test_runs_of_the_figure_of_classes_must_agree(tmp_path):
+@pytest.mark.parametrize("draw", [pr_classes, pr_thresholds])
+def test_runs_of_the_figure_of_classes_must_agree(tmp_path, draw):
     one = evaluation(0.9)
     other = Evaluation({}, {"ship": {}}, one.precision, one.recall_points, one.iou_thresholds)
     with pytest.raises(ValueError, match=r"different classes: .*motor.*ship"):
-        pr_classes({"base": one, "jol": other}, tmp_path / "x.png")
+        draw({"base": one, "jol": other}, tmp_path / "x.png")
     with pytest.raises(ValueError, match="no runs"):
-        pr_classes({}, tmp_path / "x.png")
+        draw({}, tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from detectors.models import build_detector, default_backbone
+from detectors.models import build_detector
 from detectors.training import checkpoints
 from detectors.training.checkpoints import load_detector
-from detectors.training.settings import TrainSettings
+from detectors.training.settings import resolve
 
 CLASSES = ["car", "ship", "plane"]
 CATEGORY_IDS = [3, 4, 8]
@@ -16,24 +16,8 @@ CATEGORY_IDS = [3, 4, 8]
 
 def write_checkpoint(path: Path, detector: str, score_threshold: float = 0.5) -> torch.nn.Module:
     """Write a checkpoint with preset slim; scores are spread out by large class weights."""
-    settings = TrainSettings(
-        detector=detector,
-        loss="base",
-        preset="slim",
-        backbone=default_backbone(detector, "slim"),
-        backbone_weights="none",
-        image_size=None,
-        lam=2.0,
-        location_score="iou",
-        class_score="probability",
-        detach_weights=False,
-        steps=1,
-        batch_size=1,
-        lr=0.01,
-        crop=None,
-        seed=0,
-        score_threshold=score_threshold,
-    )
+    given = {"detector": detector, "loss": "base", "preset": "slim", "max_steps": 1}
+    settings = resolve(given | {"score_threshold": score_threshold}, 1, None, {})
     torch.manual_seed(0)
     model = build_detector(detector, len(CLASSES), "base", **settings.model_arguments())
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from cases import DEVICE, INTERPRETED, gradients, random_batch
@@ -338,6 +339,13 @@ def test_what_cannot_be_registered_is_named_and_leaves_nothing(why, register):
     with pytest.raises(error, match=message):
         register(*arguments, **{"reference": quartic} | functions)
     assert repr(TABLES) == before
+
+
+@pytest.mark.parametrize("scale", [np.float64(0.5), float("inf"), [1.0], (0.5, float("nan"))])
+def test_parameters_that_operators_cannot_take_are_refused_at_once(scale, register):
+    register("regression", "quartic", Quartic, reference=quartic)
+    with pytest.raises(ValueError, match=r"regression: Quartic\(.*\) has parameters other than"):
+        JointOptimizationLoss(regression=Quartic(scale))
 
 
 def test_a_second_registration_is_refused(register):

@@ -4,9 +4,9 @@ import pytest
 
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
-from detectors.models import DETECTORS, default_backbone
+from detectors.models import DETECTORS
 from detectors.training import loop
-from detectors.training.settings import TrainSettings
+from detectors.training.settings import resolve
 
 STEPS = dict.fromkeys(DETECTORS, 250) | {"detectors": 150}
 
@@ -17,23 +17,20 @@ STEPS = dict.fromkeys(DETECTORS, 250) | {"detectors": 150}
 def test_four_images_are_learned_by_heart(name, loss, tmp_path):
     images, annotations = write_scenes(tmp_path / "scenes", images=4, seed=0, size=96)
     data = CocoDetection(images, annotations)
-    settings = TrainSettings(
-        detector=name,
-        loss=loss,
-        preset="slim",
-        backbone=default_backbone(name, "slim"),
-        backbone_weights="none",
-        image_size=None,
-        lam=2.0,
-        location_score="iou",
-        class_score="probability",
-        detach_weights=False,
-        steps=STEPS[name],
-        batch_size=2,
-        lr=0.01,
-        crop=None,
-        seed=0,
-        eval_every=0,
+    settings = resolve(
+        {
+            "detector": name,
+            "loss": loss,
+            "preset": "slim",
+            "max_steps": STEPS[name],
+            "batch_size": 2,
+            "lr": 0.01,
+            "crop": None,
+            "eval_every": 0,
+        },
+        len(data),
+        None,
+        {},
     )
     (tmp_path / "run").mkdir()
     model = loop.make_model(settings, len(data.class_names))

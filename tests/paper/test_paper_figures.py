@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from detectors.cli import main
 from detectors.commands.demo import DemoSize, demo_settings
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
-from detectors.evaluation.prior_coverage import BUCKETS
 from detectors.paper import figures, loss_samples, side_by_side
+from detectors.paper.loss_samples import Samples
 from detectors.training import checkpoints, loop
+from detectors.utils.palette import GREEN, ORANGE
 
 SIZE = DemoSize(crop=64, steps=2, batch_size=1)
 
@@ -47,12 +51,72 @@ def test_surfaces_by_hand() -> None:
     assert joint.tolist() == pytest.approx([0, 1.75 * (0.5 + np.log(2)), 2])
 
 
-def test_shares_by_hand() -> None:
-    """A limit belongs to the larger size: 8 pixels are 8-16."""
-    sizes = torch.tensor([3.0, 8, 15.9, 40, 200])
-    values = torch.tensor([1.0, 2, 3, 4, 10])
-    assert figures.shares(values, sizes) == pytest.approx([5, 25, 0, 20, 50])
-    assert len(BUCKETS) == 6
+def some_samples() -> Samples:
+    """Six samples of three objects of four; the last sample's proposal is the object itself."""
+    return Samples(
+        object=torch.tensor([0, 0, 2, 3, 3, 3]),
+        size=torch.tensor([8.0, 8, 20, 64, 64, 64]),
+        s_loc=torch.tensor([0.9, 0.2, 0.7, 0.3, 0.8, 1.0]),
+        s_cls=torch.tensor([0.1, 0.6, 0.8, 0.2, 0.4, 0.0]),
+        loss=torch.tensor([1.0, 2, 3, 4, 4, 6]),
+        own=torch.tensor([False] * 5 + [True]),
+        objects=torch.tensor([8.0, 16, 20, 64]),
+    )
+
+
+def test_shares_of_objects_by_hand() -> None:
+    """An object without samples has no loss; samples of the object's own box count."""
+    assert figures.object_shares(some_samples()).tolist() == pytest.approx([15, 0, 15, 70])
+
+
+def test_trend_by_hand() -> None:
+    """A straight line over the logarithm; that of least squares through four points."""
+    sizes, at = torch.tensor([8.0, 16, 32, 64]), torch.tensor([8.0, 128])
+    assert figures.trend(sizes, torch.tensor([1.0, 3, 5, 7]), at).tolist() == pytest.approx([1, 9])
+    values = torch.tensor([4.0, 0, 1, 3])
+    line = np.polyfit(sizes.log().numpy(), values.numpy(), 1)
+    assert figures.trend(sizes, values, at).tolist() == pytest.approx(
+        np.polyval(line, at.log().numpy()), abs=1e-6
+    )
+    assert figures.trend(torch.ones(3), torch.ones(3), at).isnan().all()
+
+
+def test_figure_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point an object and a trend line; samples in colour where their scores disagree."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    s = some_samples()
+    figures.loss_by_size({"base": s, "jol": s._replace(s_cls=s.s_loc)}, tmp_path / "x.png")
+    base, jol = np.reshape(np.array(drawn[0].axes), (2, 4))
+    assert "base" in base[0].get_title() and "JOL" in jol[0].get_title()
+    (objects,) = base[0].collections
+    assert objects.get_offsets().tolist() == [[8, 15], [16, 0], [20, 15], [64, 70]]
+    (line,) = base[0].get_lines()
+    assert list(line.get_xdata()) == [8, 64] and line.get_ydata()[0] < line.get_ydata()[1]
+
+    def points(axes: Axes) -> dict[str, list[tuple[float, float]]]:
+        found = {}
+        for dots in axes.collections:
+            colour = to_hex(dots.get_facecolor()[0]).upper()
+            found[colour] = [(round(x, 3), round(y, 3)) for x, y in dots.get_offsets().tolist()]
+        return found
+
+    assert points(base[1]) == {figures.GREY: [], ORANGE: [(0.9, 0.1)], GREEN: [(0.2, 0.6)]}
+    assert points(base[2]) == {figures.GREY: [(0.7, 0.8)], ORANGE: [], GREEN: []}
+    assert points(base[3]) == {figures.GREY: [(0.3, 0.2)], ORANGE: [(0.8, 0.4)], GREEN: []}
+    assert not any(points(axes)[colour] for axes in jol[1:] for colour in (ORANGE, GREEN))
+    assert {"50 %", "0 %"} == {text.get_text() for text in base[1].texts}
+
+
+def test_owners_of_samples() -> None:
+    """By the same box; of two objects with one box, one has all the samples."""
+    boxes = torch.tensor([[0.0, 0, 4, 4], [2, 2, 9, 9], [0, 0, 4, 5]])
+    assert loss_samples.owners(boxes[[2, 0, 0, 1]], boxes).tolist() == [2, 0, 0, 1]
+    assert len(loss_samples.owners(boxes[:0], boxes)) == 0
+    twice = loss_samples.owners(boxes[[0, 0]], boxes[[0, 0, 1]])
+    assert twice[0] == twice[1] and twice[0] in (0, 1)
+    with pytest.raises(ValueError, match="none of the image's objects"):
+        loss_samples.owners(boxes[:1] + 1, boxes)
 
 
 def test_correlation() -> None:
@@ -90,7 +154,9 @@ def test_samples_are_the_losses_terms(runs: Path) -> None:
         assert ((found.s_loc >= 0) & (found.s_loc <= 1) & (found.s_cls > 0)).all()
         # torchvision puts the objects among the proposals; not one is lost or found twice
         assert int(found.own.sum()) == len(found.objects) < len(found.own)
-        assert found.objects.min() <= found.size.min() and found.size.max() <= found.objects.max()
+        assert (found.objects[found.object] == found.size).all()
+        own = found.object[found.own]  # one of every object, in each of the images
+        assert sorted(own.tolist()) == list(range(len(found.objects)))
         assert not criterion._forward_hooks
 
 
@@ -115,9 +181,8 @@ def test_figures_are_drawn(
         words += [*given(runs), "--images", "2"]
     assert main(words) == 0
     assert str(out) in capsys.readouterr().out
-    files = {"figure.png", "figure-classes.png"} if number == 6 else {"figure.png"}
-    assert {p.name for p in tmp_path.iterdir()} == files
-    assert all(p.stat().st_size > 5000 for p in tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [out]
+    assert out.stat().st_size > 5000
 
 
 def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,10 +196,10 @@ def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (runs / "none.json").write_text(json.dumps({**content, "annotations": []}))
     none = ["--val-images", images, "--val-annotations", str(runs / "none.json")]
     for words, wanted in (
-        (["7", *out, *given(runs)], "figure 7 is of one run: wanted --base"),
+        (["7", *out, *given(runs)], "figure 7 is of one run: wanted --base DIR or --jol DIR"),
         (
             ["7", *out, *both, *given(runs)],
-            "figure 7 is of one run: wanted --base",
+            "figure 7 is of one run: wanted --base DIR or --jol DIR",
         ),
         (["2", *out], "no figure '2'; wanted 1 or 3 to 7"),
         (["six", *out], "no figure 'six'; wanted"),

@@ -61,12 +61,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, "\n".join([*lines, f"{self.prog} --help lists the options"]) + "\n")
 
     def _unknown(self, words: Sequence[str]) -> Iterator[str]:
-        """Problems: the unknown options among words that no option took, else the words."""
-        options = [word.partition("=")[0] for word in words if OPTION.match(word)]
-        for option in options:
-            yield f"unknown option {option}{meant(option, self._option_string_actions)}"
-        if not options:
-            yield from (f"unexpected argument {word!r}" for word in words)
+        """Problems: unknown options, and words before them; those after may be their values."""
+        after_option = False
+        for word in words:
+            if OPTION.match(word):
+                option, after_option = word.partition("=")[0], True
+                yield f"unknown option {option}{meant(option, self._option_string_actions)}"
+            elif not after_option:
+                yield f"unexpected argument {word!r}"
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         self._given.add(action.dest)
