@@ -5,18 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from detectors.paper.finished_runs import Run, mean, spread
-from detectors.training.settings import DEFAULTS
+from detectors.training import settings
 
 NO_RUN = "no run"
-USUAL = {
-    "image_size": None,
-    "crop": None,
-    "lam": 2.0,
-    "location_score": "iou",
-    "class_score": "probability",
-    "detach_weights": False,
-    **DEFAULTS,
-}
+USUAL = {"image_size": None, "crop": None, **settings.USUAL, **settings.DEFAULTS}
 """Settings that need no word in a note."""
 
 

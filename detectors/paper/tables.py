@@ -27,7 +27,14 @@ Made = tuple[Grid, list[str]]
 DEFAULT_ROOT = Path("runs")
 SIZE = 800
 """Side of the images of Table 9."""
-COUNTED = "GFLOPs: billions of multiply-accumulates of an image of 800 x 800"
+UNITS = (
+    "GFLOPs: billions of multiply-accumulates of an image of 800 x 800; MB: weights and momentum; "
+    "s/step: median seconds of a training step."
+)
+TIMING = (
+    "gain: AP of JOL less base. Our AP is that of the runs that were timed: after few steps it is "
+    "not comparable with the paper's."
+)
 WHAT = ("what", "runs")
 """Columns after the labels: paper, ours, spread or difference; and of how many runs."""
 SPREAD = "± is the standard deviation over seeds, or over pairs of base and JOL of the same seed."
@@ -35,7 +42,12 @@ TOLD = tuple(f.name for f in dataclasses.fields(Cell))
 """Settings that the labels of Tables 2 to 9 tell."""
 BYTES = 8
 """Of a parameter and its momentum, in float32."""
-COSTS = {"GFLOPs": ".1f", "params M": ".1f", "MB": ".1f", "s/step": ".3f"}
+GAIN = "gain"
+"""Column of the gains of AP that the paper prints."""
+COSTS = {
+    **{"AP": ".1f", GAIN: ".1f"},
+    **{"GFLOPs": ".1f", "params M": ".1f", "MB": ".1f", "s/step": ".3f"},
+}
 """Columns of Table 9 and their formats."""
 
 
@@ -78,7 +90,10 @@ def _measure() -> dict[str, tuple[float, float]]:
 
 
 def results_table(which: int, runs: Sequence[Run]) -> Grid:
-    """Table 2 to 8: rows for each entry, and JOL less base where the table has both."""
+    """Table 2 to 8: rows for each entry, and JOL less base where the table has both.
+
+    A method without numbers of the paper and without runs has no rows (Table 6 has one method).
+    """
     table = table_plan.TABLES[which]
     mine = [run for run in runs if run.dataset == table.dataset]
     groups: list[list[Group]] = []
@@ -89,27 +104,35 @@ def results_table(which: int, runs: Sequence[Run]) -> Grid:
         skipped += repeated
     letters, notes = letter_groups((g.any for found in groups for g in found), TOLD)
     columns = _columns(table.columns, [g.any for found in groups for g in found])
+    gains: dict[int, float] = {}  # number of the row → the gain that the paper prints
     rows: list[list[str]] = []
-    for index, (entry, found) in enumerate(zip(table.entries, groups, strict=True)):
+    pairs = list(zip(table.entries, groups, strict=True))
+    shown = {entry.method for entry, found in pairs if entry.published or found}
+    for index, (entry, found) in enumerate(pairs):
+        if entry.method not in shown:
+            continue
         lines = [
             Line(len(g.runs), letters(g.any), {c: g.metric(c).values() for c in columns})
             for g in found
         ]
+        if entry.gain is not None:
+            gains[len(rows)] = entry.gain
         rows += rows_of(entry.labels, entry.published, lines, columns, reference=entry.reference)
         if entry.labels[-1] == "jol":  # the base of the same method stands before it
             before = table.entries[index - 1]
-            gains = {
+            differences = {
                 name: value - before.published[name]
                 for name, value in entry.published.items()
                 if name in before.published
             }
             lines = list(_gains(groups[index - 1], found, letters, columns))
-            if gains or lines:
-                rows += rows_of((*entry.labels[:-1], "jol-base"), gains, lines, columns, sign="+")
+            if differences or lines:
+                labels = (*entry.labels[:-1], "jol-base")
+                rows += rows_of(labels, differences, lines, columns, sign="+")
     for row in table.others:
         cells = [number(row.numbers.get(c, math.nan), spec) for c, spec in columns.items()]
         rows.append([row.method.replace(" w/ ", "+"), "-", paper(row.reference), "", *cells])
-    return Grid(
+    grid = Grid(
         title=f"Table {which}. {table.title}",
         header=[*table.labels, *WHAT, *columns],
         rows=rows,
@@ -117,6 +140,19 @@ def results_table(which: int, runs: Sequence[Run]) -> Grid:
         entry=len(table.labels),
         notes=[*_source(table), *notes, SPREAD, *skipped],
     )
+    return _with_gains(grid, gains) if gains else grid
+
+
+def _with_gains(grid: Grid, gains: Mapping[int, float]) -> Grid:
+    """The table with the gains that the paper prints, next to its AP; number of the row → gain.
+
+    A column of the paper alone: ours are in the rows jol-base.
+    """
+    at = grid.header.index("AP") + 1
+    cells = [f"{gains[i]:.1f}" if i in gains else "" for i in range(len(grid.rows))]
+    rows = [[*row[:at], cell, *row[at:]] for row, cell in zip(grid.rows, cells, strict=True)]
+    header = [*grid.header[:at], GAIN, *grid.header[at:]]
+    return dataclasses.replace(grid, header=header, rows=rows, spare=GAIN)
 
 
 def _source(table: Table) -> list[str]:
@@ -124,6 +160,8 @@ def _source(table: Table) -> list[str]:
     notes = [f"paper: doi {DOI}; -: not in its table."]
     if any(entry.reference for entry in table.entries):
         notes.append("[n]: cited by the paper from its reference n, not a run of its authors.")
+    if table.dataset == "sodad":
+        notes.append("gain: as the paper prints it, that of DetectoRS over DetectoRS with SimD.")
     return notes
 
 
@@ -140,12 +178,22 @@ def _gains(
 ) -> Iterator[Line]:
     """JOL less base of the same settings, data and seed, for each group of JOL that has a base."""
     for group in joint:
-        wanted = group.any.decides(["loss", *JOINT])
-        for other in base:
+        for other in _bases(group, base):
             seeds = group.runs.keys() & other.runs.keys()
-            if seeds and other.any.decides(["loss"]) == wanted:
+            if seeds:
                 values = {c: _differences(group.metric(c), other.metric(c)) for c in columns}
                 yield Line(len(seeds), letters(group.any), values)
+
+
+def _bases(joint: Group, base: Iterable[Group], also: Sequence[str] = ()) -> Iterator[Group]:
+    """The base runs of JOL's settings and data, and of the same settings `also`."""
+    mine = joint.any
+    wanted = mine.decides(["loss", *JOINT])
+    for group in base:
+        other = group.any
+        same = all(other.settings[name] == mine.settings[name] for name in also)
+        if same and other.decides(["loss"]) == wanted:
+            yield group
 
 
 def _differences(joint: Mapping[int, float], base: Mapping[int, float]) -> list[float]:
@@ -155,8 +203,8 @@ def _differences(joint: Mapping[int, float], base: Mapping[int, float]) -> list[
 def cost_table(runs: Sequence[Run], measured: Mapping[str, tuple[float, float]]) -> Grid:
     """Table 9; measured: detector → GFLOPs and millions of parameters of our own.
 
-    Seconds a step are those of runs on AI-TOD with preset paper and ResNet-50. The size is
-    computed, as a saved file may hold more or less than weights and momentum.
+    AP and seconds a step are those of runs on AI-TOD with preset paper and ResNet-50. The size
+    is computed, as a saved file may hold more or less than weights and momentum.
     """
     table = table_plan.TABLES[9]
     wanted = (table.dataset, "paper", "resnet50")
@@ -169,18 +217,26 @@ def cost_table(runs: Sequence[Run], measured: Mapping[str, tuple[float, float]])
     for index, (entry, found) in enumerate(zip(table.entries, groups, strict=True)):
         gflops, parameters = measured[entry.cell.detector]
         own = {"GFLOPs": [gflops], "params M": [parameters], "MB": [BYTES * parameters]}
+        joint = entry.cell.loss == "jol"  # the base of the same detector stands before it
         lines = [
             Line(
                 len(group.runs),
                 f"{letters(group.any)} {group.any.settings['device']}",
-                {**own, "s/step": _seconds(group).values()},
+                {
+                    **own,
+                    "AP": group.metric("AP").values(),
+                    GAIN: _gain(group, groups[index - 1] if joint else []),
+                    "s/step": _seconds(group).values(),
+                },
             )
             for group in found
         ]
-        rows += rows_of(entry.labels, entry.published, lines or [Line(0, "", own)], COSTS)
-        if not lines:
-            rows[-2][-1] = NO_RUN  # seconds; the last row is the difference from the paper's
-        if entry.cell.loss == "jol":  # the base of the same detector stands before it
+        published = {**entry.published, **({GAIN: entry.gain} if entry.gain is not None else {})}
+        rows += rows_of(entry.labels, published, lines or [Line(0, "", own)], COSTS)
+        if not lines:  # the last row is the difference from the paper's
+            for name in ("AP", "s/step"):
+                rows[-2][list(COSTS).index(name) - len(COSTS)] = NO_RUN
+        if joint:
             before = table.entries[index - 1]
             ratio = entry.published["s/step"] / before.published["s/step"]
             rows += _ratios(entry.cell.detector, ratio, groups[index - 1], found, letters)
@@ -190,8 +246,17 @@ def cost_table(runs: Sequence[Run], measured: Mapping[str, tuple[float, float]])
         rows=rows,
         labels=3,
         entry=2,
-        notes=[f"paper: doi {DOI}, one RTX A6000, batch 2", COUNTED, *notes, SPREAD],
+        notes=[f"paper: doi {DOI}, one RTX A6000, batch 2", UNITS, TIMING, *notes, SPREAD],
     )
+
+
+def _gain(joint: Group, base: Sequence[Group]) -> list[float]:
+    """AP of JOL less base, of the same settings, data, device and seed."""
+    return [
+        difference
+        for group in _bases(joint, base, ["device"])
+        for difference in _differences(joint.metric("AP"), group.metric("AP"))
+    ]
 
 
 def _ratios(
@@ -204,13 +269,11 @@ def _ratios(
     """JOL's step over base's, of the same settings, data, device and seed."""
     lines = []
     for group in joint:
-        wanted, device = group.any.decides(["loss", *JOINT]), group.any.settings["device"]
-        for other in base:
-            if other.any.decides(["loss"]) == wanted and other.any.settings["device"] == device:
-                slow, fast = _seconds(group), _seconds(other)
-                ratios = [slow[s] / fast[s] for s in sorted(slow.keys() & fast.keys())]
-                line = Line(len(ratios), f"{letters(group.any)} {device}", {"s/step": ratios})
-                lines.append(line)
+        for other in _bases(group, base, ["device"]):
+            slow, fast = _seconds(group), _seconds(other)
+            ratios = [slow[s] / fast[s] for s in sorted(slow.keys() & fast.keys())]
+            letter = f"{letters(group.any)} {group.any.settings['device']}"
+            lines.append(Line(len(ratios), letter, {"s/step": ratios}))
     if lines:
         yield from rows_of((name, "jol/base"), {"s/step": published}, lines, COSTS)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 WIDTH = 100
-"""Of the notes below a table, in characters."""
+"""Of text, in characters."""
 FORMATS = ("text", "markdown", "csv")
 
 
@@ -25,6 +25,7 @@ class Grid:
             blank line where another of them than the last changes, but not between two rows that
             stand alone.
         notes: lines below the table.
+        spare: a column that text skips where its lines would be longer than WIDTH.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Grid:
     labels: int
     entry: int
     notes: list[str]
+    spare: str | None = None
 
 
 def render(grid: Grid, style: str) -> str:
@@ -84,7 +86,11 @@ def _text(grid: Grid) -> str:
         ["" if i < grid.entry and each[i] else cell for i, cell in enumerate(row)]
         for each, row in zip(same, grid.rows, strict=True)
     ]
-    header, *table = aligned([grid.header, *shown], grid.labels)
+    cells = [grid.header, *shown]
+    header, *table = aligned(cells, grid.labels)
+    if grid.spare and max(map(len, [header, *table])) > WIDTH:
+        at = grid.header.index(grid.spare)
+        header, *table = aligned([[*row[:at], *row[at + 1 :]] for row in cells], grid.labels)
     lines = [grid.title, "", header]
     for i, line in enumerate(table):
         if starts[i] and not (single[i] and single[i - 1]):

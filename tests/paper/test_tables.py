@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from detectors.cli import main
 from detectors.paper import published_numbers, tables
 from detectors.paper.finished_runs import find_runs
+from detectors.paper.published_numbers import COMPARISONS
 from detectors.paper.table_plan import TABLES
 from detectors.paper.tables import cost_table, results_table, runs_table
 from detectors.utils.text_tables import Grid, render
@@ -187,13 +190,27 @@ def test_ablations_are_of_faster_rcnn_on_aitod(tmp_path: Path) -> None:
     assert len(results_table(8, []).rows) == 10
 
 
+def test_table_6_has_no_rows_of_methods_that_neither_the_paper_nor_a_run_has(
+    tmp_path: Path,
+) -> None:
+    grid = results_table(6, [])
+    assert {row[0] for row in grid.rows} == {"faster_rcnn"} and len(grid.rows) == 6
+    write_run(tmp_path / "a", {"AP": 20.0}, dataset="coco", detector="fcos", loss="jol")
+    grid = results_table(6, find_runs(tmp_path)[0])
+    assert {row[0] for row in grid.rows} == {"fcos", "faster_rcnn"}
+    assert lines_of(grid, "fcos", "jol")["ours"]["AP"] == "20.0"
+    assert lines_of(grid, "fcos", "base")["ours"]["AP"] == "no run"
+    # the paper has DetectoRS with JOL alone on SODA-D, and its base cell stays to be filled
+    assert lines_of(results_table(5, []), "detectors", "base")["ours"]["AP"] == "no run"
+
+
 def test_columns_follow_what_runs_have(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"AP": 20.0, "oLRP": 80.0, "AP_eS": 7.0}, dataset="sodad")
     grid = results_table(5, find_runs(tmp_path)[0])
-    assert grid.header[4:] == ["AP", "AP50", "AP75", "AP_eS"]
+    assert grid.header[4:] == ["AP", "gain", "AP50", "AP75", "AP_eS"]
     write_run(tmp_path / "b", {"AP": 20.0, "AP_t": 1.0, "AP75": 7.0, "AP_l": 3.0})
     grid = results_table(2, find_runs(tmp_path)[0])
-    assert grid.header[4:] == ["AP", "AP50", "AP75", "AP_vt", "AP_t", "AP_l"]
+    assert grid.header[4:] == ["AP", "gain", "AP50", "AP75", "AP_vt", "AP_t", "AP_l"]
 
 
 BROKEN = {
@@ -261,15 +278,15 @@ def test_the_list_of_runs_pairs_base_and_jol(tmp_path: Path) -> None:
 
 
 def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Path) -> None:
-    for name, seconds, settings in (
-        ("b", (9.0, 1.0, 1.2, 1.1), {}),
-        ("j", (9.0, 1.21), {"loss": "jol"}),
-        ("s", (9.0, 0.1), {"preset": "slim"}),
-        ("v", (9.0, 0.2), {"dataset": "visdrone"}),
-        ("g", (9.0, 0.01), {"loss": "jol", "device": "cuda"}),
+    for name, ap, seconds, settings in (
+        ("b", 11.0, (9.0, 1.0, 1.2, 1.1), {}),
+        ("j", 24.2, (9.0, 1.21), {"loss": "jol"}),
+        ("s", 1.0, (9.0, 0.1), {"preset": "slim"}),
+        ("v", 1.0, (9.0, 0.2), {"dataset": "visdrone"}),
+        ("g", 20.0, (9.0, 0.01), {"loss": "jol", "device": "cuda"}),
     ):
         settings = {"dataset": "aitod", **settings}
-        write_run(tmp_path / name, {"AP": 1.0}, seconds=seconds, **settings)
+        write_run(tmp_path / name, {"AP": ap}, seconds=seconds, **settings)
     measured = dict.fromkeys(published_numbers.COSTS, (130.0, 41.4))
     grid = cost_table(find_runs(tmp_path)[0], measured)
     base = lines_of(grid, "faster_rcnn", "base")
@@ -280,6 +297,18 @@ def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Pat
     assert base["ours cpu - paper"]["GFLOPs"] == "-4.5"
     assert base["ours cpu - paper"]["params M"] == "+0.0"
     joint = lines_of(grid, "faster_rcnn", "jol")
+    assert {what: (row["AP"], row["gain"]) for what, row in base.items()} == {
+        "paper": ("11.1", "-"),
+        "ours cpu": ("11.0", "-"),
+        "ours cpu - paper": ("-0.1", "-"),
+    }
+    assert {what: (row["AP"], row["gain"]) for what, row in joint.items()} == {
+        "paper": ("24.7", "13.6"),
+        "ours cpu": ("24.2", "13.2"),
+        "ours cpu - paper": ("-0.5", "-0.4"),
+        "ours cuda": ("20.0", "-"),  # no base run on this device
+        "ours cuda - paper": ("-4.7", "-"),
+    }
     assert (joint["ours cpu"]["s/step"], joint["ours cuda"]["s/step"]) == ("1.210", "0.010")
     assert joint["ours cpu"]["MB"] == "331.2"
     ratio = lines_of(grid, "faster_rcnn", "jol/base")
@@ -288,6 +317,9 @@ def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Pat
     assert (ratio["paper"]["s/step"], ratio["ours cpu - paper"]["s/step"]) == ("1.091", "+0.009")
     retina = lines_of(grid, "retinanet", "base")
     assert (retina["ours"]["GFLOPs"], retina["ours"]["s/step"]) == ("130.0", "no run")
+    assert (retina["ours"]["AP"], retina["paper"]["AP"]) == ("no run", "8.7")
+    assert "AI-TOD, trained on trainval, tested on test" in grid.title
+    assert max(map(len, render(grid, "text").splitlines())) <= 100
     assert retina["ours - paper"]["GFLOPs"] == "+0.2"
 
 
@@ -355,6 +387,23 @@ def test_unusable_arguments(
     assert wanted in error and len(error.splitlines()) <= 2
 
 
+def test_a_detector_that_the_paper_lacks_needs_no_row_in_its_tables(tmp_path: Path) -> None:
+    """A new row of DETECTORS alone: the command works, and the list of runs has its runs."""
+    write_run(tmp_path / "a", {"AP": 20.0}, detector="mine")
+    new = "from detectors.models.presets import DETECTORS as d; d['mine'] = d['fcos']; "
+    code = f"import sys; {new}from detectors.cli import main; sys.exit(main(sys.argv[1:]))"
+    for words, wanted in (
+        (["--help"], "usage: "),
+        (["train", "--help"], "mine"),
+        (["table", "runs", "--runs", str(tmp_path)], "mine"),
+        (["table", "2", "--runs", str(tmp_path)], "faster_rcnn"),
+    ):
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert wanted in done.stdout
+
+
 def test_no_runs_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -369,7 +418,7 @@ def test_methods_of_others_are_cited_once_and_have_no_runs() -> None:
     cited = [row for row in grid.rows if row[1] == "-"]
     assert [row[0] for row in cited][:2] == ["Cascade RPN", "SSD-512"] and len(cited) == 9
     assert cited[-1][:5] == ["KLDet", "-", "paper [15]", "", "25.2"]
-    assert set(cited[-1][5:]) == {"-"}
+    assert cited[-1][5] == "" and set(cited[-1][6:]) == {"-"}
     text = render(grid, "text").splitlines()
     first = next(i for i, line in enumerate(text) if line.startswith("Cascade RPN"))
     assert text[first - 1] == "" and "" not in text[first : first + 9]
@@ -389,3 +438,33 @@ def test_every_table_fits_the_screen(which: int, tmp_path: Path) -> None:
     grid = results_table(which, find_runs(tmp_path)[0])
     assert max(map(len, render(grid, "text").splitlines())) <= 100
     assert any(row[grid.labels - 1] == "ours b - paper" for row in grid.rows)
+    if "gain" in grid.header:  # what text may skip, the other formats have
+        assert "gain" in render(grid, "csv").splitlines()[0]
+        assert "| gain |" in render(grid, "markdown")
+
+
+@pytest.mark.parametrize("which", range(2, 9))
+def test_the_gains_that_the_paper_prints_stand_next_to_its_ap(which: int) -> None:
+    """Also that of DetectoRS in Table 5, which is over a method that is not its base."""
+    grid = results_table(which, [])
+    if which > 5:
+        assert "gain" not in grid.header
+        return
+    assert grid.header[4:6] == ["AP", "gain"]
+    printed = {row.method: row.gain for row in COMPARISONS[which][1] if row.gain is not None}
+    found = {(row[0], row[1], row[2]): row[5] for row in grid.rows if row[5]}
+    assert found == {
+        (name, "jol", "paper"): f"{printed[method]:.1f}"
+        for name, method in (
+            ("retinanet", "RetinaNet w/ JOL"),
+            ("fcos", "FCOS w/ JOL"),
+            ("faster_rcnn", "Faster R-CNN w/ JOL"),
+            ("cascade_rcnn", "Cascade R-CNN w/ JOL"),
+            ("detectors", "DetectoRS w/ JOL"),
+            ("detectors+simd", "DetectoRS w/ SimD + JOL"),
+        )
+    }
+    assert len(printed) == 6 and " gain " in render(grid, "text")
+    if which == 5:
+        assert found["detectors", "jol", "paper"] == "0.6"
+        assert any("over DetectoRS with SimD" in note for note in grid.notes)
