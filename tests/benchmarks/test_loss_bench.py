@@ -367,11 +367,11 @@ def test_comparison_names_what_changed():
     lines = [line for line in text.splitlines() if line.startswith("| rcnn-9")]
     assert lines == ["| rcnn-9 float32 | p1 | both, clock | 2 | 4 | ms | 2.00 |"]
     once = [report.row(ABOUT, HERE, OURS, "first call", "s", v) for v in (1.0, 1.05, 1.2)]
-    assert "1 of them alike" in report.comparison(once[:1], once[1:2])
-    assert "0 of them alike" in report.comparison(once[:1], once[2:])
+    assert "1 of them unchanged" in report.comparison(once[:1], once[1:2])
+    assert "0 of them unchanged" in report.comparison(once[:1], once[2:])
     wide = [dataclasses.replace(r, high=1.5) for r in rows_of(1.0)]
     late = [dataclasses.replace(r, low=1.4) for r in rows_of(1.55)]
-    assert "0 of them alike" in report.comparison(wide, late)  # ranges that overlap are not enough
+    assert "0 of them unchanged" in report.comparison(wide, late)  # ranges that overlap are not enough
     other = [dataclasses.replace(r, machine="another") for r in rows_of(1.0)]
     assert "machine: another before, " in report.comparison(other, rows_of(1.0))
     gone = report.comparison(rows_of(1.0, 2.0), [])
