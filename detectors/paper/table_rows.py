@@ -1,13 +1,22 @@
 """The rows of a table: the paper's numbers, then those of runs, their spread, the difference."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from detectors.paper.finished_runs import Run, mean, spread
+from detectors.paper.finished_runs import JOINT, Group, Run, mean, spread
+from detectors.paper.table_plan import Cell
 from detectors.training import settings
 
 NO_RUN = "no run"
+WHAT = ("what", "runs")
+"""Columns after the labels: paper, ours, spread or difference; and of how many runs."""
+SPREAD = "± is the standard deviation over seeds, or over pairs of base and JOL of the same seed."
+TOLD = tuple(f.name for f in dataclasses.fields(Cell))
+"""Settings that the labels of Tables 2 to 9 tell."""
+GAIN = "gain"
+"""Column of the gains of AP that the paper prints."""
 USUAL = {"image_size": None, "crop": None, **settings.USUAL, **settings.DEFAULTS}
 """Settings that need no word in a note."""
 
@@ -122,3 +131,19 @@ def letter_groups(runs: Iterable[Run], told: Iterable[str]) -> tuple[Letters, li
     if len(letters.words) < 2:
         return letters, [f"ours: {words}" for words in letters.words]
     return letters, [f"{letters.letter(i)}: {words}" for i, words in enumerate(letters.words)]
+
+
+def bases(joint: Group, base: Iterable[Group], also: Sequence[str] = ()) -> Iterator[Group]:
+    """The base runs of JOL's settings and data, and of the same settings `also`."""
+    mine = joint.any
+    wanted = mine.decides(["loss", *JOINT])
+    for group in base:
+        other = group.any
+        same = all(other.settings[name] == mine.settings[name] for name in also)
+        if same and other.decides(["loss"]) == wanted:
+            yield group
+
+
+def differences(joint: Mapping[int, float], base: Mapping[int, float]) -> list[float]:
+    """JOL less base of each seed that both have; seed → value."""
+    return [joint[seed] - base[seed] for seed in sorted(joint.keys() & base.keys())]

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from detectors.cli import main
-from detectors.paper import published_numbers, tables
+from detectors.paper import published_numbers
+from detectors.paper.cost_table import cost_table
 from detectors.paper.finished_runs import find_runs
 from detectors.paper.published_numbers import COMPARISONS
 from detectors.paper.table_plan import TABLES
-from detectors.paper.tables import cost_table, results_table, runs_table
+from detectors.paper.tables import results_table, runs_table
 from detectors.utils.text_tables import Grid, render
 
 SETTINGS: dict[str, Any] = {
@@ -326,7 +327,7 @@ def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Pat
 def test_table_9_measures_our_own_detectors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tables, "SIZE", 96)
+    monkeypatch.setattr("detectors.paper.cost_table.SIZE", 96)
     assert main(["table", "9", "--runs", str(tmp_path), "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     ours = [row for row in rows if row["what"] == "ours" and row["loss"] == "base"]
