@@ -371,7 +371,8 @@ def test_comparison_names_what_changed():
     assert "0 of them unchanged" in report.comparison(once[:1], once[2:])
     wide = [dataclasses.replace(r, high=1.5) for r in rows_of(1.0)]
     late = [dataclasses.replace(r, low=1.4) for r in rows_of(1.55)]
-    assert "0 of them unchanged" in report.comparison(wide, late)  # ranges that overlap are not enough
+    # ranges that overlap are not enough
+    assert "0 of them unchanged" in report.comparison(wide, late)
     other = [dataclasses.replace(r, machine="another") for r in rows_of(1.0)]
     assert "machine: another before, " in report.comparison(other, rows_of(1.0))
     gone = report.comparison(rows_of(1.0, 2.0), [])
