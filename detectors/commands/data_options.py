@@ -1,6 +1,7 @@
 """Which data the arguments name: a data set of the paper, or images and COCO JSON files."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -69,6 +70,29 @@ def problems(args: argparse.Namespace, *paths: str) -> Iterator[str]:
         yield f"wanted {wanted}; missing {' '.join(missing) or '--dataset'}"
     elif _value(args, "--split"):
         yield "--split without --dataset"
+
+
+def refuse_absent(args: argparse.Namespace, *paths: str) -> None:
+    """Report at once all files and folders of these options that do not exist.
+
+    Readers would find them too, one at a time and after torch was imported.
+
+    Raises:
+        DataError: at least one does not exist.
+    """
+    absent = []
+    for name in (*paths, "--data-root"):
+        path = _value(args, name)
+        if path is None or path.exists():
+            continue
+        if name.endswith("-images"):
+            absent.append(f"{path}: no such folder of images")
+        elif name == "--data-root":
+            absent.append(f"{path}: no such folder")
+        else:
+            absent.append(f"{path}: cannot be read: {os.strerror(errno.ENOENT)}")
+    if absent:
+        raise DataError("; ".join(absent))
 
 
 def is_named(args: argparse.Namespace) -> bool:

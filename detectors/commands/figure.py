@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _draw_from_models(args: argparse.Namespace, folders: dict[str, Path]) -> None:
+    data_options.refuse_absent(args, *data_options.EVALUATION)
     from detectors.paper import class_detections, figures, loss_samples, side_by_side
     from detectors.training import checkpoints
 

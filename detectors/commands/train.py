@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     same_data = bool(data_was) and not data_options.names_data(args)
     if same_data:
         data_options.name_data(args, data_was)
+    data_options.refuse_absent(args, *data_options.TRAINING)
     # Here and not above, so that what is wrong with the arguments is said without torch.
     from detectors.training import checkpoints, loop
     from detectors.utils.distributed import connected

@@ -275,6 +275,10 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
             assert explained, line
 
 
+ABSENT = [
+    *("--train-images", "a", "--train-annotations", "b.json"),
+    *("--val-images", "c", "--val-annotations", "d.json"),
+]
 HEAVY = ("torch", "torchvision", "matplotlib", "numpy", "PIL")
 
 
@@ -296,6 +300,8 @@ HEAVY = ("torch", "torchvision", "matplotlib", "numpy", "PIL")
         (["train", "--config", "nowhere.json", "--out", "nowhere"], 2),
         (["sweep", "2", "--out", "nowhere"], 2),
         (["eval", "--out", "nowhere"], 2),
+        (["train", "--detector", "fcos", "--loss", "jol", *ABSENT, "--out", "nowhere"], 2),
+        (["eval", "--checkpoint", "no.pt", *ABSENT[4:], "--out", "nowhere"], 2),
         (["data", "stats"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -412,3 +418,14 @@ def test_all_wrong_words_are_reported_at_once(capsys: pytest.CaptureFixture[str]
     assert "unknown option --batchsize; did you mean --batch-size?" in error
     assert "--lam: got '0.5', wanted a number of 1 or more" in error
     assert "required: --out" in error and "missing --detector" in error
+
+
+def test_all_absent_files_are_reported_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--detector", "fcos", "--loss", "jol", *ABSENT, "--out", "o"]) == 2
+    error = capsys.readouterr().err
+    for path in ("a: no such folder", "b.json: cannot be read", "c: no such", "d.json: cannot be"):
+        assert path in error
+    assert not (tmp_path / "o").exists()

@@ -18,7 +18,7 @@ from torchvision.models.detection import (
     retinanet_resnet50_fpn,
 )
 
-from detectors.models import TWO_STAGE, build_detector, joint_head
+from detectors.models import DETECTORS, TWO_STAGE, build_detector, joint_head
 from detectors.models.backbones import resnet
 from jolkernels.integrations.torchvision import JointRoIHeads, fcos_criterion, roi_criterion
 from jolkernels.spec import CHOICES
@@ -184,7 +184,13 @@ def test_slim_predicts_in_pixels_of_the_image(name: str, size: tuple[int, int]) 
     assert ((found["scores"] >= 0) & (found["scores"] <= 1)).all()
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name",
+    [
+        d if d in ("fcos", "faster_rcnn") else pytest.param(d, marks=pytest.mark.slow)
+        for d in DETECTORS
+    ],
+)
 def test_a_few_steps_learn_one_image(name: str) -> None:
     """Losses fall and objects are found: labels and boxes come out as they went in."""
     torch.manual_seed(0)

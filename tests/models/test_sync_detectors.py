@@ -53,7 +53,6 @@ BOX = ("bbox_regression",)
 RPN = ("loss_objectness", "loss_rpn_box_reg")
 SAMPLED = (*RPN, "loss_box_reg")
 CASES = {
-    "retinanet": Case("retinanet", "jol", MAIN, SLIM, BOX),
     "retinanet-unequal": Case("retinanet", "base", FEW, SLIM, first=1),
     "retinanet-empty": Case("retinanet", "jol", FEW, SLIM, BOX, **EMPTY),
     "retinanet-batch": Case("retinanet", "base", FEW, SLIM, normalizer="batch", sums=1),
@@ -65,9 +64,10 @@ CASES = {
     "faster_rcnn-greedy": Case("faster_rcnn", "base", greedy=True),
     "faster_rcnn-simd": Case("faster_rcnn", "jol", FEW, SIMD, greedy=True),
     "faster_rcnn-empty": Case("faster_rcnn", "jol", greedy=True, **EMPTY),
-    "cascade_rcnn": Case("cascade_rcnn", "jol", 2, local=SAMPLED, sums=4),
 }
 SLOW = {
+    "retinanet": Case("retinanet", "jol", MAIN, SLIM, BOX),
+    "cascade_rcnn": Case("cascade_rcnn", "jol", 2, local=SAMPLED, sums=4),
     "detectors": Case("detectors", "jol", 2, local=SAMPLED, sums=4),
     "retinanet-paper": Case("retinanet", "jol", MAIN, PAPER, sums=1),
     "fcos-paper": Case("fcos", "jol", MAIN, PAPER),

@@ -340,6 +340,7 @@ def torchrun(words: list[str], folder: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_torchrun_stopped_and_resumed(scenes: tuple[Path, Path], tmp_path: Path) -> None:
     """Rank 0 alone talks; SIGTERM to torchrun ends the step and saves; --resume goes on."""
     images, annotations = map(str, scenes)

@@ -55,7 +55,8 @@ def reductions(rank: int, names: list[str]) -> dict[str, Any]:
 
 
 CASES = [
-    pytest.param([name for name in DETECTORS if name != "detectors"], id="usual"),
+    pytest.param(["fcos", "faster_rcnn"], id="quick"),
+    pytest.param(["retinanet", "cascade_rcnn"], id="usual", marks=pytest.mark.slow),
     pytest.param(["detectors"], id="detectors", marks=pytest.mark.slow),
 ]
 
