@@ -312,7 +312,7 @@ def test_fifteen_hundred_objects_in_an_image(name):
     assert all(g.isfinite().all() for g in gradients.values() if g is not None)
 
 
-@pytest.mark.parametrize("preset", ["torchvision", "slim"])
+@pytest.mark.parametrize("preset", [pytest.param("torchvision", marks=pytest.mark.slow), "slim"])
 @pytest.mark.parametrize(
     ("name", "strides"),
     [
