@@ -91,11 +91,6 @@ def means_lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
-def first_here() -> bool:
-    """Whether this is the first of torchrun's processes on this machine, or without torchrun."""
-    return not dist.is_torchelastic_launched() or os.environ["LOCAL_RANK"] == "0"
-
-
 @contextmanager
 def connected(device: str) -> Iterator[World]:
     """The world of this process, whose tensors are on `device`, "cpu" or "cuda"."""
