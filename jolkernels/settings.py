@@ -13,6 +13,7 @@ from jolkernels import process_groups
 from jolkernels.checks import one_of, real
 from jolkernels.registry import (
     CHOICES,
+    CLASS_SCORES,
     Classification,
     Coding,
     Regression,
@@ -53,7 +54,7 @@ class Arguments:
         if self.location_score is not None:
             kept["location_score"] = resolve("location_score", self.location_score)
         if self.class_score is not None:
-            kept["class_score"] = one_of("class_score", self.class_score, ("probability",))
+            kept["class_score"] = one_of("class_score", self.class_score, CLASS_SCORES)
         if not isinstance(self.detach_weights, bool):
             raise TypeError(f"detach_weights: got {self.detach_weights!r}, wanted True or False")
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):

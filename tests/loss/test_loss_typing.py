@@ -66,6 +66,7 @@ def check(installed, tmp_path, pytestconfig):
     return run
 
 
+@pytest.mark.slow
 def test_a_script_of_ten_lines_is_strictly_typed_and_runs(check, tmp_path):
     done = check(SCRIPT)
     assert done.stdout.startswith("Success: no issues found in 1 source file"), done.stdout
