@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from inspect import signature
-from typing import Any, Concatenate, NamedTuple, ParamSpec
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from torch.distributed import ProcessGroup
 
@@ -149,6 +149,20 @@ class Call(NamedTuple):
 
 
 P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def same_arguments(
+    as_of: Callable[P, object],
+) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Decorate a function that hands on *args and **kwargs with the parameters of another."""
+
+    def decorate(function: Callable[..., R]) -> Callable[P, R]:
+        parameters = [*signature(as_of).parameters.values()]
+        function.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def hands_on(
