@@ -60,7 +60,8 @@ def setting(
         group: one of the four above.
         default: value where the command line does not give it, and of an earlier run whose file
             lacks it.
-        usual: value where the command line does not give it, if files never lacked it.
+        usual: value where the command line does not give it, if files never lacked it, or if
+            another than the default of such files.
         said: the default in words, where it depends on the preset, the detector or the data.
         may_change: whether a resumed run may have another value than its beginning.
         kind: what the command line takes beyond the field's type (see commands/options.py):
@@ -176,6 +177,13 @@ class TrainSettings:
         least=0,
         below=1,
         said=of_detectors(lambda d: d.score_threshold),
+    )
+    ignore_regions: bool = setting(
+        "in crowds and regions to ignore, learn no background where no object is matched",
+        MODEL,
+        False,
+        usual=True,
+        said="on",
     )
     decay_steps: list[int] | None = None
     clip: float = setting(

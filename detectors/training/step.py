@@ -117,7 +117,8 @@ class Stepper:
 
     def _forward(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> Any:
         device, amp = self.settings.device, self.settings.amp
-        wanted = [{k: t[k].to(device) for k in ("boxes", "labels")} for t in targets]
+        keys = ("boxes", "labels", "ignored")
+        wanted = [{k: t[k].to(device) for k in keys if k in t} for t in targets]
         with torch.autocast(device, DTYPES[amp], enabled=amp != "off"):
             return self.network([image.to(device) for image in images], wanted)
 
