@@ -19,6 +19,12 @@ from jolkernels.kernels.forward import box_terms, load_factors, row_kinds, weigh
 
 
 @triton.jit
+def times(upstream, inverse):
+    """upstream / Z in float64; 0 also where the inverse of a tiny Z is infinite."""
+    return tl.where(upstream == 0, 0.0, upstream * inverse)
+
+
+@triton.jit
 def store_box_gradient(
     grad_boxes, rows, n, slot, positive, poison, d0, d1, d2, d3,
     width, BLOCK: tl.constexpr,
@@ -60,10 +66,10 @@ def gradients_kernel(
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     valid, positive, _bad, y = row_kinds(labels, stride_label, rows, n, background, last, ignore)
-    w_neg, mean_neg = tl.load(scalars), tl.load(scalars + 1)
-    g_cls = tl.load(grad_classification).to(ACC) * tl.load(scalars + 2)
-    g_loc = tl.load(grad_regression).to(ACC) * tl.load(scalars + 3)
-    poison = tl.load(scalars + 4)
+    w_neg, mean_neg = tl.load(scalars).to(ACC), tl.load(scalars + 1).to(ACC)
+    g_cls = times(tl.load(grad_classification), tl.load(scalars + 2)).to(ACC)
+    g_loc = times(tl.load(grad_regression), tl.load(scalars + 3)).to(ACC)
+    poison = tl.load(scalars + 4).to(ACC)
 
     # 1. The row: a, r, s, v and the weight.
     z_y = tl.load(logits + rows * stride_row + y * stride_col, mask=positive, other=0.0).to(ACC)
