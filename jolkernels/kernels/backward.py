@@ -25,6 +25,14 @@ def times(upstream, inverse):
 
 
 @triton.jit
+def narrowed(x, pointer):
+    """x for a store; to bfloat16 through float32, as in PyTorch: the interpreter knows no other."""
+    if pointer.dtype.element_ty == tl.bfloat16:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
 def store_box_gradient(
     grad_boxes, rows, n, slot, positive, poison, d0, d1, d2, d3,
     width, BLOCK: tl.constexpr,
@@ -38,7 +46,7 @@ def store_box_gradient(
         d = tl.where(part < 2, low, high)
         d = tl.where(positive[:, None] & (cols // 4 == slot[:, None]), d, 0.0) + poison
         out = grad_boxes + rows[:, None] * width + cols
-        tl.store(out, d, mask=(rows < n)[:, None] & (cols < width))
+        tl.store(out, narrowed(d, out), mask=(rows < n)[:, None] & (cols < width))
 
 
 @triton.jit
@@ -133,4 +141,5 @@ def gradients_kernel(
                 d = scale[:, None] * d - tl.where(is_true, (d_s * (1.0 - s))[:, None], 0.0)
             d = tl.where(valid[:, None], d, 0.0) + poison
             out = grad_logits + rows[:, None] * columns + cols[None, :]
-            tl.store(out, d, mask=(rows < n)[:, None] & (cols < columns)[None, :])
+            keep = (rows < n)[:, None] & (cols < columns)[None, :]
+            tl.store(out, narrowed(d, out), mask=keep)
