@@ -10,6 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from detectors.errors import DataError
+from detectors.utils.files import refuse_endless
 
 # What Pillow raises on broken files: AVIF's RuntimeError, EXIF's most kinds.
 UNREADABLE = (
@@ -29,6 +30,7 @@ def decode(file: Path, size: tuple[int, int] | None, where: str) -> Tensor:
         DataError: beginning with `where`: an image that cannot be decoded, or has another size.
     """
     try:
+        refuse_endless(file)
         with Image.open(file) as opened:
             picture: Image.Image = opened
             stored = picture.size

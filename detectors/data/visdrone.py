@@ -19,6 +19,7 @@ from detectors.data.coco_checks import Report
 from detectors.data.images import UNREADABLE
 from detectors.data.published import Published
 from detectors.errors import DataError
+from detectors.utils.files import read_bytes, refuse_endless
 
 CLASSES = (
     *("pedestrian", "people", "bicycle", "car", "van"),
@@ -84,6 +85,7 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
 def _size(picture: Path, report: Report) -> tuple[int, int] | None:
     """(width, height) from the file's header."""
     try:
+        refuse_endless(picture)
         with Image.open(picture) as opened:
             return opened.size
     except UNREADABLE as error:
@@ -94,7 +96,7 @@ def _size(picture: Path, report: Report) -> tuple[int, int] | None:
 def _rows(file: Path, size: tuple[int, int], report: Report) -> Iterator[list[int]]:
     """The lines of a txt file as eight numbers each; size: of its image."""
     try:
-        text = file.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a mark
+        text = read_bytes(file).decode("utf-8-sig")  # Windows' editors begin a file with a mark
     except (OSError, ValueError) as error:
         report(f"{file}: cannot be read: {error}")
         return
