@@ -37,11 +37,11 @@ def centre_sampling(boxes: Tensor, priors: Tensor, levels: Sequence[Level]) -> T
     The priors [A, 4] are squares of ATSS_SCALE strides around the points.
     """
     half = (priors[:, 2:] - priors[:, :2]) / (2 * ATSS_SCALE)
-    places = torch.cat([centres(priors) - half, centres(priors) + half], 1)
-    return sampled_centres(boxes, places, [level.priors for level in levels], 1.5)
+    squares = torch.cat([centres(priors) - half, centres(priors) + half], 1)
+    return sampled_centres(boxes, squares, [level.priors for level in levels], 1.5)
 
 
-def sampled_centres(boxes: Tensor, places: Tensor, counts: Sequence[int], radius: float) -> Tensor:
+def sampled_centres(boxes: Tensor, squares: Tensor, counts: Sequence[int], radius: float) -> Tensor:
     """torchvision's matching of FCOS, bit for bit, without its [A, G] matrices.
 
     torchvision matches each chunk of objects; of a point's objects in several chunks the smallest
@@ -49,21 +49,21 @@ def sampled_centres(boxes: Tensor, places: Tensor, counts: Sequence[int], radius
 
     Args:
         boxes: the objects [G, 4].
-        places: squares [A, 4] around the points, of a side that torchvision takes for the stride.
+        squares: squares [A, 4] around the points, of a side that torchvision takes for the stride.
         counts: points of each level.
         radius: largest distance from an object's centre, in strides.
 
     Returns:
         int64 [A], the object or BACKGROUND.
     """
-    heard: list[Tensor] = []
-    head = SimpleNamespace(compute_loss=lambda *given: heard.extend(given[-1]))
-    asked: Any = SimpleNamespace(center_sampling_radius=radius, head=head)
-    matches = torch.full((len(places),), BACKGROUND, device=places.device)
-    best = boxes.new_zeros(len(places))
-    for start, chunk in chunks(boxes, len(places)):
-        FCOS.compute_loss(asked, [{"boxes": chunk}], {}, [places], list(counts))
-        found = heard.pop()
+    captured: list[Tensor] = []
+    head = SimpleNamespace(compute_loss=lambda *given: captured.extend(given[-1]))
+    stand_in: Any = SimpleNamespace(center_sampling_radius=radius, head=head)
+    matches = torch.full((len(squares),), BACKGROUND, device=squares.device)
+    best = boxes.new_zeros(len(squares))
+    for start, chunk in chunks(boxes, len(squares)):
+        FCOS.compute_loss(stand_in, [{"boxes": chunk}], {}, [squares], list(counts))
+        found = captured.pop()
         smallness = (1e8 - (chunk[:, 2] - chunk[:, 0]) * (chunk[:, 3] - chunk[:, 1]))[found]
         smaller = (found >= 0) & (smallness > best)
         matches = torch.where(smaller, start + found, matches)
@@ -91,23 +91,23 @@ class AssignedFCOS(FCOS):
     ) -> dict[str, Tensor]:
         """As FCOS's."""
         matches = []
-        for target, places in zip(targets, anchors, strict=True):
+        for target, squares in zip(targets, anchors, strict=True):
             if self.assigner is None:
                 radius = self.center_sampling_radius
-                matched = sampled_centres(target["boxes"], places, num_anchors_per_level, radius)
+                matched = sampled_centres(target["boxes"], squares, num_anchors_per_level, radius)
             else:
-                matched = self._assigned(self.assigner, target["boxes"], places)
-            matches.append(ignore_points(matched, centres(places), target.get("ignored")))
+                matched = self._assigned(self.assigner, target["boxes"], squares)
+            matches.append(ignore_points(matched, centres(squares), target.get("ignored")))
         return self.head.compute_loss(targets, head_outputs, anchors, matches)
 
-    def _assigned(self, assigner: Assigner, boxes: Tensor, places: Tensor) -> Tensor:
-        levels, points = self.anchor_generator.levels, centres(places)
+    def _assigned(self, assigner: Assigner, boxes: Tensor, squares: Tensor) -> Tensor:
+        levels, points = self.anchor_generator.levels, centres(squares)
         sides = [
-            torch.full((level.priors,), float(ATSS_SCALE * stride), device=places.device)
+            torch.full((level.priors,), float(ATSS_SCALE * stride), device=squares.device)
             for level, stride in zip(levels, self.anchor_generator.strides, strict=True)
         ]
         half = torch.cat(sides)[:, None] / 2
-        priors = torch.cat([points - half, points + half], 1).to(places.dtype)
+        priors = torch.cat([points - half, points + half], 1).to(squares.dtype)
         return inside_only(assigner(boxes, priors, levels), boxes, points)
 
 

@@ -41,7 +41,7 @@ def test_points_inside(pairs, monkeypatch):
 @pytest.mark.parametrize("rule", [ignore_boxes, ignore_points])
 def test_without_regions_nothing_changes(rule):
     matches = torch.tensor([BACKGROUND, 0, IGNORED])
-    places = torch.rand(3, 4 if rule is ignore_boxes else 2)
-    assert torch.equal(rule(matches, places, None), matches)
-    assert torch.equal(rule(matches, places, REGIONS[:0]), matches)
-    assert rule(matches[:0], places[:0], REGIONS).tolist() == []
+    given = torch.rand(3, 4 if rule is ignore_boxes else 2)
+    assert torch.equal(rule(matches, given, None), matches)
+    assert torch.equal(rule(matches, given, REGIONS[:0]), matches)
+    assert rule(matches[:0], given[:0], REGIONS).tolist() == []

@@ -86,23 +86,23 @@ def test_no_matrix_in_an_assigner(name: str) -> None:
 def test_fcos_matches_as_torchvision(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, in chunks of every size; ties are of equal areas and of areas that round so."""
     counts, strides = [24 * 24, 12 * 12, 6 * 6], (4, 8, 16)
-    places = []
+    levels = []
     for stride in strides:
         at = (torch.arange(96 // stride) + 0.5) * stride
         y, x = torch.meshgrid(at, at, indexing="ij")
         centre = torch.stack([x, y], -1).reshape(-1, 2)
-        places.append(torch.cat([centre - stride / 2, centre + stride / 2], 1))
-    squares = torch.cat(places).to(dtype)
+        levels.append(torch.cat([centre - stride / 2, centre + stride / 2], 1))
+    squares = torch.cat(levels).to(dtype)
     for seed in range(8):
         torch.manual_seed(seed)
         at, side = torch.rand(60, 2) * 96, 4 + torch.rand(60, 2) * 60
         boxes = torch.cat([at - side / 2, at + side / 2], 1).to(dtype)
         boxes = torch.cat([boxes, boxes[:5], boxes[:9] + 0.01, boxes[9:15].round()])
-        heard: list[Tensor] = []
-        head = SimpleNamespace(compute_loss=lambda *given, h=heard: h.extend(given[-1]))
-        asked: Any = SimpleNamespace(center_sampling_radius=1.5, head=head)
-        FCOS.compute_loss(asked, [{"boxes": boxes}], {}, [squares], counts)
+        captured: list[Tensor] = []
+        head = SimpleNamespace(compute_loss=lambda *given, h=captured: h.extend(given[-1]))
+        stand_in: Any = SimpleNamespace(center_sampling_radius=1.5, head=head)
+        FCOS.compute_loss(stand_in, [{"boxes": boxes}], {}, [squares], counts)
         for pairs in (1, (2 + seed) * len(squares), 1 << 22):
             monkeypatch.setattr(priors, "PAIRS", pairs)
-            assert torch.equal(sampled_centres(boxes, squares, counts, 1.5), heard[0])
-        assert (heard[0] >= 0).any() and (heard[0] < 0).any()
+            assert torch.equal(sampled_centres(boxes, squares, counts, 1.5), captured[0])
+        assert (captured[0] >= 0).any() and (captured[0] < 0).any()

@@ -81,7 +81,7 @@ def build(case: Case, group: dist.ProcessGroup | None, weights: str) -> nn.Modul
     model = build_detector(case.detector, K, case.loss, sync_group=group, **choices)
     if case.normalizer is not None:
         joint_head(model).normalizer = case.normalizer
-    for key, parameter in model.named_parameters():  # S_cls is far from 0 and not all alike
+    for key, parameter in model.named_parameters():  # S_cls is far from 0 and varies
         if "cls_" in key:
             nn.init.normal_(parameter, std=0.1)
     for module in model.modules():
