@@ -30,7 +30,7 @@ def ignore_boxes(matches: Tensor, boxes: Tensor, regions: Tensor | None) -> Tens
 def ignore_points(matches: Tensor, points: Tensor, regions: Tensor | None) -> Tensor:
     """Matches [A], IGNORED instead of BACKGROUND where a point [A, 2] lies inside a region.
 
-    A point has no area to cover; FCOS tells by the same rule which objects it belongs to.
+    A point has no area to cover. FCOS decides by the same rule which objects a point belongs to.
     """
     return _ignore(_surrounds, matches, points, regions)
 

@@ -44,8 +44,8 @@ def centre_sampling(boxes: Tensor, priors: Tensor, levels: Sequence[Level]) -> T
 def sampled_centres(boxes: Tensor, squares: Tensor, counts: Sequence[int], radius: float) -> Tensor:
     """torchvision's matching of FCOS, bit for bit, without its [A, G] matrices.
 
-    torchvision matches each chunk of objects; of a point's objects in several chunks the smallest
-    wins, which torchvision finds by the rounded number compared here.
+    torchvision matches each chunk of objects. A point with objects in several chunks goes to the
+    smallest of them; sizes are compared by torchvision's number, 1e8 - area, which rounds.
 
     Args:
         boxes: the objects [G, 4].

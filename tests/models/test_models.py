@@ -346,7 +346,7 @@ def test_roi_heads_take_over_torchvisions_settings() -> None:
     assert heads.box_coder.weights == (10.0, 10.0, 5.0, 5.0)
 
 
-def test_roi_heads_refuse_what_they_would_leave_out() -> None:
+def test_roi_heads_refuse_masks_and_other_coders() -> None:
     masks = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
     with pytest.raises(ValueError, match="boxes only"):
         JointRoIHeads.from_roi_heads(masks.roi_heads, roi_criterion())

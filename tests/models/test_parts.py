@@ -151,7 +151,7 @@ def test_weights_freeze_the_stem_and_the_first_layer_alone(tmp_path):
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
 def test_the_iou_assigner_is_torchvisions_matcher(name):
-    """Same losses and gradients whether torchvision or detectors.assigners matches."""
+    """Same losses and gradients as with the matching used where no assigner is named."""
     torch.manual_seed(0)
     settings = {"min_low_quality": 0.0}
     own = build_detector(name, K, "jol", preset="slim").train()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from scenes import QUICK, K, losses_and_gradients, scene
+from scenes import QUICK, K, losses_and_gradients, scene, tiny
 from torch import Tensor, nn
 
 from detectors.commands.options import add_settings
@@ -113,20 +113,31 @@ def test_no_regions_change_no_bit(name: str) -> None:
     assert all(torch.equal(gradients[key], want_gradients[key]) for key in gradients)
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_an_image_that_is_all_region(name: str) -> None:
-    """No samples: losses of 0, finite gradients; next to another image, that image's."""
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("retinanet", "slim"),
+        ("fcos", "slim"),
+        ("faster_rcnn", "slim"),
+        ("faster_rcnn", "paper"),
+        ("cascade_rcnn", "slim"),
+        pytest.param("detectors", "slim", marks=pytest.mark.slow),
+    ],
+)
+def test_an_image_that_is_all_region(name: str, preset: str) -> None:
+    """No samples: losses of 0; next to another image, that image's. Every layer has a gradient."""
     images, targets = scene([0, 4], SIZE)
     whole = torch.tensor([[-500.0, -500, 900, 900]])
-    losses, gradients = losses_and_gradients(
-        made(name), images[:1], with_regions(targets[:1], whole)
-    )
+    model = tiny(name, preset, "base").train()
+    losses, gradients = losses_and_gradients(model, images[:1], with_regions(targets[:1], whole))
     assert all(loss == 0 for loss in losses.values())
-    assert all(g is None or g.isfinite().all() for g in gradients.values())
+    trained = {key for key, p in model.named_parameters() if p.requires_grad}
+    assert {key for key, g in gradients.items() if g is not None} == trained
+    assert all(gradients[key].isfinite().all() for key in trained)
     marked = with_regions(targets, whole, whole[:0])
-    losses, gradients = losses_and_gradients(made(name), images, marked)
+    losses, gradients = losses_and_gradients(model, images, marked)
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
-    assert all(g is None or g.isfinite().all() for g in gradients.values())
+    assert all(gradients[key].isfinite().all() for key in trained)
 
 
 @pytest.mark.parametrize("size", [(96, 128), (1, 300)])
