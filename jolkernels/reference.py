@@ -142,7 +142,8 @@ def location_scores(
 
 
 MIN_EXTENT = 1e-6
-"""In encodings and aspect ratios boxes are at least this wide and high, in pixels."""
+"""In encodings and aspect ratios boxes are at least this wide and high, in pixels; in aspect ratios
+an extent may also be at most minus this."""
 EPS = 1e-7
 """torchvision's, in the places where its box losses have it."""
 
@@ -266,10 +267,15 @@ def diou_loss(x: Tensor, target: Tensor, _: spec.DIoU) -> Tensor:
     return 1 - intersection / (union + EPS) + distance
 
 
+def off_zero(extent: Tensor) -> Tensor:
+    """An extent, positive or negative, moved to at least MIN_EXTENT from 0."""
+    return torch.where(extent < 0, extent.clamp(max=-MIN_EXTENT), extent.clamp(min=MIN_EXTENT))
+
+
 def aspect_angle(boxes: Tensor) -> Tensor:
-    """atan(w / h), extents at least MIN_EXTENT."""
+    """atan(w / h)."""
     w, h = extents(boxes)
-    return torch.atan(w.clamp(min=MIN_EXTENT) / h.clamp(min=MIN_EXTENT))
+    return torch.atan(off_zero(w) / off_zero(h))
 
 
 def ciou_loss(x: Tensor, target: Tensor, _: spec.CIoU) -> Tensor:

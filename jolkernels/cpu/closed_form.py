@@ -158,10 +158,10 @@ def ciou_loss(x: Tensor, target: Tensor, _: spec.CIoU) -> tuple[Tensor, Gradient
     factor = aspect / (1 - o.intersection / (o.union + reference.EPS) + aspect + reference.EPS)
 
     def gradient() -> Tensor:
-        size = o.size.clamp(min=reference.MIN_EXTENT)
+        size = reference.off_zero(o.size)
         slope = 8 / math.pi**2 * factor * angle / size.square().sum(1)
         by_size = slope[:, None] * size.flip(1) * size.new_tensor([-1, 1])
-        by_size = torch.where(o.size < reference.MIN_EXTENT, 0, by_size)
+        by_size = torch.where(o.size == size, by_size, 0)
         return diou_gradient() + to_corners(torch.zeros_like(by_size), by_size)
 
     return diou + factor * aspect, gradient

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from jolkernels import spec
-from jolkernels.kernels.coding import extent
+from jolkernels.kernels.coding import MIN_EXTENT
 from jolkernels.registry import KERNEL
 
 
@@ -154,20 +154,31 @@ def atan(x):
 
 
 @triton.jit
-def ciou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
-    """torchvision.ops.complete_box_iou_loss, its trade-off factor a constant; extents clamped.
+def off_zero(extent):
+    """As jolkernels.reference.off_zero."""
+    least = tl.full(extent.shape, MIN_EXTENT, extent.dtype)
+    return tl.where(extent < 0, tl.minimum(extent, -least), tl.maximum(extent, least))
 
-    atan(wt / ht) - atan(w / h) is one arc tangent, of (wt h - w ht) / (w wt + h ht).
+
+@triton.jit
+def ciou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+    """torchvision.ops.complete_box_iou_loss, its trade-off factor a constant.
+
+    atan(wt / ht) - atan(w / h) is one arc tangent, of (wt h - w ht) / (w wt + h ht), and half a
+    turn where the two heights' signs and the denominator's say that it is beyond a quarter.
     """
     loss, d0, d1, d2, d3 = diou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS)
     v, _v0, _v1, _v2, _v3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 1e-7)
-    w, h, wt, ht = extent(x0, x2), extent(x1, x3), extent(t0, t2), extent(t1, t3)
-    angle = atan((wt * h - w * ht) / (w * wt + h * ht))
+    w, h, wt, ht = off_zero(x2 - x0), off_zero(x3 - x1), off_zero(t2 - t0), off_zero(t3 - t1)
+    upright = sign(h) * sign(ht)
+    cross, dot = upright * (wt * h - w * ht), upright * (w * wt + h * ht)
+    angle = atan(cross / tl.where(dot == 0, 1e-30, dot))  # not -0
+    angle += tl.where(dot < 0, 3.141592653589793 * sign(cross), 0.0)
     aspect = 0.4052847345693511 * angle * angle  # 4 / pi^2
     factor = aspect / (1.0 - v + aspect + 1e-7)
     slope = 2.0 * 0.4052847345693511 * factor * angle / (w * w + h * h)
-    dw = tl.where(x2 - x0 < w, 0.0, -slope * h)  # an extent that was clamped stays
-    dh = tl.where(x3 - x1 < h, 0.0, slope * w)
+    dw = tl.where(x2 - x0 == w, -slope * h, 0.0)  # an extent that was moved stays
+    dh = tl.where(x3 - x1 == h, slope * w, 0.0)
     return loss + factor * aspect, d0 - dw, d1 - dh, d2 + dw, d3 + dh
 
 
