@@ -94,7 +94,7 @@ class JointOptimizationLoss(nn.Module):
             logits: [N, C] floating.
             box_preds: [N, 4 * S] floating, coded as `coding` says. S is 1, or one slot a class,
                 slot = label: C or K with background "last" and with the sigmoid losses, C with
-                "first".
+                "first". Boxes of IoU losses must not have negative sizes: see spec.LTRB.
             labels: [N] int64: a foreground class, the background (0 or C - 1 with cross entropy,
                 K with the sigmoid losses) or ignore_index.
             target_boxes: [N, 4] x1 y1 x2 y2 in pixels, read for positives only.
@@ -109,6 +109,7 @@ class JointOptimizationLoss(nn.Module):
             ValueError, TypeError: a wrong shape, dtype, device or name; the message names it.
             ValueError: a label out of range, on the CPU or with JOLKERNELS_VALIDATE=1; the message
                 has its index. Otherwise losses and gradients on a GPU are NaN.
+            ValueError: with JOLKERNELS_VALIDATE=1, a predicted box of negative size in an IoU loss.
         """
         batch, call = make_batch(
             self.settings,

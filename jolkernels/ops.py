@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jolkernels import cpu
+from jolkernels import cpu, reference, spec
 from jolkernels.batch import Batch, Forward, accumulator
 from jolkernels.settings import Call, Settings
 
@@ -98,14 +98,18 @@ def forward_pass(batch: Batch, call: Call) -> Forward:
     """The forward pass on real tensors.
 
     Raises:
-        ValueError: a label out of range, on the CPU or with JOLKERNELS_VALIDATE=1.
+        ValueError: a label out of range, on the CPU or with JOLKERNELS_VALIDATE=1; with the latter
+            also a predicted box of negative extent in an IoU loss.
     """
     batch = materialized(batch)
+    validate = os.environ.get("JOLKERNELS_VALIDATE") == "1"
     result = implementation(batch.logits, call.settings).forward(batch, call)
-    looks = batch.labels.device.type == "cpu" or os.environ.get("JOLKERNELS_VALIDATE") == "1"
+    looks = batch.labels.device.type == "cpu" or validate
     if looks and math.isnan(result.scalars[4]):  # of all ranks: they raise together
         check_labels(batch, call.settings)
         raise ValueError("labels: a label is out of range on another rank of sync_group")
+    if validate:
+        check_boxes(batch, call.settings)
     return result
 
 
@@ -223,4 +227,31 @@ def check_labels(batch: Batch, settings: Settings) -> None:
         raise ValueError(
             f"labels: got {int(labels[i])} at index {i}, wanted 0 to {last} for logits with "
             f"{batch.logits.shape[1]} columns, or ignore_index {settings.ignore_index}"
+        )
+
+
+def check_boxes(batch: Batch, settings: Settings) -> None:
+    """Raise for a positive's predicted box of negative extent, if the box loss compares corners.
+
+    There GIoU has no lower bound, which training follows, and IoU no gradient.
+
+    Raises:
+        ValueError: with the first such index, its numbers and its size.
+    """
+    if settings.regression.on_codes:
+        return
+    labels = batch.labels
+    background = settings.background_label(batch.logits.shape[1])
+    positive = ((labels != settings.ignore_index) & (labels != background)).nonzero()[:, 0]
+    codes, boxes, *_ = reference.boxes_of(batch, positive, settings)
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    bad = (sizes < 0).any(1).nonzero()[:, 0]
+    if len(bad):
+        i = int(bad[0])
+        width, height = sizes[i].tolist()
+        remedy = ": ReLU, exp or softplus makes distances of a head's raw outputs"
+        raise ValueError(
+            f"box_preds: got {codes[i].tolist()} at index {int(positive[i])}, a box of {width:g} x "
+            f"{height:g} pixels, wanted no negative size for {settings.regression}"
+            + (remedy if isinstance(settings.coding, spec.LTRB) else "")
         )

@@ -91,15 +91,9 @@ def rows(batch: Batch, settings: Settings) -> Rows:
         for mask in (is_valid, is_valid & ~is_background, is_valid & is_background)
     )
 
-    y = labels[positive]
-    slots = batch.box_preds.to(dtype)[positive].unflatten(1, (-1, 4))  # [P, S, 4]
-    codes = slots[torch.arange(len(y), device=y.device), y if slots.shape[1] > 1 else 0]
-    targets = batch.target_boxes[positive].to(dtype)
-    priors = targets if batch.priors is None else batch.priors[positive].to(dtype)
-
-    decode, encode = REFERENCE["coding"][type(settings.coding)]
-    boxes = decode(codes, priors, settings.coding)
+    codes, boxes, targets, priors = boxes_of(batch, positive, settings)
     if settings.regression.on_codes:
+        _, encode = REFERENCE["coding"][type(settings.coding)]
         compared = codes, encode(targets, priors, settings.coding)
     else:
         compared = boxes, targets
@@ -113,9 +107,22 @@ def rows(batch: Batch, settings: Settings) -> Rows:
         negative=negative,
         l_cls=l_cls.new_zeros(len(labels)).index_put((valid,), l_cls),
         l_loc=regress(*compared, settings.regression),
-        s_cls=classification_scores(logits[positive], y, settings),
+        s_cls=classification_scores(logits[positive], labels[positive], settings),
         s_loc=location_scores(boxes, targets, priors, settings.location_score, settings),
     )
+
+
+def boxes_of(
+    batch: Batch, positive: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes, the boxes that they decode to, targets and priors of the positives, [P, 4] each."""
+    dtype, y = accumulator(batch), batch.labels[positive]
+    slots = batch.box_preds.to(dtype)[positive].unflatten(1, (-1, 4))  # [P, S, 4]
+    codes = slots[torch.arange(len(y), device=y.device), y if slots.shape[1] > 1 else 0]
+    targets = batch.target_boxes[positive].to(dtype)
+    priors = targets if batch.priors is None else batch.priors[positive].to(dtype)
+    decode, _ = REFERENCE["coding"][type(settings.coding)]
+    return codes, decode(codes, priors, settings.coding), targets, priors
 
 
 def classification_scores(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:

@@ -216,7 +216,9 @@ class Delta:
 class LTRB:
     """Distances from the prior's centre to the four sides, over the prior's size.
 
-    torchvision's BoxLinearCoder with normalize_by_size.
+    torchvision's BoxLinearCoder with normalize_by_size. Distances must be >= 0: put a head's raw
+    outputs through ReLU (as torchvision's FCOS does), exp or softplus. Negative ones make boxes of
+    negative size, where GIoU falls without bound; JOLKERNELS_VALIDATE=1 finds them.
     """
 
     uses_priors: ClassVar[bool] = True

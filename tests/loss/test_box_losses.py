@@ -80,3 +80,40 @@ def test_paths_agree_on_boxes_of_any_extent(regression, dtype):
     got, wanted = (torch.autograd.grad(loss, x)[0] for loss in losses)
     assert torch.isfinite(got).all() and got.abs().sum() > 0
     torch.testing.assert_close(got, wanted, **near)
+
+
+def negative_box(coding):
+    """A batch whose row 2, a positive, has a width of -4 pixels, as rows that do not count have."""
+    prior = torch.tensor([[0.0, 0, 8, 8]], device=DEVICE).expand(5, 4)
+    boxes = torch.full_like(prior, 0.5) if coding == "ltrb" else prior.clone()
+    boxes[[0, 2, 4], 2] = -1.0 if coding == "ltrb" else -4.0
+    boxes[1, 0] = torch.nan
+    labels = torch.tensor([1, 1, 0, 0, -100], device=DEVICE)
+    return dict(logits=prior.new_zeros(5, 2), box_preds=boxes, labels=labels, priors=prior,
+                target_boxes=prior)  # fmt: skip
+
+
+@pytest.mark.parametrize("regression", ["iou", "giou", "eiou"])
+@pytest.mark.parametrize("coding", ["ltrb", "xyxy"])
+def test_validation_finds_boxes_of_negative_size(coding, regression, monkeypatch):
+    criterion = JointOptimizationLoss("cross_entropy", regression, coding)
+    batch = negative_box(coding)
+    criterion(**batch)  # not looked at
+    monkeypatch.setenv("JOLKERNELS_VALIDATE", "1")
+    with pytest.raises(ValueError, match="at index 2, a box of -4 x 8 pixels, wanted no") as error:
+        criterion(**batch)
+    assert ("softplus" in str(error.value)) == (coding == "ltrb")
+    batch["box_preds"].clamp_(min=0)  # ReLU
+    assert criterion(**batch).regression > 0
+    JointOptimizationLoss("cross_entropy", "l1", coding)(**negative_box(coding))
+
+
+def test_validation_reads_the_slot_of_the_label(monkeypatch):
+    monkeypatch.setenv("JOLKERNELS_VALIDATE", "1")
+    batch = negative_box("ltrb")
+    batch["box_preds"] = torch.cat((batch["box_preds"].abs(), batch["box_preds"]), 1)
+    criterion = JointOptimizationLoss("cross_entropy", "giou", "ltrb")
+    criterion(**batch)
+    batch["box_preds"] = batch["box_preds"].roll(4, 1)
+    with pytest.raises(ValueError, match="at index 2"):
+        criterion(**batch)
