@@ -11,6 +11,7 @@ from jolkernels.checks import one_of
 from jolkernels.settings import Call, Settings
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+NUMBERS = (*FLOATS, torch.int64, torch.int32)
 NORMALIZERS = ("samples", "positives", "sum")
 
 
@@ -45,19 +46,12 @@ def accumulator(batch: Batch) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def make_batch(
-    settings: Settings,
-    logits: Tensor,
-    box_preds: Tensor,
-    labels: Tensor,
-    target_boxes: Tensor,
-    priors: Tensor | None = None,
-    classification_weights: Tensor | None = None,
-    regression_weights: Tensor | None = None,
-    classification_normalizer: float | Tensor | str = "samples",
-    regression_normalizer: float | Tensor | str = "samples",
-) -> tuple[Batch, Call]:
-    """Check the arguments of a call; raises what JointOptimizationLoss.forward does."""
+def check_batch(batch: Batch, settings: Settings) -> None:
+    """Raise unless every tensor has the shape, dtype and device that JointOptimizationLoss takes.
+
+    Labels are another matter: to look at them means to wait for a GPU.
+    """
+    logits, box_preds, labels, target_boxes, priors, alphas, betas, z_cls, z_loc = batch
     least = 2 if settings.classification.softmax else 1
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < least:
         raise wrong("logits", logits, f"a tensor of shape [N, C] with C >= {least}")
@@ -78,12 +72,41 @@ def make_batch(
         check("priors", priors, (n, 4), logits)
     elif settings.coding.uses_priors:
         raise ValueError(f"priors: got None, wanted a [{n}, 4] tensor for {settings.coding}")
-    if classification_weights is not None:
-        check("classification_weights", classification_weights, (n,), logits)
-    if regression_weights is not None:
-        check("regression_weights", regression_weights, (n,), logits)
+    if alphas is not None:
+        check("classification_weights", alphas, (n,), logits)
+    if betas is not None:
+        check("regression_weights", betas, (n,), logits)
     check("logits", logits, (n, c), logits)
     check("box_preds", box_preds, tuple(box_preds.shape), logits)
+    if z_cls is not None:
+        check("classification_normalizer", z_cls, (), logits, NUMBERS)
+    if z_loc is not None:
+        check("regression_normalizer", z_loc, (), logits, NUMBERS)
+
+
+def make_batch(
+    settings: Settings,
+    logits: Tensor,
+    box_preds: Tensor,
+    labels: Tensor,
+    target_boxes: Tensor,
+    priors: Tensor | None = None,
+    classification_weights: Tensor | None = None,
+    regression_weights: Tensor | None = None,
+    classification_normalizer: float | Tensor | str = "samples",
+    regression_normalizer: float | Tensor | str = "samples",
+) -> tuple[Batch, Call]:
+    """Check the arguments of a call; raises what JointOptimizationLoss.forward does."""
+    tensors = (
+        logits,
+        box_preds,
+        labels,
+        target_boxes,
+        priors,
+        classification_weights,
+        regression_weights,
+    )
+    check_batch(Batch(*tensors, None, None), settings)
     kind_cls, z_cls = make_normalizer(
         "classification_normalizer", classification_normalizer, logits
     )
@@ -109,7 +132,7 @@ def make_normalizer(
     if isinstance(choice, str):
         return one_of(name, choice, NORMALIZERS), None
     if isinstance(choice, Tensor):
-        check(name, choice, (), logits, (*FLOATS, torch.int64, torch.int32))
+        check(name, choice, (), logits, NUMBERS)
         return "number", choice.detach()
     if isinstance(choice, bool) or not isinstance(choice, int | float | Real):
         wanted = f"a number, a 0-dim tensor or one of {', '.join(NORMALIZERS)}"
@@ -134,6 +157,25 @@ def check(
         raise TypeError(f"{name}: got {tensor.dtype}, wanted {' or '.join(map(str, dtypes))}")
     if tensor.device != logits.device:
         raise ValueError(f"{name}: got device {tensor.device}, wanted logits' {logits.device}")
+
+
+def check_labels(batch: Batch, settings: Settings) -> None:
+    """Raise for a label out of range.
+
+    Every implementation then makes both losses and all gradients NaN. On a GPU, where looking means
+    waiting, that is all that happens unless JOLKERNELS_VALIDATE=1.
+
+    Raises:
+        ValueError: with the first bad index and its value.
+    """
+    labels, last = batch.labels, settings.last_label(batch.logits.shape[1])
+    bad = ((labels < 0) | (labels > last)) & (labels != settings.ignore_index)
+    if bad.any():
+        i = int(bad.nonzero()[0, 0])
+        raise ValueError(
+            f"labels: got {int(labels[i])} at index {i}, wanted 0 to {last} for logits with "
+            f"{batch.logits.shape[1]} columns, or ignore_index {settings.ignore_index}"
+        )
 
 
 def wrong(name: str, got: object, wanted: str) -> Exception:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jolkernels import cpu, reference, spec
-from jolkernels.batch import Batch, Forward, accumulator
+from jolkernels.batch import Batch, Forward, accumulator, check, check_batch, check_labels
 from jolkernels.settings import Call, Settings
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -122,7 +122,11 @@ def backward_pass(
     grad_regression: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    """The backward pass on real tensors."""
+    """The backward pass on real tensors.
+
+    Raises:
+        ValueError: a label out of range by now, on the CPU.
+    """
     batch = materialized(batch)
     grad_logits, grad_boxes = implementation(batch.logits, settings).backward(
         batch,
@@ -147,6 +151,7 @@ def materialized(batch: Batch) -> Batch:
 
 def run_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     """jolkernels::forward on real tensors."""
+    check_batch(batch, call.settings)
     return tuple(forward_pass(batch, call))
 
 
@@ -161,7 +166,13 @@ def run_backward(
     needs_boxes: bool,
 ) -> tuple[Tensor, Tensor]:
     """jolkernels::backward on real tensors."""
-    saved = rows, scalars, grad_classification, grad_regression
+    check_batch(batch, call.settings)
+    numbers = (accumulator(batch),)
+    check("rows", rows, (call.settings.kept, len(batch.labels)), batch.logits, numbers)
+    check("scalars", scalars, (5,), batch.logits, (torch.float64,))
+    check("grad_classification", grad_classification, (), batch.logits)
+    check("grad_regression", grad_regression, (), batch.logits)
+    saved = rows.contiguous(), scalars.contiguous(), grad_classification, grad_regression
     return backward_pass(batch, call.settings, *saved, (needs_logits, needs_boxes))
 
 
@@ -209,25 +220,6 @@ torch.library.impl("jolkernels::forward", "default", operator(run_forward))
 torch.library.impl("jolkernels::backward", "default", operator(run_backward))
 torch.library.register_fake("jolkernels::forward", operator(fake_forward))
 torch.library.register_fake("jolkernels::backward", operator(fake_backward))
-
-
-def check_labels(batch: Batch, settings: Settings) -> None:
-    """Raise for a label out of range.
-
-    Every implementation then makes both losses and all gradients NaN. On a GPU, where looking means
-    waiting, that is all that happens unless JOLKERNELS_VALIDATE=1.
-
-    Raises:
-        ValueError: with the first bad index and its value.
-    """
-    labels, last = batch.labels, settings.last_label(batch.logits.shape[1])
-    bad = ((labels < 0) | (labels > last)) & (labels != settings.ignore_index)
-    if bad.any():
-        i = int(bad.nonzero()[0, 0])
-        raise ValueError(
-            f"labels: got {int(labels[i])} at index {i}, wanted 0 to {last} for logits with "
-            f"{batch.logits.shape[1]} columns, or ignore_index {settings.ignore_index}"
-        )
 
 
 def check_boxes(batch: Batch, settings: Settings) -> None:

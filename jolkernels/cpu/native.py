@@ -1,38 +1,35 @@
-"""The row passes in C, compiled at the first use if there is a C compiler.
+"""The row passes in C, which installation compiles if there is a C compiler (setup.py).
 
-`available` says whether a call can run here; other calls, and machines without a compiler, use
+`available` says whether a call can run here; other calls, and installations without the passes, use
 jolkernels.cpu.tensors. JOLKERNELS_NATIVE=0 turns this off.
 
 Why C: each of some 300 tensor operations costs microseconds, most of the time at 1,024 rows, and a
 pass over memory, most of it at 200,000. One pass in C avoids both (bench/results has its times),
-and all combinations of its choices compile together in a second.
+and all combinations of its choices compile together in seconds.
 """
 
+import contextlib
 import ctypes
 import hashlib
-import logging
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from jolkernels import spec
-from jolkernels.batch import Batch, Forward, accumulator
+from jolkernels.batch import Batch, Forward, accumulator, check_labels
 from jolkernels.cpu.sums import Sums, finish
 from jolkernels.settings import Call, Settings
 
 SOURCE = Path(__file__).with_name("rows.c")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
-         "-shared", "-fPIC")  # fmt: skip
 CHUNK = 4096  # as in rows.c; sums are added chunk by chunk: the bits do not depend on the threads
 SERIAL = 32768  # elements of logits below which threads cost more than they save
+LARGE = 2**20  # elements of logits from which a missing library is worth a warning
 
 # The order of the enums in rows.c.
 CLASSIFICATION: dict[type, int] = {spec.CrossEntropy: 0, spec.Focal: 1}
@@ -47,7 +44,7 @@ INTEGERS = ("logits_row", "boxes_row", "boxes_col", "labels_row", "targets_row",
             "class_score", "joint", "constant")  # fmt: skip
 NUMBERS = ("lam", "focal_alpha", "focal_gamma", "beta", "weight_0", "weight_1", "weight_2",
            "weight_3", "clip", "w_neg", "mean_neg", "g_cls", "g_loc")  # fmt: skip
-PROGRESS = ("count", "next")
+PROGRESS = ("count", "next", "bad")
 
 
 class RowsCall(ctypes.Structure):
@@ -64,36 +61,38 @@ class RowsCall(ctypes.Structure):
 
 @lru_cache
 def library() -> ctypes.CDLL | None:
-    """The compiled passes, from the user's cache or built now; None if neither is possible."""
-    compiler = next(
-        (c for c in (os.environ.get("CC"), "cc", "gcc", "clang") if c and shutil.which(c)), None
-    )
-    if compiler is None or os.environ.get("JOLKERNELS_NATIVE") == "0":
+    """The passes built for this processor; None if there are none, or with JOLKERNELS_NATIVE=0."""
+    if os.environ.get("JOLKERNELS_NATIVE") == "0":
         return None
-    try:
-        return ctypes.CDLL(str(build(compiler)))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # Runtime: no home folder
-        logging.getLogger(__name__).info("no C passes, using tensor operations: %s", error)
-        return None
+    avx2 = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # AVX2 or AVX512
+    for name in ("rows_avx2", "rows") if avx2 else ("rows",):
+        with contextlib.suppress(OSError, ValueError):  # not there, or not ours
+            loaded = ctypes.CDLL(str(SOURCE.with_name(name + EXTENSION_SUFFIXES[0])))
+            if built_from(loaded) == digest():
+                return loaded
+    return None
 
 
-def build(compiler: str) -> Path:
-    """Compile rows.c for this processor, unless the cache has it; returns the library's path."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
-    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    what = "\0".join((SOURCE.read_text(), flags, platform.machine(), *FLAGS)).encode() + version
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jolkernels"
-    built = cache / f"rows-{hashlib.sha256(what).hexdigest()[:16]}.so"
-    if not built.exists():
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            made = Path(folder) / "rows.so"
-            command = [compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm"]
-            subprocess.run(command, capture_output=True, check=True)
-            made.replace(built)  # atomically: another process may be building too
-    return built
+def digest() -> int:
+    """What setup.py makes of the source, and rows.c exports."""
+    return int.from_bytes(hashlib.sha256(SOURCE.read_bytes()).digest()[:8])
+
+
+def built_from(loaded: ctypes.CDLL) -> int:
+    """The digest of the source that a library was built from: another one has another RowsCall."""
+    return ctypes.c_uint64.in_dll(loaded, "jolkernels_source").value
+
+
+@lru_cache
+def warn_once() -> None:
+    """Say why a large batch takes its time."""
+    if os.environ.get("JOLKERNELS_NATIVE") != "0":
+        warnings.warn(
+            "jolkernels has no C passes for this processor, or older ones: on a CPU the loss takes "
+            "several times as long. Install a C compiler, then jolkernels again.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def available(batch: Batch, settings: Settings) -> bool:
@@ -101,7 +100,7 @@ def available(batch: Batch, settings: Settings) -> bool:
     score, dtype = settings.location_score, accumulator(batch)
     floats = (batch.logits, batch.box_preds, batch.target_boxes, batch.priors,
               batch.classification_weights, batch.regression_weights)  # fmt: skip
-    return (
+    in_c = (
         type(settings.classification) in CLASSIFICATION
         and type(settings.regression) in REGRESSION
         and type(settings.coding) in CODING
@@ -109,8 +108,10 @@ def available(batch: Batch, settings: Settings) -> bool:
         and batch.logits.device.type == "cpu"
         and all(t is None or t.dtype == dtype for t in floats)
         and batch.logits.stride(1) == 1
-        and library() is not None
     )
+    if in_c and library() is None and batch.logits.numel() >= LARGE:
+        warn_once()
+    return in_c and library() is not None
 
 
 @lru_cache
@@ -136,23 +137,47 @@ def template(settings: Settings, columns: int, box_columns: int) -> RowsCall:
 
 
 def describe(batch: Batch, settings: Settings, rows: Tensor) -> RowsCall:
-    """What rows.c needs to know of a call; `batch` and `rows` must stay alive."""
-    made = template(settings, batch.logits.shape[1], batch.box_preds.shape[1])
-    c = RowsCall.from_buffer_copy(made)
-    c.count = len(batch.labels)
-    c.logits, c.logits_row = batch.logits.data_ptr(), batch.logits.stride(0)
-    c.boxes, (c.boxes_row, c.boxes_col) = batch.box_preds.data_ptr(), batch.box_preds.stride()
-    c.labels, c.labels_row = batch.labels.data_ptr(), batch.labels.stride(0)
-    c.targets = batch.target_boxes.data_ptr()
-    c.targets_row, c.targets_col = batch.target_boxes.stride()
-    if batch.priors is not None:
-        c.priors, (c.priors_row, c.priors_col) = batch.priors.data_ptr(), batch.priors.stride()
+    """What rows.c needs to know of a call; `batch` and `rows` must stay alive.
+
+    Raises:
+        ValueError: the memory of a tensor does not hold its numbers.
+    """
+    (n, columns), box_columns = batch.logits.shape, batch.box_preds.shape[1]
+    size = accumulator(batch).itemsize
+    c = RowsCall.from_buffer_copy(template(settings, columns, box_columns))
+    c.count = n
+    c.logits, (c.logits_row, _) = memory("logits", batch.logits, n, columns, size)
+    c.boxes, (c.boxes_row, c.boxes_col) = memory("box_preds", batch.box_preds, n, box_columns, size)
+    c.labels, (c.labels_row,) = memory("labels", batch.labels, n, 1, 8)
+    c.targets, (c.targets_row, c.targets_col) = memory(
+        "target_boxes", batch.target_boxes, n, 4, size
+    )
+    if batch.priors is not None and settings.coding.uses_priors:
+        c.priors, (c.priors_row, c.priors_col) = memory("priors", batch.priors, n, 4, size)
     if (alphas := batch.classification_weights) is not None:
-        c.alphas, c.alphas_row = alphas.data_ptr(), alphas.stride(0)
+        c.alphas, (c.alphas_row,) = memory("classification_weights", alphas, n, 1, size)
     if (betas := batch.regression_weights) is not None:
-        c.betas, c.betas_row = betas.data_ptr(), betas.stride(0)
-    c.rows = rows.data_ptr()
+        c.betas, (c.betas_row,) = memory("regression_weights", betas, n, 1, size)
+    c.rows, _ = memory("rows", rows, settings.kept, n, size)
     return c
+
+
+def memory(
+    name: str, tensor: Tensor, rows: int, columns: int, size: int
+) -> tuple[int, tuple[int, ...]]:
+    """Where a tensor begins, and its strides, if C may read [rows, columns] numbers of it.
+
+    Since the checks its storage may have been freed, or the tensor swapped for another by `.data`.
+
+    Raises:
+        ValueError: C would read beyond the storage.
+    """
+    strides = tensor.stride()
+    last = (rows - 1) * strides[0] + (columns - 1) * strides[-1]
+    wanted = (tensor.storage_offset() + last + 1) * size
+    if (got := tensor.untyped_storage().nbytes()) < wanted and rows:
+        raise ValueError(f"{name}: got a storage of {got} bytes, wanted {wanted}")
+    return tensor.data_ptr(), strides
 
 
 @lru_cache
@@ -180,7 +205,7 @@ def run(function: str, c: RowsCall, dtype: torch.dtype) -> None:
 
 def forward(batch: Batch, call: Call) -> Forward:
     """As jolkernels.cpu.tensors.forward."""
-    settings, dtype, n = call.settings, accumulator(batch), len(batch.labels)
+    settings, dtype, n = call.settings, accumulator(batch), batch.labels.shape[0]
     # Always on the CPU: a default device set by the user must not reach the C pointers.
     rows = torch.empty(settings.kept, n, dtype=dtype, device="cpu")
     sums = torch.empty(-(-n // CHUNK), len(Sums._fields), dtype=torch.float64, device="cpu")
@@ -200,6 +225,7 @@ def backward(
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """As jolkernels.cpu.tensors.backward."""
+    rows = rows.contiguous()
     c = describe(batch, settings, rows)
     c.w_neg, c.mean_neg, inv_z_cls, inv_z_loc, _ = scalars.tolist()
     c.g_cls, c.g_loc = float(grad_classification), float(grad_regression)
@@ -211,5 +237,7 @@ def backward(
     )
     c.grad_logits = None if grad_logits is None else grad_logits.data_ptr()
     c.grad_boxes = None if grad_boxes is None else grad_boxes.data_ptr()
-    run("backward", c, rows.dtype)
+    run("backward", c, accumulator(batch))
+    if c.bad:
+        check_labels(batch, settings)
     return grad_logits, grad_boxes

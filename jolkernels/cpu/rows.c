@@ -17,6 +17,8 @@ enum { P, N, W, A_POS, A_NEG, R, BAD, SUMS }; /* as Sums of sums.py */
 enum { CHUNK = 4096 }; /* rows a thread takes at a time; their sums do not depend on the threads */
 enum { TILE = 2048 };  /* logits whose exp is taken in one loop */
 
+const uint64_t jolkernels_source = SOURCE; /* of which rows.c: native.py takes no other */
+
 struct call {
     const void *logits, *boxes, *labels, *targets, *priors, *alphas, *betas;
     void *rows, *grad_logits, *grad_boxes;
@@ -27,6 +29,7 @@ struct call {
     double lam, focal_alpha, focal_gamma, beta, code_weights[4], clip;
     double w_neg, mean_neg, g_cls, g_loc; /* backward: scalars, and upstream over normalisers */
     int64_t count, next;                  /* rows, and the first chunk that no thread has taken */
+    int64_t bad;                          /* backward: labels out of range */
     double *sums;                         /* forward: SUMS numbers a chunk */
 };
 
@@ -36,6 +39,17 @@ static int64_t take(struct call *c, int64_t *first, int64_t *end) {
     *first = chunk * CHUNK;
     *end = *first + CHUNK < c->count ? *first + CHUNK : c->count;
     return *first < c->count ? chunk : -1;
+}
+
+enum kind { IGNORED, NEGATIVE, POSITIVE, OUT_OF_RANGE };
+
+/* What a row is, and its label, read once: another thread may write to it, and it is an index. */
+static inline enum kind kind_of(const struct call *c, int64_t row, int64_t *y) {
+    *y = ((const volatile int64_t *)c->labels)[row * c->labels_row];
+    if (*y == c->ignore) return IGNORED;
+    if (*y < 0 || *y > c->last) return OUT_OF_RANGE;
+    if (*y == c->background) return NEGATIVE;
+    return c->box_columns > 4 && 4 * *y >= c->box_columns ? OUT_OF_RANGE : POSITIVE;
 }
 
 static int64_t tile_rows(const struct call *c) { return c->columns < TILE ? TILE / c->columns : 1; }
@@ -57,7 +71,7 @@ static int64_t tile_rows(const struct call *c) { return c->columns < TILE ? TILE
 #define REAL float
 #define SERIES SERIES_7
 #define ATANH ATANH_8
-#define BITS int32_t
+#define UINT uint32_t
 #define MANTISSA 23
 #define BIAS 127
 #define LOWEST -88.0f
@@ -66,7 +80,7 @@ static int64_t tile_rows(const struct call *c) { return c->columns < TILE ? TILE
 #undef REAL
 #undef SERIES
 #undef ATANH
-#undef BITS
+#undef UINT
 #undef MANTISSA
 #undef BIAS
 #undef LOWEST
@@ -74,7 +88,7 @@ static int64_t tile_rows(const struct call *c) { return c->columns < TILE ? TILE
 #define REAL double
 #define SERIES SERIES_13
 #define ATANH ATANH_17
-#define BITS int64_t
+#define UINT uint64_t
 #define MANTISSA 52
 #define BIAS 1023
 #define LOWEST -709.2
@@ -84,15 +98,17 @@ static int64_t tile_rows(const struct call *c) { return c->columns < TILE ? TILE
 #else
 
 /* exp for x <= 0 without a branch or a call, so that loops over it vectorise: 2^n times the Taylor
- * series of the remainder r, |r| <= ln(2) / 2. NaN stays NaN. At `lowest` and below, the power's
- * bits are those of 0. (A constant in its place makes GCC split the path, and the loop scalar.) */
+ * series of the remainder r, |r| <= ln(2) / 2. At `lowest` and below, the power's bits are those of
+ * 0. NaN stays NaN; n, which an integer must hold, is that of the nearest number in range. (A
+ * constant in place of `lowest` makes GCC split the path, and the loop scalar.) */
 static volatile REAL NAME(lowest) = (REAL)LOWEST;
 
 static inline REAL NAME(exp_negative)(REAL x, REAL lowest) {
-    REAL t = x < lowest ? lowest : x;
-    REAL n = (REAL)(int32_t)(t * (REAL)1.4426950408889634 - (REAL)0.5);
+    REAL t = x < lowest ? lowest : x, bound = x > lowest ? x : lowest;
+    bound = bound < -lowest ? bound : -lowest;
+    REAL n = (REAL)(int32_t)(bound * (REAL)1.4426950408889634 - (REAL)0.5);
     REAL r = (t - n * (REAL)0.693145751953125) - n * (REAL)1.42860682030941723212e-6;
-    BITS bits = ((BITS)n + BIAS) << MANTISSA;
+    UINT bits = (UINT)((int32_t)n + BIAS) << MANTISSA;
     REAL scale;
     memcpy(&scale, &bits, sizeof scale);
     return SERIES * scale;
@@ -322,13 +338,6 @@ static inline void NAME(softmax)(const struct call *c, int64_t first, int64_t ro
     for (int64_t k = 0; k < rows * c->columns; k++) p[k] = NAME(exp_negative)(p[k], lowest);
 }
 
-/* What all passes know of a row: whether it is valid and positive. */
-static inline int NAME(kind)(const struct call *c, int64_t row, int64_t *y, int *positive) {
-    *y = ((const int64_t *)c->labels)[row * c->labels_row];
-    *positive = *y != c->background;
-    return *y != c->ignore;
-}
-
 /* Logits of some rows, laid end to end. */
 static inline void NAME(gather)(const struct call *c, int64_t first, int64_t rows, REAL *to) {
     for (int64_t i = 0; i < rows; i++)
@@ -390,13 +399,10 @@ static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t end,
     }
     for (int64_t row = first; row < end; row++) {
         int64_t y;
-        int positive;
+        enum kind kind = kind_of(c, row, &y);
         if (c->classification == FOCAL) kept[row] = 0;
-        if (!NAME(kind)(c, row, &y, &positive)) continue;
-        if (y < 0 || y > c->last) {
-            sums[BAD]++;
-            continue;
-        }
+        if (kind == OUT_OF_RANGE) sums[BAD]++;
+        if (kind == OUT_OF_RANGE || kind == IGNORED) continue;
         const REAL *z = (const REAL *)c->logits + row * c->logits_row;
         if (c->classification == FOCAL)
             kept[row] = NAME(focal_loss)(
@@ -404,7 +410,7 @@ static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t end,
         REAL a = NAME(kept_loss)(c, row, z, y);
         REAL alpha = c->alphas ? ((const REAL *)c->alphas)[row * c->alphas_row] : 1;
         sums[N]++;
-        if (!positive) {
+        if (kind == NEGATIVE) {
             sums[A_NEG] += alpha * a;
             continue;
         }
@@ -428,8 +434,12 @@ void NAME(forward)(struct call *c) {
     }
 }
 
+static inline void NAME(fill)(REAL *to, int64_t count, REAL value) {
+    for (int64_t k = 0; to && k < count; k++) to[k] = value;
+}
+
 /* Rows `first` to `end`, at most tile_rows of them. */
-static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t end) {
+static void NAME(backward_rows)(struct call *c, int64_t first, int64_t end) {
     const REAL *kept = c->rows;
     REAL dr[4], dv[4], v;
     if (c->grad_logits && c->classification == CROSS_ENTROPY)
@@ -443,19 +453,21 @@ static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t end
     }
     for (int64_t row = first; row < end; row++) {
         int64_t y;
-        int positive, valid = NAME(kind)(c, row, &y, &positive);
+        enum kind kind = kind_of(c, row, &y);
         REAL *g = c->grad_logits ? (REAL *)c->grad_logits + row * c->columns : 0;
         REAL *gb = c->grad_boxes ? (REAL *)c->grad_boxes + row * c->box_columns : 0;
-        if (gb) memset(gb, 0, c->box_columns * sizeof *gb);
-        if (!valid) {
-            if (g) memset(g, 0, c->columns * sizeof *g);
+        REAL outside = kind == OUT_OF_RANGE ? (REAL)NAN : 0; /* never a silent number */
+        NAME(fill)(gb, c->box_columns, outside);
+        if (kind == OUT_OF_RANGE) __atomic_fetch_add(&c->bad, 1, __ATOMIC_RELAXED);
+        if (kind == OUT_OF_RANGE || kind == IGNORED) {
+            NAME(fill)(g, c->columns, outside);
             continue;
         }
         const REAL *z = (const REAL *)c->logits + row * c->logits_row;
         REAL a = NAME(kept_loss)(c, row, z, y), s = 0, d_s = 0;
         REAL alpha = c->alphas ? ((const REAL *)c->alphas)[row * c->alphas_row] : 1;
         REAL scale = (REAL)c->g_cls * alpha * (REAL)c->w_neg;
-        if (positive) {
+        if (kind == POSITIVE) {
             REAL beta = c->betas ? ((const REAL *)c->betas)[row * c->betas_row] : 1;
             REAL r = NAME(box_terms)(c, row, y, dr, &v, dv), d_w = 0;
             s = NAME(class_score)(c, a, z[y]);
@@ -475,7 +487,7 @@ static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t end
                 if (!wrong || k == y) NAME(focal)(c, z[k], k == y, &slope);
                 g[k] = scale * slope;
             }
-            if (positive) g[y] -= d_s * (1 - s);
+            if (kind == POSITIVE) g[y] -= d_s * (1 - s);
         } else { /* g holds the softmax */
             scale += d_s;
 #pragma omp simd

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jolkernels import spec
-from jolkernels.batch import Batch, Forward, accumulator
+from jolkernels.batch import Batch, Forward, accumulator, check_labels
 from jolkernels.cpu import gradients
 from jolkernels.cpu.closed_form import Gradient, Rowwise
 from jolkernels.cpu.sums import Sums, finish
@@ -110,6 +110,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients for logits [N, C] and box_preds [N, 4S], each None where `needs` is False."""
     p = Positives(batch, settings)
+    if p.bad and batch.labels.device.type == "cpu":
+        check_labels(batch, settings)
     logits = batch.logits.to(accumulator(batch))
     upstream = torch.stack((grad_classification, grad_regression))
     upstream = torch.where(upstream == 0, 0, upstream * scalars[2:4])  # not 0 * inf

@@ -1,7 +1,10 @@
-"""The C passes: where they run, what happens without a compiler, threads."""
+"""The C passes: where they run, what happens where they were not built, threads."""
 
+import os
+import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from jolkernels.batch import make_batch
 from jolkernels.cpu import native, tensors
 
 needs_passes = pytest.mark.skipif(
-    INTERPRETED or native.library() is None, reason="no C compiler, or turned off"
+    INTERPRETED or native.library() is None, reason="not built, or turned off"
 )
 HANDLED = [h for h in HEADS if h[0] in ("cross_entropy", "focal")]
 
@@ -71,28 +74,51 @@ def test_what_is_not_in_c_runs_in_tensor_operations():
     assert not native.available(half, settings)
 
 
+@pytest.mark.skipif(os.environ.get("JOLKERNELS_NATIVE") == "0", reason="turned off")
+def test_they_are_built_where_there_is_a_compiler():
+    """Else the tests of C would be skipped without a word."""
+    if any(map(shutil.which, ("cc", "gcc", "clang"))):
+        wanted = "pip install --editable . builds rows.c; python setup.py build_ext --inplace too"
+        assert native.library() is not None, wanted
+
+
+@needs_passes
+def test_only_a_library_built_from_this_source_is_loaded(tmp_path, monkeypatch):
+    """No other's: neither a planted nor a truncated nor an older one; and none if turned off."""
+    load, built = native.library.__wrapped__, native.SOURCE.parent.glob("rows*.so")
+    assert load() is not None
+    monkeypatch.setenv("JOLKERNELS_NATIVE", "0")
+    assert load() is None
+    monkeypatch.delenv("JOLKERNELS_NATIVE")
+    source = shutil.copy(native.SOURCE, tmp_path)
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "rows.c")
+    assert load() is None
+    copies = [tmp_path / library.name for library in built]
+    for copy in copies:
+        copy.write_bytes(b"\x7fELF")
+    assert load() is None
+    for copy in copies:
+        copy.unlink()
+        shutil.copy(native.library()._name, copy)
+    assert load() is not None
+    with open(source, "a") as file:
+        file.write("/* newer */")
+    assert load() is None
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the kernels run")
-@pytest.mark.parametrize(
-    "environment", [{"CC": "false", "PATH": ""}, {"CC": "/bin/false"}, {"JOLKERNELS_NATIVE": "0"}]
-)
-def test_without_a_working_compiler_the_loss_runs_all_the_same(environment, tmp_path):
-    program = """
-import torch, jolkernels
-from jolkernels.cpu import native
-z = torch.zeros(3, 4, requires_grad=True)
-boxes = torch.tensor([[0., 0, 4, 4]] * 3)
-loss = jolkernels.JointOptimizationLoss()(z, boxes, torch.tensor([0, 1, 3]), boxes + 1)
-loss.total.backward()
-print(native.library(), loss.total.item(), z.grad.abs().sum() > 0)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path), "PATH": "/nowhere"}
-        | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.startswith("None ") and done.stdout.endswith("tensor(True)\n"), done.stderr
+@pytest.mark.parametrize("turned_off", [False, True])
+def test_without_them_a_large_batch_warns_once(turned_off, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "LARGE", 500)
+    monkeypatch.setenv("JOLKERNELS_NATIVE", "0" if turned_off else "1")
+    native.warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for n in (40, 200, 200):  # of 6 columns: small, large, large
+            JointOptimizationLoss()(**random_batch(n=n)).total.backward()
+            assert len(caught) == (n == 200 and not turned_off)
+    assert all("C compiler" in str(warning.message) for warning in caught)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the kernels run")

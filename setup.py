@@ -1,0 +1,27 @@
+"""The C passes of the loss, compiled where there is a C compiler; the rest is in pyproject.toml."""
+
+import hashlib
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+FOLDER = "jolkernels/cpu"
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
+VARIANTS = {"rows": [], "rows_avx2": ["-mavx2", "-mfma"]}  # native.py picks by processor
+DIGEST = hashlib.sha256(Path(FOLDER, "rows.c").read_bytes()).hexdigest()[:16]
+
+# Plain shared libraries, which ctypes loads: they need no headers of Python.
+setup(
+    ext_modules=[
+        Extension(
+            f"jolkernels.cpu.{name}",
+            [f"{FOLDER}/{name}.c"],
+            define_macros=[("SOURCE", f"0x{DIGEST}")],
+            extra_compile_args=[*FLAGS, *vectors],
+            libraries=["m"],
+            depends=[f"{FOLDER}/rows.c", "setup.py"],
+            optional=True,
+        )
+        for name, vectors in VARIANTS.items()
+    ]
+)

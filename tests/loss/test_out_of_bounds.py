@@ -1,0 +1,163 @@
+"""Nothing that a tensor holds, or that comes of it later, leads out of its memory."""
+
+import pytest
+import torch
+from cases import INTERPRETED, random_batch
+
+from jolkernels import JointOptimizationLoss, ops
+from jolkernels.batch import make_batch
+from jolkernels.cpu import native, tensors
+
+pytestmark = pytest.mark.kernels
+
+HEADS = {
+    "softmax": (("cross_entropy", "last"), {}),
+    "first": (("cross_entropy", "first"), {"class_specific": True}),
+    "focal": (("focal", "last"), {"class_specific": True}),
+}
+needs_passes = pytest.mark.skipif(
+    INTERPRETED or native.library() is None, reason="not built, or turned off"
+)
+
+
+def case(name, **options):
+    """A loss, and a batch of which only logits and box_preds require grad."""
+    head, shape = HEADS[name]
+    batch = random_batch(head, "delta", **shape, **options)
+    return JointOptimizationLoss(head[0], "smooth_l1", "delta", background=head[1]), batch
+
+
+def operators(name="softmax"):
+    """What both operators take: the batch by name, the call, and what forward kept."""
+    criterion, batch = case(name)
+    fields, call = make_batch(criterion.settings, **{k: v.detach() for k, v in batch.items()})
+    result, one = ops.forward(fields, call), torch.ones(())
+    saved = {"rows": result.rows, "scalars": result.scalars}
+    saved |= {"grad_classification": one, "grad_regression": one}
+    return fields, call.encode(), saved | {"needs_logits": True, "needs_boxes": True}
+
+
+@pytest.mark.parametrize("label", [2**40, -1, 7, torch.iinfo(torch.int64).min])
+@pytest.mark.parametrize("name", HEADS)
+def test_labels_changed_unseen_by_autograd(name, label):
+    criterion, batch = case(name)
+    loss = criterion(**batch).total
+    batch["labels"].numpy()[5] = label
+    leaves = batch["logits"], batch["box_preds"]
+    if INTERPRETED:  # as on a GPU, where to look would be to wait
+        assert all(g[5].isnan().all() for g in torch.autograd.grad(loss, leaves))
+    else:
+        with pytest.raises(ValueError, match=f"labels: got {label} at index 5, wanted 0 to"):
+            torch.autograd.grad(loss, leaves)
+
+
+@needs_passes
+@pytest.mark.parametrize("name", HEADS)
+def test_c_makes_the_gradients_of_such_rows_nan(name, monkeypatch):
+    """Of these rows only, and also if the label is in order again when Python looks."""
+    monkeypatch.setattr(native, "check_labels", lambda *_: None)
+    criterion, batch = case(name)
+    loss = criterion(**batch).total
+    leaves = batch["logits"], batch["box_preds"]
+    before = torch.autograd.grad(loss, leaves, retain_graph=True)
+    batch["labels"].numpy()[[5, 22]] = 2**40, -7
+    after = torch.autograd.grad(loss, leaves)
+    for was, now in zip(before, after, strict=True):
+        assert now[[5, 22]].isnan().all()
+        was[[5, 22]] = now[[5, 22]] = 0
+        assert torch.equal(was, now)
+
+
+@needs_passes
+@pytest.mark.parametrize("size", [0, 16])
+@pytest.mark.parametrize("name", random_batch())
+def test_freed_memory_is_not_read(name, size):
+    criterion, batch = case("first")
+    loss = criterion(**batch).total
+    batch[name].untyped_storage().resize_(size)
+    with pytest.raises(ValueError, match=f"{name}: got a storage of {size} bytes, wanted"):
+        loss.backward()
+    with pytest.raises(ValueError, match=f"{name}: got a storage of {size} bytes, wanted"):
+        criterion(**batch)
+
+
+@needs_passes
+def test_a_tensor_swapped_between_the_passes_is_not_read_beyond_its_end():
+    for name, other in (("labels", torch.zeros(3, dtype=torch.long)), ("priors", torch.ones(1, 4))):
+        criterion, batch = case("focal", dtype=torch.float32)
+        loss = criterion(**batch).total
+        batch[name].data = other
+        with pytest.raises(ValueError, match=f"{name}: got a storage of"):
+            loss.backward()
+
+
+WRONG = {
+    "logits": [torch.zeros(23), torch.zeros(23, 1), torch.zeros(22, 6), torch.zeros(23, 6).int()],
+    "box_preds": [torch.zeros(23, 8), torch.zeros(22, 4), torch.zeros(4)],
+    "labels": [torch.zeros(22).long(), torch.zeros(23).int(), torch.zeros(23, 1).long()],
+    "target_boxes": [torch.zeros(23, 3), torch.zeros(4), torch.zeros(23, 4).long()],
+    "priors": [None, torch.zeros(23, 3), torch.zeros(1, 4)],
+    "classification_weights": [torch.zeros(22), torch.zeros(())],
+    "regression_weights": [torch.zeros(23, 1), torch.zeros(23).bool()],
+    "classification_normalizer": [torch.ones(2)],
+    "regression_normalizer": [torch.tensor(True)],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_operators_check_the_batch(name):
+    fields, call, saved = operators()
+    for value in WRONG[name]:
+        wrong = fields._replace(**{name: value})
+        blamed = "box_preds" if name == "logits" and value.shape == (22, 6) else name
+        with pytest.raises((ValueError, TypeError), match=f"{blamed}: got"):
+            torch.ops.jolkernels.forward(*wrong, call=call)
+        with pytest.raises((ValueError, TypeError), match=f"{blamed}: got"):
+            torch.ops.jolkernels.backward(*wrong, call=call, **saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rows", torch.zeros(1, 23, dtype=torch.float64)),
+        ("rows", torch.zeros(2, 23)),
+        ("scalars", torch.zeros(4, dtype=torch.float64)),
+        ("grad_classification", torch.zeros(1)),
+        ("grad_regression", torch.zeros(()).long()),
+    ],
+)
+def test_the_backward_operator_checks_what_the_forward_kept(name, value):
+    fields, call, saved = operators()
+    with pytest.raises((ValueError, TypeError), match=f"{name}: got"):
+        torch.ops.jolkernels.backward(*fields, call=call, **saved | {name: value})
+
+
+@pytest.mark.skipif(INTERPRETED, reason="on a GPU gradients are NaN instead")
+@pytest.mark.parametrize("name", HEADS)
+def test_the_operators_check_labels(name):
+    fields, call, saved = operators(name)
+    wrong = fields._replace(labels=fields.labels.where(fields.labels != 2, 99))
+    with pytest.raises(ValueError, match="labels: got 99 at index"):
+        torch.ops.jolkernels.forward(*wrong, call=call)
+    with pytest.raises(ValueError, match="labels: got 99 at index"):
+        torch.ops.jolkernels.backward(*wrong, call=call, **saved)
+
+
+@needs_passes
+def test_rows_that_are_not_contiguous_are_read_as_they_are():
+    fields, call, saved = operators()
+    wanted = torch.ops.jolkernels.backward(*fields, call=call, **saved)
+    saved["rows"] = saved["rows"].t().contiguous().t()
+    got = torch.ops.jolkernels.backward(*fields, call=call, **saved)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_priors_that_the_coding_does_not_use_change_nothing():
+    """The operators may be given some, of no extent even."""
+    criterion = JointOptimizationLoss()
+    batch = {k: v.detach() for k, v in random_batch().items()}
+    fields, call = make_batch(criterion.settings, **batch)
+    given = fields._replace(priors=torch.zeros(23, 4, dtype=torch.float64))
+    for implementation in (native, tensors) if native.library() else (tensors,):
+        wanted, got = (implementation.forward(f, call) for f in (fields, given))
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
