@@ -44,7 +44,7 @@ def store_box_gradient(
         low = tl.where(part == 0, d0[:, None], d1[:, None])
         high = tl.where(part == 2, d2[:, None], d3[:, None])
         d = tl.where(part < 2, low, high)
-        d = tl.where(positive[:, None] & (cols // 4 == slot[:, None]), d, 0.0) + poison
+        d = tl.where(positive[:, None] & (cols // 4 == slot[:, None]), d, 0.0) + poison[:, None]
         out = grad_boxes + rows[:, None] * width + cols
         tl.store(out, narrowed(d, out), mask=(rows < n)[:, None] & (cols < width))
 
@@ -73,11 +73,13 @@ def gradients_kernel(
     Either may be None. CONSTANT: the weights carry no gradient.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    valid, positive, _bad, y = row_kinds(labels, stride_label, rows, n, background, last, ignore)
+    valid, positive, bad, y = row_kinds(labels, stride_label, rows, n, background, last, ignore)
     w_neg, mean_neg = tl.load(scalars).to(ACC), tl.load(scalars + 1).to(ACC)
     g_cls = times(tl.load(grad_classification), tl.load(scalars + 2)).to(ACC)
     g_loc = times(tl.load(grad_regression), tl.load(scalars + 3)).to(ACC)
+    # By row: labels may have changed since the forward pass, whose poison is in the scalars.
     poison = tl.load(scalars + 4).to(ACC)
+    poison = tl.where(bad, poison + float("nan"), poison)
 
     # 1. The row: a, r, s, v and the weight.
     z_y = tl.load(logits + rows * stride_row + y * stride_col, mask=positive, other=0.0).to(ACC)
@@ -139,7 +141,7 @@ def gradients_kernel(
                 is_true = is_label & positive[:, None]
                 _loss, d = CLASSIFY(z, is_true, quality[:, None], CLASSIFY_PARAMS)
                 d = scale[:, None] * d - tl.where(is_true, (d_s * (1.0 - s))[:, None], 0.0)
-            d = tl.where(valid[:, None], d, 0.0) + poison
+            d = tl.where(valid[:, None], d, 0.0) + poison[:, None]
             out = grad_logits + rows[:, None] * columns + cols[None, :]
             keep = (rows < n)[:, None] & (cols < columns)[None, :]
             tl.store(out, narrowed(d, out), mask=keep)

@@ -161,3 +161,15 @@ def test_priors_that_the_coding_does_not_use_change_nothing():
     for implementation in (native, tensors) if native.library() else (tensors,):
         wanted, got = (implementation.forward(f, call) for f in (fields, given))
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_tensor_operations_poison_the_gradients_as_the_kernels_do():
+    """Where a bad label is no error: on a GPU without Triton."""
+    criterion, batch = case("focal")
+    fields, call = make_batch(criterion.settings, **{k: v.detach() for k, v in batch.items()})
+    result, one = tensors.forward(fields, call), torch.ones(())
+    scalars = result.scalars.index_fill(0, torch.tensor(4), torch.nan)
+    for g in tensors.backward(
+        fields, criterion.settings, result.rows, scalars, one, one, (True, True)
+    ):
+        assert g.isnan().all()
