@@ -1,6 +1,7 @@
 """The loss and its gradient in tensor operations: where neither Triton nor C runs."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jolkernels import spec
@@ -10,6 +11,8 @@ from jolkernels.cpu.closed_form import Gradient, Rowwise
 from jolkernels.cpu.sums import Sums, finish
 from jolkernels.registry import REFERENCE
 from jolkernels.settings import Call, Settings
+
+CHUNK = 4096  # numbers of a sum that are added first: ATen adds so few in one thread
 
 
 class Positives:
@@ -90,13 +93,20 @@ def forward(batch: Batch, call: Call) -> Forward:
     local = Sums(
         positives=len(p.rows),
         samples=int(p.valid.sum()),
-        weights=float(w_pos.sum()),
-        a_pos=float((w_pos * weighted_cls[p.rows]).sum()),
-        a_neg=float(torch.where(p.negative, weighted_cls, 0).sum()),
-        r=float(weighted_loc.sum()),
+        weights=total(w_pos),
+        a_pos=total(w_pos * weighted_cls[p.rows]),
+        a_neg=total(torch.where(p.negative, weighted_cls, 0)),
+        r=total(weighted_loc),
         bad=p.bad,
     )
     return finish(local, l_cls.repeat(settings.kept, 1), batch, call)
+
+
+def total(values: Tensor) -> float:
+    """The sum of [N] numbers, in an order that the number of threads does not change."""
+    while len(values) > 1:
+        values = F.pad(values, (0, -len(values) % CHUNK)).view(-1, CHUNK).sum(1)
+    return float(values.sum())
 
 
 def backward(
@@ -145,6 +155,10 @@ def backward(
         grad_boxes = torch.zeros_like(batch.box_preds, memory_format=torch.contiguous_format)
         slots = grad_boxes.unflatten(1, (-1, 4))
         slots[p.rows, p.slot] = d_codes.to(grad_boxes.dtype)
+    if p.bad or scalars[4].isnan():  # not on a CPU, where this is an error
+        for g in (grad_logits, grad_boxes):
+            if g is not None:
+                g.fill_(torch.nan)
     return grad_logits, grad_boxes
 
 

@@ -46,10 +46,12 @@ def test_equals_the_tensor_operations(head, regression, dtype):
         torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance * scale)
 
 
-@needs_passes
-def test_the_number_of_threads_does_not_change_the_bits():
-    criterion = JointOptimizationLoss(coding="delta")
-    batch = random_batch(coding="delta", n=20000, dtype=torch.float32)
+@pytest.mark.skipif(INTERPRETED, reason="the kernels run")
+@pytest.mark.parametrize("score", ["iou", "nwd"])  # in C, and in tensor operations
+def test_the_number_of_threads_does_not_change_the_bits(score):
+    """With the softmax loss; docs/using.md says what it changes with sigmoid losses."""
+    criterion = JointOptimizationLoss(coding="delta", location_score=score)
+    batch = random_batch(coding="delta", n=40_000, dtype=torch.float32)
     before = torch.get_num_threads()
     found = []
     try:
@@ -200,3 +202,9 @@ def test_focal_loss_of_rows_of_any_length_and_height(columns, gamma, dtype):
         rtol=4 * tolerance,
         atol=1e-37 if dtype == torch.float32 else 1e-290,
     )
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4095, 4097, 40_001])
+def test_sums_of_tensor_operations(count):
+    values = torch.rand(count, generator=torch.Generator().manual_seed(0))
+    assert tensors.total(values) == pytest.approx(values.double().sum().item(), rel=1e-6)
