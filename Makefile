@@ -1,6 +1,6 @@
 # make demo       trains the base loss and JOL side by side on generated scenes, some minutes on a CPU
 # make test       lint, types and tests
-# make test-all   the slow tests too
+# make test-all   the slow tests too, and the C passes under sanitizers
 # make lock       writes constraints.txt anew from the newest versions
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint lock clean
+.PHONY: demo test test-all sanitize lint lock clean
 
 demo: $(STAMP)
 	$(BIN)/jol demo
@@ -21,17 +21,28 @@ test: lint
 	JOLKERNELS_NATIVE=0 $(PYTEST) -m "kernels and not slow"
 	TRITON_INTERPRET=1 $(PYTEST) -m "kernels and not slow"
 
-test-all: lint
+test-all: lint sanitize
 	$(PYTEST)
 	JOLKERNELS_NATIVE=0 $(PYTEST) -m kernels
 	TRITON_INTERPRET=1 $(PYTEST) -m kernels
+
+# The package built once more, with checks of every access and conversion in C.
+SANITIZED := build/sanitized
+SANITIZE := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
+
+sanitize: $(STAMP)
+	CFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build --force \
+		--build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib OMP_NUM_THREADS=1 \
+		$(BIN)/pytest -s $(addprefix tests/loss/test_,native.py out_of_bounds.py loss_edges.py)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard jolkernels/cpu/*.c)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[detectors,dev]"
@@ -44,4 +55,4 @@ lock:
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info jolkernels/cpu/*.so

@@ -175,7 +175,7 @@ def memory(
     strides = tensor.stride()
     last = (rows - 1) * strides[0] + (columns - 1) * strides[-1]
     wanted = (tensor.storage_offset() + last + 1) * size
-    if (got := tensor.untyped_storage().nbytes()) < wanted and rows:
+    if (got := tensor.untyped_storage().nbytes()) < wanted and rows and columns:
         raise ValueError(f"{name}: got a storage of {got} bytes, wanted {wanted}")
     return tensor.data_ptr(), strides
 
