@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from detectors.data.coco_checks import Report, check_annotations, check_categories, check_images
 from detectors.errors import DataError
+from detectors.utils.regular_files import open_regular
 
 
 def fail(problem: str) -> NoReturn:
@@ -116,7 +117,8 @@ def read_json(source: Path) -> tuple[dict[str, Any], str]:
         DataError: no such file, or no JSON object in it.
     """
     try:
-        raw = source.read_bytes()
+        with open_regular(source) as file:
+            raw = file.read()
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror}") from error
     try:

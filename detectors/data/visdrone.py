@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from detectors.data.coco import fail
 from detectors.data.coco_checks import Report
-from detectors.data.images import UNREADABLE
+from detectors.data.images import UNREADABLE, displayed_size
 from detectors.data.published import Published
 from detectors.errors import DataError
+from detectors.utils.regular_files import open_regular
 
 CLASSES = (
     *("pedestrian", "people", "bicycle", "car", "van"),
@@ -82,10 +81,9 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
 
 
 def _size(picture: Path, report: Report) -> tuple[int, int] | None:
-    """(width, height) from the file's header."""
+    """(width, height) as displayed."""
     try:
-        with Image.open(picture) as opened:
-            return opened.size
+        return displayed_size(picture)
     except UNREADABLE as error:
         report(f"{picture}: cannot be opened: {error}")
         return None
@@ -94,7 +92,8 @@ def _size(picture: Path, report: Report) -> tuple[int, int] | None:
 def _rows(file: Path, size: tuple[int, int], report: Report) -> Iterator[list[int]]:
     """The lines of a txt file as eight numbers each; size: of its image."""
     try:
-        text = file.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a mark
+        with open_regular(file) as opened:
+            text = opened.read().decode("utf-8-sig")  # Windows' editors begin a file with a mark
     except (OSError, ValueError) as error:
         report(f"{file}: cannot be read: {error}")
         return
