@@ -105,7 +105,6 @@ def run(args: argparse.Namespace) -> None:
 
     given["device"] = find_device(given.get("device", was.get("device")))
     train_data, val_data, data = data_options.training(args)
-    data_options.refuse_other_classes(val_data, train_data.source, train_data.class_names)
     settings = resolve(given, len(train_data), data.get("dataset"), was)
     if settings.tensorboard:
         run_folder.summary_writer()

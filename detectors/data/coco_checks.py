@@ -1,14 +1,18 @@
 """The rules that COCO-format images, annotations and categories keep.
 
-Each function takes the whole content and what messages call it, tells a `Report` of every record
-that breaks a rule, leaves it out, and returns the others.
+Each function takes the whole content, after exports.py, and what messages call it, reports every
+record that breaks a rule, skips it, and returns the others.
 """
 
 import math
-import os
-from collections.abc import Callable, Container, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from detectors.data.box_sanity import Box
+from detectors.data.exports import Notes
+from detectors.data.image_names import find_image
 
 # Coordinates are often rounded to two decimals: an extent of this many pixels or less counts as
 # zero, and an overhang of this many pixels or less is cut off without a line in `skipped`.
@@ -85,25 +89,29 @@ def check_categories(
 
 
 def check_images(
-    content: dict[str, Any], source: str, folder: Path | None, report: Report
+    content: dict[str, Any], source: str, folder: Path | None, report: Report, notes: Notes
 ) -> tuple[list[dict[str, Any]], list[Path], dict[int, dict[str, Any] | None]]:
-    """The image records, in a folder the file of each, and all by id, None for one of no size."""
+    """The image records, in a folder the file of each, and all by id, None for one of no size.
+
+    `notes` gets what had to be done to find files and sizes.
+    """
     records, files = [], []
     owner: dict[Path, int] = {}
     known: dict[int, dict[str, Any] | None] = {}
     for record, where in _records(content, source, "images", report):
         number, name = int(record["id"]), record.get("file_name")
         known[number] = None
-        width = _integer(record, "width", where, report)
-        height = _integer(record, "height", where, report)
-        if width is None or height is None:
+        unsized = record.get("width") is None and record.get("height") is None
+        size = None if unsized else _size(record, where, report)
+        if size is None and not unsized:
             continue
-        if min(width, height) < 1 or max(width, height) > LONGEST_SIDE:
-            report(f"{where}: size {width}x{height}, wanted sides of 1 to {LONGEST_SIDE} pixels")
+        file = None if folder is None else _find(folder, name, where, report, notes)
+        if unsized:
+            size = _size_of(file, folder, where, report, notes)
+        if size is None:
             continue
-        known[number] = {"id": number, "file_name": name, "width": width, "height": height}
+        known[number] = {"id": number, "file_name": name, "width": size[0], "height": size[1]}
         if folder is not None:
-            file = _find(folder, name, where, report)
             if file is None:
                 continue
             if file in owner:
@@ -117,6 +125,37 @@ def check_images(
     return [record for record in records if record], files, known
 
 
+def _size(record: dict[str, Any], where: str, report: Report) -> tuple[int, int] | None:
+    """(width, height) of an image."""
+    width = _integer(record, "width", where, report)
+    height = _integer(record, "height", where, report)
+    if width is None or height is None:
+        return None
+    if min(width, height) < 1 or max(width, height) > LONGEST_SIDE:
+        report(f"{where}: size {width}x{height}, wanted sides of 1 to {LONGEST_SIDE} pixels")
+        return None
+    return width, height
+
+
+def _size_of(
+    file: Path | None, folder: Path | None, where: str, report: Report, notes: Notes
+) -> tuple[int, int] | None:
+    """(width, height) of an image whose record has neither, from its file."""
+    from detectors.data.images import UNREADABLE, displayed_size  # imports torch
+
+    if folder is None:
+        report(f"{where}: no width and height; wanted both where the images are not read")
+    if file is None:
+        return None
+    try:
+        size = displayed_size(file)
+    except UNREADABLE as error:
+        report(f"{where}: no width and height, and {file} cannot be opened: {error}")
+        return None
+    notes["images without width and height, taken from their files"] += 1
+    return size
+
+
 def _is_text(value: object) -> bool:
     """Whether it is a text, and one that can be written: JSON allows half a surrogate pair."""
     try:
@@ -125,23 +164,56 @@ def _is_text(value: object) -> bool:
         return False
 
 
-def _find(folder: Path, name: Any, where: str, report: Report) -> Path | None:
-    """The file of an image; see read_coco for the rule."""
+def _find(folder: Path, name: Any, where: str, report: Report, notes: Notes) -> Path | None:
+    """The file of an image; find_image has the rule."""
     if not _is_text(name):
         report(f"{where}: file_name is {name!r}, wanted a text")
         return None
-    parts = PurePosixPath(name).parts
-    if PurePosixPath(name).is_absolute() or ".." in parts:
-        report(f"{where}: file_name {name!r} leaves the images folder")
+    try:
+        file, other = find_image(folder, name)
+    except ValueError as error:
+        report(f"{where}: {error}")
         return None
-    tail = Path(os.path.abspath(folder)).parts  # without '..', links not followed
-    shared = [k for k in range(1, len(parts)) if tail[-k:] == parts[:k]]
-    tried = [folder.joinpath(*parts[k:]) for k in [0, *shared]]
-    for file in tried:
-        if os.path.isfile(file):  # unlike Path.is_file, never raises on a strange name
-            return file
-    report(f"{where}: no file {' or '.join(map(str, tried))}")
-    return None
+    if other is not None:
+        notes[other] += 1
+    return file
+
+
+def whole_boxes(
+    content: dict[str, Any], images: Mapping[int, dict[str, Any] | None]
+) -> Iterator[Box]:
+    """The objects' boxes of positive size with their image's size, for box_sanity.py."""
+    records = content.get("annotations")
+    for record in records if isinstance(records, list) else []:
+        if isinstance(record, dict) and isinstance(record.get("image_id"), int | float):
+            image, box = images.get(record["image_id"]), record.get("bbox")
+            numbers = [_number(n) for n in box] if isinstance(box, list) else []
+            if image and len(numbers) == 4 and all(map(math.isfinite, numbers)):
+                x, y, w, h = numbers
+                if min(w, h) > 0 and not (record.get("iscrowd") or record.get("ignore")):
+                    yield x, y, w, h, image["width"], image["height"]
+
+
+@dataclass
+class Checked:
+    """The annotations as used, and what was done with the others.
+
+    Attributes:
+        kept: the annotations.
+        skipped: a line for each that was skipped or clipped.
+        zero_size: how many had no width or height.
+        boxless: how many had an empty list for a box and no outline.
+        clipped: how many were cut at the border of their image; a crowd of several classes counts
+            once.
+        repeated: how many objects have the image, class and box of an earlier one.
+    """
+
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    zero_size: int = 0
+    boxless: int = 0
+    clipped: int = 0
+    repeated: int = 0
 
 
 def check_annotations(
@@ -150,23 +222,26 @@ def check_annotations(
     images: dict[int, dict[str, Any] | None],
     category_ids: set[int],
     report: Report,
-) -> tuple[list[dict[str, Any]], list[str], int, int]:
-    """The annotations as used, a line for each not used as it stands, how many of no size, cut."""
-    kept: list[dict[str, Any]] = []
-    skipped: list[str] = []
-    zero_size = 0
+) -> Checked:
+    """The annotations as used, with boxes inside their image."""
+    found = Checked()
     cut = set()  # a crowd of several classes is cut once
+    seen = set()
     for record, where in _records(content, source, "annotations", report):
         number = int(record["id"])
         image_id = _one_of(images, record, "image", "images", where, report)
         category_id = _one_of(category_ids, record, "category", "categories", where, report)
+        if record.get("bbox") == []:
+            found.skipped.append(f"annotation {number}: no box")
+            found.boxless += 1
+            continue
         box = _four_numbers(record.get("bbox"), where, report)
         if box is None:
             continue
         if min(box[2:]) <= ROUNDING:
             side = f"width {box[2]:g}" if box[2] <= ROUNDING else f"height {box[3]:g}"
-            skipped.append(f"annotation {number}: {side}")
-            zero_size += 1
+            found.skipped.append(f"annotation {number}: {side}")
+            found.zero_size += 1
             continue
         image = None if image_id is None else images[image_id]
         if image is None or category_id is None:
@@ -179,16 +254,18 @@ def check_annotations(
         if area is None:
             continue
         if clipped:
-            skipped.append(f"annotation {number}: clipped to its image")
+            found.skipped.append(f"annotation {number}: clipped to its image")
         marks = [_mark(record, key, where, report) for key in ("iscrowd", "ignore")]
         if None in marks:
             continue
         crowd = any(marks)
         if clipped:
             cut.add((image_id, *box) if crowd else number)
-        if crowd:
-            skipped.append(f"annotation {number}: crowd or ignored, not a target")
-        kept.append(
+        if not crowd:
+            same = (image_id, category_id, *box)
+            found.repeated += same in seen
+            seen.add(same)
+        found.kept.append(
             {
                 "id": number,
                 "image_id": image_id,
@@ -198,7 +275,8 @@ def check_annotations(
                 "iscrowd": int(crowd),
             }
         )
-    return kept, skipped, zero_size, len(cut)
+    found.clipped = len(cut)
+    return found
 
 
 def _mark(record: dict[str, Any], key: str, where: str, report: Report) -> bool | None:
@@ -238,6 +316,13 @@ def _four_numbers(value: object, where: str, report: Report) -> list[float] | No
         text = repr(value)
         text = text if len(text) <= 80 else text[:77] + "..."
         report(f"{where}: bbox is {text}, wanted four finite numbers [x, y, w, h]")
+        return None
+    if min(numbers[2:]) < -ROUNDING:
+        side = "width" if numbers[2] < -ROUNDING else "height"
+        text = ", ".join(f"{number:g}" for number in numbers)
+        report(
+            f"{where}: bbox [{text}] has a negative {side}, wanted [x, y, w, h] from the upper left"
+        )
         return None
     return numbers
 

@@ -26,6 +26,8 @@ UNREADABLE = (
     *(OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError),
     *(EOFError, ArithmeticError, LookupError, AttributeError, TypeError, struct.error, zlib.error),
 )
+BLACK = 8
+"""A picture whose brightest pixel is below this shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,19 @@ def read_picture(file: Path, size: tuple[int, int] | None, where: str) -> Pictur
     assert size is not None
     got, wanted = f"{found[0]}x{found[1]}", f"{size[0]}x{size[1]}"
     raise DataError(f"{where}: {file} is {got} pixels, the annotation file says {wanted}")
+
+
+def traits(picture: Picture) -> list[str]:
+    """What is worth knowing of a picture, in words that follow a number of images."""
+    found = []
+    if picture.turn != UPRIGHT:
+        order = "as stored, which alone has their size" if picture.as_stored else "as displayed"
+        found.append(f"with an EXIF orientation, used {order}")
+    if picture.white is not None:
+        found.append(f"of more than 8 bits, scaled from 0 to {picture.white:g}")
+    if picture.pixels.max() < BLACK:
+        found.append(f"black: no pixel reaches {BLACK} of 255")
+    return found
 
 
 def displayed_size(file: Path) -> tuple[int, int]:

@@ -103,7 +103,8 @@ def write_tiles(
 ) -> dict[str, list[dict[str, Any]]]:
     """Write the tiles as JPEG files into `folder`, made if need be.
 
-    A box cut to AREA_LEFT of its area or less is to be ignored there. Regions to ignore are black.
+    A box cut to AREA_LEFT of its area or less is to be ignored there. Regions to ignore are black,
+    and crowds of every class.
 
     Args:
         coco: the whole images.
@@ -123,6 +124,8 @@ def write_tiles(
     of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco.images}
     for record in coco.annotations:
         of_image[record["image_id"]].append(record)
+    for number, boxes in regions.items():
+        of_image.get(number, []).extend(_ignored(boxes, number, coco.categories))
     folder.mkdir(parents=True, exist_ok=True)
 
     def cut(image: dict[str, Any], file: Path) -> list[Tile]:
@@ -148,6 +151,21 @@ def write_tiles(
                     annotations.append({**record, **ids})
             on_image(done)
     return {"images": images, "annotations": annotations, "categories": coco.categories}
+
+
+def _ignored(
+    regions: Sequence[Box], image_id: int, categories: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Annotations that say of a region, for every class, that nothing is to be learnt there."""
+    for box in regions:
+        for category in categories:
+            yield {
+                "image_id": image_id,
+                "category_id": category["id"],
+                "bbox": list(box),
+                "area": box[2] * box[3],
+                "iscrowd": 1,
+            }
 
 
 def paint(pixels: np.ndarray, regions: Sequence[Box]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detectors.data.coco import fail
+from detectors.data.coco import ZERO_SIZE, fail, refuse_all_skipped
 from detectors.data.coco_checks import Report
 from detectors.data.images import UNREADABLE, displayed_size
 from detectors.data.published import Published
@@ -32,9 +32,6 @@ REGION, OTHERS = 0, 11
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-ZERO_SIZE = "of zero size"
-
-
 def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
     """The split in `folder`, such as VisDrone2019-DET-train, with images/ and annotations/ in it.
 
@@ -50,10 +47,10 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
         if not (folder / part).is_dir():
             raise DataError(f"{folder / part}: no such folder")
     pictures: dict[str, Path] = {}
-    for file in sorted((folder / "images").iterdir()):
+    for file in sorted(_shown(folder / "images")):
         if file.suffix.lower() in SUFFIXES and pictures.setdefault(file.stem, file) != file:
             report(f"{file}: {pictures[file.stem].name} has the same {file.stem}.txt")
-    texts = {file.stem: file for file in (folder / "annotations").glob("*.txt")}
+    texts = {file.stem: file for file in _shown(folder / "annotations") if file.suffix == ".txt"}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     left_out = Counter({ZERO_SIZE: 0, "of category others": 0})
@@ -75,9 +72,16 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
             annotations += _annotations(row, number, len(annotations) + 1, left_out)
     if not images:
         report(f"{folder}: no images")
+    if all(record["iscrowd"] for record in annotations):
+        refuse_all_skipped(str(folder), left_out, report)
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     return Published(str(folder), root, content, dict(left_out))
+
+
+def _shown(folder: Path) -> Iterator[Path]:
+    """The files that are not hidden; macOS hides one of its own beside each that it copies."""
+    return (file for file in folder.iterdir() if not file.name.startswith("."))
 
 
 def _size(picture: Path, report: Report) -> tuple[int, int] | None:
@@ -111,6 +115,9 @@ def _rows(file: Path, size: tuple[int, int], report: Report) -> Iterator[list[in
             )
             continue
         x, y, w, h = row[:4]
+        if min(w, h) < 0:
+            report(f"{file} line {number}: box {x},{y},{w},{h} has a negative size")
+            continue
         if min(w, h) > 0 and not (-w < x < size[0] and -h < y < size[1]):
             where = f"{file} line {number}: box {x},{y},{w},{h}"
             report(f"{where} lies outside its image ({size[0]}x{size[1]})")

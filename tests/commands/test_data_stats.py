@@ -103,11 +103,11 @@ def test_files_are_pooled(small: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert lines[0][:4] == ["4", "images,", "6", "objects;"]
     assert row(lines, "mean")[0] == f"{(91 + 20) / 6:.2f}"
     assert row(lines, "car") == ["4"] and row(lines, "ship") == ["2"]
-    other = write(tmp_path / "other.json", [(64, 64)], [], names=("ship", "car"))
+    other = write(tmp_path / "other.json", [(64, 64)], [], names=("ship", "tank"))
     assert main(["data", "stats", "--annotations", str(small), str(other)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("jol data stats: ") and str(other) in error
-    assert "categories ['ship', 'car'], but" in error
+    assert f"categories 'tank', which {small} does not have" in error
 
 
 def test_simd_constants_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -220,10 +220,14 @@ def test_training_tiles(sodad: Path, capsys: pytest.CaptureFixture[str]) -> None
     # (790, 300, 25, 20) keeps 10 of 25 columns here: 0.40, so it is to be ignored
     assert target["boxes"].tolist() == [[100, 100, 120, 120]]
     ignored = [a for a in data.ground_truth["annotations"] if a["iscrowd"]]
-    assert [(a["image_id"], a["bbox"]) for a in ignored] == [
-        (1, [790, 300, 10, 20]),
-        (3, [790, 280, 10, 20]),
+    assert [(a["image_id"], a["category_id"], a["bbox"]) for a in ignored] == [
+        (1, 2, [790, 300, 10, 20]),
+        *((2, k, [350, 400, 60, 40]) for k in (1, 2)),
+        (3, 2, [790, 280, 10, 20]),
+        *((4, k, [350, 380, 60, 40]) for k in (1, 2)),
     ]
+    assert target["ignored"].tolist() == [[790, 300, 800, 320]]
+    assert data[1][1]["ignored"].tolist() == [[350, 400, 410, 440]]
     image, target = data[1]
     assert target["boxes"].tolist() == [[140, 300, 165, 320]] and target["labels"].tolist() == [1]
     # the region (1000, 400, 60, 40) is black on the tile that begins at 650
