@@ -15,26 +15,23 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from bench import detector_cost
-from bench.loss import report
-from bench.loss.cases import CASES, DTYPES
-from bench.loss.providers import PROVIDERS
-from bench.loss.run import PLOTS, Run
+from bench.loss.cases import CASES, DTYPES, Name
 from detectors.models.presets import DETECTORS
-from detectors.utils.argument_types import number, positive
+from detectors.utils.argument_types import number, one_of, positive
 from detectors.utils.parser import Parser
+
+if TYPE_CHECKING:
+    from bench.loss import report
 
 PARTS = ("loss", "steps", "compile")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
-    """The command line; what depends on the device is None until it is known."""
+    """The command line; what depends on the machine is None until torch is imported."""
     made = Parser(prog=prog, description=__doc__.split("\n")[0])
     add = made.add_argument
-    gpu = torch.cuda.is_available()
     add(
         "--out",
         metavar="DIR",
@@ -45,14 +42,15 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--parts",
         nargs="+",
-        choices=PARTS,
+        type=one_of({part: part for part in PARTS}),
+        metavar="PART",
         help="loss: the loss alone; steps: training steps; compile: registers and the like "
         "(default: loss, and compile on a CPU, steps on a GPU)",
     )
     add(
         "--cases",
         nargs="+",
-        choices=CASES,
+        type=one_of({name: name for name in CASES}),
         default=list(CASES),
         metavar="CASE",
         help=f"{', '.join(CASES)} (default: all)",
@@ -60,7 +58,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--dtypes",
         nargs="+",
-        choices=DTYPES,
+        type=one_of({name: name for name in DTYPES}),
         metavar="DTYPE",
         help=f"of logits and boxes: {', '.join(DTYPES)} (default: float32, on a GPU also bfloat16 "
         "and float16)",
@@ -68,20 +66,18 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--providers",
         nargs="+",
-        choices=PROVIDERS,
+        type=one_of({name: name for name in Name}),
         metavar="NAME",
-        help=f"{', '.join(PROVIDERS)} (default: those that make sense for device, case and dtype)",
+        help=f"{', '.join(Name)} (default: those that make sense for device, case and dtype)",
     )
     add(
         "--device",
         choices=("cpu", "cuda"),
-        default="cuda" if gpu else "cpu",
         help="to measure on (default: cuda where there is a GPU)",
     )
     add(
         "--threads",
         type=positive,
-        default=torch.get_num_threads(),
         metavar="N",
         help="of PyTorch on a CPU (default: its own)",
     )
@@ -108,6 +104,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m bench") 
         options = parser(prog).parse_args(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
+    import torch
+
+    from bench.loss import report
+    from bench.loss.run import PLOTS
+
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     gpu = options.device == "cuda"
     parts = options.parts or ["loss", "steps" if gpu else "compile"]
     options.dtypes = options.dtypes or ["float32", *(["bfloat16", "float16"] if gpu else [])]
@@ -123,7 +125,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m bench") 
     except (ValueError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     with tempfile.TemporaryDirectory() as caches:
         # Compilers start from nothing, or the first call would depend on earlier runs.
         os.environ["TRITON_CACHE_DIR"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
@@ -131,9 +133,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m bench") 
 
 
 def measure(
-    options: argparse.Namespace, parts: Sequence[str], earlier: list[report.Row] | None, prog: str
+    options: argparse.Namespace, parts: Sequence[str], earlier: "list[report.Row] | None", prog: str
 ) -> int:
     """The parts in their order, and the report whatever becomes of them."""
+    from bench import detector_cost
+    from bench.loss import report
+    from bench.loss.run import Run
+
     run, status = Run(options), 0
     try:
         if "steps" in parts:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jolkernels import ops, reference
 from jolkernels.autograd import joint_optimization
 from jolkernels.batch import make_batch
-from jolkernels.settings import Arguments, Settings, hands_on, show_arguments
+from jolkernels.settings import Arguments, Settings, hands_on, same_arguments, show_arguments
 
 
 class JointLoss(NamedTuple):
@@ -127,6 +127,7 @@ class JointOptimizationLoss(nn.Module):
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's returns Any
 
+    @same_arguments(forward)
     @torch.no_grad()
     def per_sample(self, *args: Any, **kwargs: Any) -> PerSample:
         """Scores, weights and unweighted losses of single rows, for figures and debugging.

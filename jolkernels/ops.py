@@ -10,7 +10,7 @@ straight to the implementation: the operator boundary costs more than a small ba
 import importlib.util
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -141,14 +141,14 @@ def materialized(batch: Batch) -> Batch:
     return Batch(*(t if t is None else t.resolve_neg() for t in batch))  # type: ignore[arg-type]
 
 
-def run_forward(*batch: Any, call: str) -> tuple[Tensor, ...]:
+def run_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     """jolkernels::forward on real tensors."""
-    return tuple(forward_pass(Batch(*batch), Call.decode(call)))
+    return tuple(forward_pass(batch, call))
 
 
 def run_backward(
-    *batch: Any,
-    call: str,
+    batch: Batch,
+    call: Call,
     rows: Tensor,
     scalars: Tensor,
     grad_classification: Tensor,
@@ -157,53 +157,53 @@ def run_backward(
     needs_boxes: bool,
 ) -> tuple[Tensor, Tensor]:
     """jolkernels::backward on real tensors."""
-    return backward_pass(
-        Batch(*batch),
-        Call.decode(call).settings,
-        rows,
-        scalars,
-        grad_classification,
-        grad_regression,
-        (needs_logits, needs_boxes),
-    )
+    saved = rows, scalars, grad_classification, grad_regression
+    return backward_pass(batch, call.settings, *saved, (needs_logits, needs_boxes))
 
 
-def fake_forward(*batch: Any, call: str) -> tuple[Tensor, ...]:
+def fake_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     """Shapes and dtypes of jolkernels::forward."""
-    given, settings = Batch(*batch), Call.decode(call).settings
 
     def empty(*shape: int) -> Tensor:
-        return given.logits.new_empty(shape, dtype=accumulator(given))
+        return batch.logits.new_empty(shape, dtype=accumulator(batch))
 
     return tuple(
         Forward(
             classification=empty(),
             regression=empty(),
             negative_weight=empty(),
-            num_positives=given.labels.new_empty(()),
-            rows=empty(settings.kept, given.labels.shape[0]),
+            num_positives=batch.labels.new_empty(()),
+            rows=empty(call.settings.kept, batch.labels.shape[0]),
             scalars=empty(5),
         )
     )
 
 
 def fake_backward(
-    *batch: Any, needs_logits: bool, needs_boxes: bool, **_: Any
+    batch: Batch, call: Call, needs_logits: bool, needs_boxes: bool, **_: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of jolkernels::backward."""
-    given = Batch(*batch)
+    logits, boxes = batch.logits, batch.box_preds
     return (
-        given.logits.new_empty(given.logits.shape if needs_logits else 0),
-        given.box_preds.new_empty(given.box_preds.shape)
-        if needs_boxes
-        else given.logits.new_empty(0),
+        logits.new_empty(logits.shape if needs_logits else 0),
+        boxes.new_empty(boxes.shape) if needs_boxes else logits.new_empty(0),
     )
 
 
-torch.library.impl("jolkernels::forward", "default", run_forward)
-torch.library.impl("jolkernels::backward", "default", run_backward)
-torch.library.register_fake("jolkernels::forward", fake_forward)
-torch.library.register_fake("jolkernels::backward", fake_backward)
+def operator(body: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """`body` as an operator calls it: with a Batch's fields by position and the call as text."""
+
+    def called(*fields: Tensor | None, call: str, **others: Any) -> tuple[Tensor, ...]:
+        batch = Batch(*fields)  # type: ignore[arg-type]  # the schema says which may be None
+        return body(batch, Call.decode(call), **others)
+
+    return called
+
+
+torch.library.impl("jolkernels::forward", "default", operator(run_forward))
+torch.library.impl("jolkernels::backward", "default", operator(run_backward))
+torch.library.register_fake("jolkernels::forward", operator(fake_forward))
+torch.library.register_fake("jolkernels::backward", operator(fake_backward))
 
 
 def check_labels(batch: Batch, settings: Settings) -> None:

@@ -50,6 +50,8 @@ FLAGS = {
 
 CHOICES: dict[str, dict[str, type]] = {kind: {} for kind in FLAGS}
 """The spec's class by kind and name."""
+CLASS_SCORES = ("probability",)
+"""What S_cls can be."""
 REFERENCE: dict[str, dict[type, Any]] = {kind: {} for kind in FLAGS}
 """In plain PyTorch; a pair (decode, encode) for a coding. Signatures: jolkernels.reference."""
 CLOSED_FORM: dict[str, dict[type, Any]] = {kind: {} for kind in FLAGS}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from inspect import signature
-from typing import Any, Concatenate, NamedTuple, ParamSpec
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from torch.distributed import ProcessGroup
 
@@ -13,6 +13,7 @@ from jolkernels import process_groups
 from jolkernels.checks import one_of, real
 from jolkernels.registry import (
     CHOICES,
+    CLASS_SCORES,
     Classification,
     Coding,
     Regression,
@@ -53,7 +54,7 @@ class Arguments:
         if self.location_score is not None:
             kept["location_score"] = resolve("location_score", self.location_score)
         if self.class_score is not None:
-            kept["class_score"] = one_of("class_score", self.class_score, ("probability",))
+            kept["class_score"] = one_of("class_score", self.class_score, CLASS_SCORES)
         if not isinstance(self.detach_weights, bool):
             raise TypeError(f"detach_weights: got {self.detach_weights!r}, wanted True or False")
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
@@ -148,6 +149,20 @@ class Call(NamedTuple):
 
 
 P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def same_arguments(
+    as_of: Callable[P, object],
+) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Decorate a function that hands on *args and **kwargs with the parameters of another."""
+
+    def decorate(function: Callable[..., R]) -> Callable[P, R]:
+        parameters = [*signature(as_of).parameters.values()]
+        function.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def hands_on(

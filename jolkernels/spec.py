@@ -14,11 +14,21 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from jolkernels.checks import real
-from jolkernels.registry import CHOICES, Classification, Coding, Regression, Score, Spec, register
+from jolkernels.registry import (
+    CHOICES,
+    CLASS_SCORES,
+    Classification,
+    Coding,
+    Regression,
+    Score,
+    Spec,
+    register,
+)
 
 __all__ = [
     "BCE",
     "CHOICES",
+    "CLASS_SCORES",
     "L1",
     "L2",
     "LTRB",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from bench.loss.cases import Inputs
+from bench.loss.inputs import Inputs
 from bench.loss.providers import Loss
 
 TOLERANCES = {

@@ -7,35 +7,35 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 
-from bench.loss.cases import CASES, SWEEP
+from bench.loss.cases import CASES, SWEEP, Name
 from bench.loss.report import TIME, Row, best_measure, model_bytes, shared_measure
 from detectors.utils import palette
 
 DARK_GREEN, DARK_GREY, GREY = "#0A5C44", "#666666", "#888888"
 # Colours and different marks: distinguishable without colour vision and in grey.
-STYLES = {
-    "jolkernels": (palette.VERMILION, "o"),
-    "eager": (palette.BLUE, "s"),
-    "compile": (palette.GREEN, "^"),
-    "compile-autotune": (palette.SKY_BLUE, "v"),
-    "compile-eager": (DARK_GREEN, "<"),
-    "released": (palette.PURPLE, "D"),
-    "base-jolkernels": (palette.ORANGE, "P"),
-    "base-torch": (palette.BLACK, "x"),
-    "base-torchvision": (DARK_GREY, "+"),
-    "liger-classification": (palette.YELLOW, "*"),
+STYLES: dict[str, tuple[str, str]] = {
+    Name.OURS: (palette.VERMILION, "o"),
+    Name.EAGER: (palette.BLUE, "s"),
+    Name.COMPILE: (palette.GREEN, "^"),
+    Name.COMPILE_AUTOTUNE: (palette.SKY_BLUE, "v"),
+    Name.COMPILE_EAGER: (DARK_GREEN, "<"),
+    Name.RELEASED: (palette.PURPLE, "D"),
+    Name.BASE_OURS: (palette.ORANGE, "P"),
+    Name.BASE_TORCH: (palette.BLACK, "x"),
+    Name.BASE_TORCHVISION: (DARK_GREY, "+"),
+    Name.LIGER: (palette.YELLOW, "*"),
 }
-LABELS = {
-    "jolkernels": "JOL, jolkernels",
-    "eager": "JOL, eager",
-    "compile": "JOL, torch.compile",
-    "compile-autotune": "JOL, torch.compile autotuned",
-    "compile-eager": "JOL, torch.compile of eager",
-    "released": "released code's weights, eager",
-    "base-jolkernels": "base loss, jolkernels",
-    "base-torch": "base loss, torch",
-    "base-torchvision": "base loss, torchvision",
-    "liger-classification": "cross entropy alone, Liger",
+LABELS: dict[str, str] = {
+    Name.OURS: "JOL, jolkernels",
+    Name.EAGER: "JOL, eager",
+    Name.COMPILE: "JOL, torch.compile",
+    Name.COMPILE_AUTOTUNE: "JOL, torch.compile autotuned",
+    Name.COMPILE_EAGER: "JOL, torch.compile of eager",
+    Name.RELEASED: "released code's weights, eager",
+    Name.BASE_OURS: "base loss, jolkernels",
+    Name.BASE_TORCH: "base loss, torch",
+    Name.BASE_TORCHVISION: "base loss, torchvision",
+    Name.LIGER: "cross entropy alone, Liger",
 }
 
 

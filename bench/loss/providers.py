@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from bench.loss.cases import Case, Coder, Head, Inputs
+from bench.loss.cases import Case, Head, Name
+from bench.loss.inputs import Coder, Inputs, make_criterion
 from jolkernels import reference
 from jolkernels.batch import make_batch
 
@@ -86,7 +87,7 @@ def divisor(head: Head, rows: int, positives: Any) -> Any:
 
 def stated(weighting: str, case: Case) -> Loss:
     """jolkernels.reference, slow and plain: what the providers have to agree with."""
-    settings = case.head.criterion(weighting).settings
+    settings = make_criterion(case.head, weighting).settings
     sums = (case.head.normalizer, case.head.normalizer)
 
     def loss(x: Inputs) -> Tensor:
@@ -102,7 +103,7 @@ def stated(weighting: str, case: Case) -> Loss:
 def fused(weighting: str, case: Case) -> Loss:
     """The library, with JOL or, weighting "none", the base loss."""
     head = case.head
-    criterion = head.criterion(weighting)
+    criterion = make_criterion(head, weighting)
     sums = (head.normalizer, head.normalizer)
 
     def loss(x: Inputs) -> Tensor:
@@ -336,7 +337,7 @@ class Provider:
     """A way to get a loss.
 
     Attributes:
-        name: in tables and plots.
+        name: a Name.
         make: for a case; None where it has nothing for it.
         oracle: what it has to agree with, computed in float64.
         gpu_only: skipped on a CPU.
@@ -353,19 +354,20 @@ class Provider:
 
 
 JOINT, BASE = partial(stated, "joint"), partial(stated, "none")
-OURS = "jolkernels"
 PROVIDERS = {
     p.name: p
     for p in (
-        Provider(OURS, partial(fused, "joint"), JOINT),
-        Provider("eager", eager, JOINT),
-        Provider("compile", partial(compiled, "default"), JOINT),
-        Provider("compile-autotune", partial(compiled, "max-autotune-no-cudagraphs"), JOINT, True),
-        Provider("compile-eager", compiled_eager, JOINT, asked=True),
-        Provider("released", released, released),
-        Provider("base-jolkernels", partial(fused, "none"), BASE),
-        Provider("base-torch", base_torch, BASE),
-        Provider("base-torchvision", base_torchvision, BASE),
-        Provider("liger-classification", liger, cross_entropy, True, consumes=True),
+        Provider(Name.OURS, partial(fused, "joint"), JOINT),
+        Provider(Name.EAGER, eager, JOINT),
+        Provider(Name.COMPILE, partial(compiled, "default"), JOINT),
+        Provider(
+            Name.COMPILE_AUTOTUNE, partial(compiled, "max-autotune-no-cudagraphs"), JOINT, True
+        ),
+        Provider(Name.COMPILE_EAGER, compiled_eager, JOINT, asked=True),
+        Provider(Name.RELEASED, released, released),
+        Provider(Name.BASE_OURS, partial(fused, "none"), BASE),
+        Provider(Name.BASE_TORCH, base_torch, BASE),
+        Provider(Name.BASE_TORCHVISION, base_torchvision, BASE),
+        Provider(Name.LIGER, liger, cross_entropy, True, consumes=True),
     )
 }

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import torch
 
-from bench.loss.cases import DTYPES
+from bench.loss.cases import Name
 from bench.loss.measure import Sample
-from bench.loss.providers import OURS
 from detectors.utils.text_tables import markdown
 
 TIME, RATIO = "ms", "ratio to jolkernels"
@@ -184,11 +183,11 @@ def speed_table(rows: Sequence[Row], measure: str) -> str:
     places = list(dict.fromkeys((r.case, r.rows, r.columns, r.dtype) for r in rows))
     found = {(r.case, r.dtype, r.provider, r.unit): r for r in rows if r.measure == measure}
     wrong = {(r.case, r.dtype, r.provider) for r in rows if failed(r)}
-    others = [p for p in providers if p != OURS]
+    others = [p for p in providers if p != Name.OURS]
     lines = []
     for case, n, columns, dtype in places:
-        mine = found.get((case, dtype, OURS, TIME))
-        if mine is None and (case, dtype, OURS) not in wrong:
+        mine = found.get((case, dtype, Name.OURS, TIME))
+        if mine is None and (case, dtype, Name.OURS) not in wrong:
             continue
         cells = []
         for other in others:
@@ -201,7 +200,7 @@ def speed_table(rows: Sequence[Row], measure: str) -> str:
                 cells.append(f"{number(ratio.median)} ± {number((ratio.high - ratio.low) / 2)}")
         first = "wrong" if mine is None else number(mine.median)
         lines.append([case, f"{n:,}", f"{columns:,}", dtype, first, *cells])
-    return table(["case", "N", "C", "dtype", f"{OURS}, ms", *others], lines) if lines else ""
+    return table(["case", "N", "C", "dtype", f"{Name.OURS}, ms", *others], lines) if lines else ""
 
 
 def report(rows: Sequence[Row], about: dict[str, str], left_out: Sequence[str]) -> str:
@@ -214,7 +213,7 @@ def report(rows: Sequence[Row], about: dict[str, str], left_out: Sequence[str]) 
     for measure in measures(rows):
         if measure.startswith(("forward,", "backward,", "both,")):
             found = speed_table(rows, measure)
-            title = f"\n## {measure}\n\nMedian time of {OURS}, and the others' over it.\n\n"
+            title = f"\n## {measure}\n\nMedian time of {Name.OURS}, and the others' over it.\n\n"
             text += title + found if found else ""
     titles = {
         "operators": "Operators of PyTorch, forward and backward",
@@ -262,7 +261,7 @@ def _bandwidth(rows: Sequence[Row]) -> str:
     """Our share of the copy bandwidth by the 3 N C model."""
     copy = [r.median for r in rows if r.measure == "copy bandwidth"]
     best = best_measure(rows)
-    mine = [r for r in rows if (r.provider, r.measure, r.unit) == (OURS, best, TIME)]
+    mine = [r for r in rows if (r.provider, r.measure, r.unit) == (Name.OURS, best, TIME)]
     if not copy or not mine:
         return ""
     lines = [
@@ -271,7 +270,7 @@ def _bandwidth(rows: Sequence[Row]) -> str:
         for share in [model_bytes(r) / r.median / 1e6]
     ]
     head = ["case", "dtype", "GB/s by 3 N C", "% of copy"]
-    return f"\n## {OURS} and the copy bandwidth ({mine[0].measure})\n\n{table(head, lines)}"
+    return f"\n## {Name.OURS} and the copy bandwidth ({mine[0].measure})\n\n{table(head, lines)}"
 
 
 def best_measure(rows: Sequence[Row]) -> str:
@@ -289,7 +288,7 @@ def shared_measure(rows: Sequence[Row]) -> str:
 
 def model_bytes(r: Row) -> int:
     """Logits read forward; read, and their gradient written, backward."""
-    return 3 * r.rows * r.columns * DTYPES[r.dtype].itemsize
+    return 3 * r.rows * r.columns * getattr(torch, r.dtype).itemsize
 
 
 def failed(r: Row) -> bool:

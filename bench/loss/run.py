@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from bench.loss import measure, report
-from bench.loss.cases import CASES, DTYPES, SWEEP, Case, Inputs, make_inputs
+from bench.loss.cases import CASES, SWEEP, Case, Name
+from bench.loss.inputs import Inputs, make_inputs
 from bench.loss.measure import Sample, Spans, counts, first_call, step, summary
-from bench.loss.providers import OURS, PROVIDERS, Loss, Provider
+from bench.loss.providers import PROVIDERS, Loss, Provider
 from bench.loss.report import Row
 
 PLOTS = ("time.png", "roofline.png", "launches.png")
@@ -96,7 +97,7 @@ class Run:
         """Check, count, time, and check again."""
         torch._dynamo.reset()  # or the compiler would make shapes dynamic
         where = (case.name, case.rows, case.columns, dtype)
-        x = make_inputs(case, DTYPES[dtype], str(self.device))
+        x = make_inputs(case, getattr(torch, dtype), str(self.device))
         made = [(p, loss) for p in chosen(case, dtype, self.options) if (loss := p.make(case))]
         good, capturable = {}, {}
         for provider, loss, wanted in with_oracles(case, x, made):
@@ -169,8 +170,8 @@ class Run:
             for direction, values in directions.items():
                 what = f"{direction}, {method}"
                 self.add(where, name, what, report.TIME, summary(values))
-                if OURS in spans and name != OURS:
-                    pairs = zip(values, spans[OURS][direction], strict=True)
+                if Name.OURS in spans and name != Name.OURS:
+                    pairs = zip(values, spans[Name.OURS][direction], strict=True)
                     ratios = summary([a / b for a, b in pairs if b > 0])
                     self.add(where, name, what, report.RATIO, ratios)
 

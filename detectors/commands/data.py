@@ -24,7 +24,7 @@ from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
 from detectors.models.anchor_plans import paper_layout
 from detectors.training.settings import TrainSettings
-from detectors.utils.argument_types import positive
+from detectors.utils.argument_types import file, positive
 from detectors.utils.files import replace
 from detectors.utils.parser import Parser
 from detectors.utils.printable import counted, printable
@@ -75,7 +75,7 @@ def _add_stats(actions: Any) -> None:
         "--annotations",
         metavar="FILE",
         nargs="+",
-        type=Path,
+        type=file,
         help="COCO JSON files, counted together, such as train and val; needs no images",
     )
     _add_splits(command)
@@ -119,7 +119,7 @@ def _add_check(actions: Any) -> None:
     )
     add = command.add_argument
     add("--images", metavar="DIR", type=Path, help="without --dataset: folder of the images")
-    add("--annotations", metavar="FILE", type=Path, help="their COCO JSON file")
+    add("--annotations", metavar="FILE", type=file, help="their COCO JSON file")
     _add_splits(command)
     command.check = lambda args: problems(args, "--images", "--annotations")
 

@@ -1,7 +1,6 @@
 """Which data the arguments name: a data set of the paper, or images and COCO JSON files."""
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from detectors.data.catalog import DATASETS, evaluation_data, read_split, traini
 from detectors.data.coco import fail
 from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
-from detectors.utils.argument_types import choice
+from detectors.utils.argument_types import choice, file, folder
 from detectors.utils.printable import first_few, printable_lines
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def add_dataset(options: Options, splits: str = "") -> None:
     add(
         "--data-root",
         metavar="DIR",
-        type=Path,
+        type=folder,
         help="with --dataset: folder that its archives were unpacked in",
     )
     if splits:
@@ -46,10 +45,10 @@ def add_evaluation(options: Options) -> None:
     add(
         "--val-images",
         metavar="DIR",
-        type=Path,
+        type=folder,
         help="without --dataset: folder of the images to evaluate on",
     )
-    add("--val-annotations", metavar="FILE", type=Path, help="their COCO JSON file")
+    add("--val-annotations", metavar="FILE", type=file, help="their COCO JSON file")
 
 
 def problems(args: argparse.Namespace, *paths: str) -> Iterator[str]:
@@ -71,29 +70,6 @@ def problems(args: argparse.Namespace, *paths: str) -> Iterator[str]:
         yield f"wanted {wanted}; missing {' '.join(missing) or '--dataset'}"
     elif _value(args, "--split"):
         yield "--split without --dataset"
-
-
-def refuse_absent(args: argparse.Namespace, *paths: str) -> None:
-    """Report at once all files and folders of these options that do not exist.
-
-    Readers would find them too, one at a time and after torch was imported.
-
-    Raises:
-        DataError: at least one does not exist.
-    """
-    absent = []
-    for name in (*paths, "--data-root"):
-        path = _value(args, name)
-        if path is None or path.exists():
-            continue
-        if name.endswith("-images"):
-            absent.append(f"{path}: no such folder of images")
-        elif name == "--data-root":
-            absent.append(f"{path}: no such folder")
-        else:
-            absent.append(f"{path}: cannot be read: {os.strerror(errno.ENOENT)}")
-    if absent:
-        raise DataError("; ".join(absent))
 
 
 def is_named(args: argparse.Namespace) -> bool:

@@ -52,7 +52,6 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         Unusable, DataError, RunError
     """
-    data_options.refuse_absent(args, *data_options.EVALUATION)
     from detectors.evaluation import model_evaluation
     from detectors.evaluation.report import class_table, write_results
     from detectors.training import checkpoints

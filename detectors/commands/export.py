@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from detectors.commands.options import checkpoint_option
-from detectors.errors import Unusable
 from detectors.utils.argument_types import positive
 from detectors.utils.parser import Parser
 
@@ -19,7 +18,7 @@ def add(subparsers: Any) -> None:
     )
     checkpoint_option(command)
     add = command.add_argument
-    add("--out", metavar="FILE", required=True, type=Path, help="file to write, *.pt2")
+    add("--out", metavar="FILE", required=True, type=_program, help="file to write, *.pt2")
     add(
         "--image-size",
         metavar=("H", "W"),
@@ -31,14 +30,22 @@ def add(subparsers: Any) -> None:
     command.set_defaults(run=run)
 
 
+def _program(text: str) -> Path:
+    """Name of a program to write."""
+    path = Path(text)
+    if path.suffix != ".pt2" or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{text}: wanted a name in a folder that exists, ending in .pt2"
+        )
+    return path
+
+
 def run(args: argparse.Namespace) -> None:
     """Export a checkpoint's detector, compare it on a generated picture, and write it.
 
     Raises:
         Unusable, RunError
     """
-    if args.out.suffix != ".pt2" or not args.out.parent.is_dir():
-        raise Unusable(f"--out {args.out}: wanted a name in a folder that exists, ending in .pt2")
     from detectors.inference import export
     from detectors.training import checkpoints
 

@@ -9,8 +9,10 @@ from detectors.commands import data_options
 from detectors.commands.options import add_settings, find_device
 from detectors.errors import Unusable
 from detectors.training.settings import TrainSettings
-from detectors.utils.argument_types import positive
+from detectors.utils.argument_types import folder, positive
 from detectors.utils.parser import Parser
+
+KINDS = (".png", ".pdf", ".svg", ".eps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 
 
 def add(subparsers: Any) -> None:
@@ -31,9 +33,14 @@ def add(subparsers: Any) -> None:
         help="1: each object's share of the loss; 3: loss surfaces; 4, 5: detections; 6: precision "
         "and recall; 7: detections of one run, a colour a class",
     )
-    add("--base", metavar="DIR", type=Path, help="folder of a run with the base loss")
-    add("--jol", metavar="DIR", type=Path, help="folder of a run with JOL (figure 3 needs no runs)")
-    add("--out", metavar="FILE", type=Path, required=True, help="PNG to write")
+    add("--base", metavar="DIR", type=folder, help="folder of a run with the base loss")
+    add(
+        "--jol",
+        metavar="DIR",
+        type=folder,
+        help="folder of a run with JOL (figure 3 needs no runs)",
+    )
+    add("--out", metavar="FILE", type=_picture, required=True, help="PNG to write")
     add(
         "--images",
         metavar="N",
@@ -58,6 +65,16 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _picture(text: str) -> Path:
+    """Name of a picture to write, of a kind that matplotlib writes."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: no folder {path.parent}")
+    if path.suffix.lower() not in KINDS or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: wanted the name of a file, ending in .png")
+    return path
+
+
 def _problems(args: argparse.Namespace) -> Iterator[str]:
     if args.figure == 7 and bool(args.base) == bool(args.jol):
         yield "figure 7 is of one run: wanted --base DIR or --jol DIR"
@@ -73,17 +90,10 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         Unusable, DataError, RunError
     """
-    from matplotlib.backend_bases import FigureCanvasBase
-
     from detectors.evaluation.curves import pr_thresholds
     from detectors.evaluation.report import read_results
     from detectors.paper import figures
 
-    if not args.out.parent.is_dir():
-        raise Unusable(f"--out {args.out}: no folder {args.out.parent}")
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if args.out.suffix[1:].lower() not in kinds or args.out.is_dir():
-        raise Unusable(f"--out {args.out}: wanted the name of a file, ending in .png")
     folders = {k: v for k, v in (("base", args.base), ("jol", args.jol)) if v is not None}
     if args.figure == 3:
         figures.loss_surfaces(args.out)
@@ -99,7 +109,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _draw_from_models(args: argparse.Namespace, folders: dict[str, Path]) -> None:
-    data_options.refuse_absent(args, *data_options.EVALUATION)
     from detectors.paper import class_detections, figures, loss_samples, side_by_side
     from detectors.training import checkpoints
 

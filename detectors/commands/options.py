@@ -3,13 +3,12 @@
 import argparse
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from detectors.errors import Unusable
 from detectors.training.settings import TrainSettings
-from detectors.utils.argument_types import named_number, number, one_of
+from detectors.utils.argument_types import file, named_number, number, one_of
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
 """What options are added to."""
@@ -54,7 +53,7 @@ def _kind(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
 def checkpoint_option(options: Options) -> None:
     """The detector to use."""
     options.add_argument(
-        "--checkpoint", metavar="FILE", required=True, type=Path, help="last.pt or best.pt of a run"
+        "--checkpoint", metavar="FILE", required=True, type=file, help="last.pt or best.pt of a run"
     )
 
 

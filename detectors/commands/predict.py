@@ -6,7 +6,7 @@ from typing import Any
 
 from detectors.commands.options import add_settings, checkpoint_option, find_device, share
 from detectors.training.settings import TrainSettings
-from detectors.utils.argument_types import positive
+from detectors.utils.argument_types import file_or_folder, positive
 from detectors.utils.parser import Parser
 
 SHOWN = 0.5
@@ -25,7 +25,7 @@ def add(subparsers: Any) -> None:
         "images",
         metavar="IMAGE",
         nargs="+",
-        type=Path,
+        type=file_or_folder,
         help="image file, or folder: the image files in it (not in folders below), by name",
     )
     checkpoint_option(command)
@@ -61,12 +61,14 @@ def run(args: argparse.Namespace) -> None:
         Unusable, RunError: before anything is written.
         PredictError: images that could not be decoded, after all others were done.
     """
+    from detectors.inference.image_files import find_images, refuse_used
+
+    refuse_used(args.out)
+    images = find_images(args.images)
     from detectors.inference import predict
     from detectors.training import checkpoints
 
     device = find_device(args.device)
-    predict.refuse_used(args.out)
-    images = predict.find_images(args.images)
     checkpoint = checkpoints.load(args.checkpoint)
     names = checkpoint["class_names"]
     summary, bad = predict.predict(

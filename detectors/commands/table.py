@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detectors.utils.argument_types import choice
+from detectors.utils.argument_types import choice, folder
 from detectors.utils.parser import Parser
 from detectors.utils.text_tables import FORMATS, render
 
@@ -23,7 +23,7 @@ def add(subparsers: Any) -> None:
     )
     add = command.add_argument
     add("table", **{**choice(TABLES), "metavar": "N"}, help="1 to 9, or runs: a list of all runs")
-    add("--runs", metavar="DIR", type=Path, help="where runs lie, at any depth (default: runs)")
+    add("--runs", metavar="DIR", type=folder, help="where runs lie, at any depth (default: runs)")
     add("--format", **choice(FORMATS), default="text", help="how to print (default: %(default)s)")
     add(
         "--annotations",

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from detectors import errors
 from detectors.commands import data_options
 from detectors.commands.options import Options, add_settings, find_device
 from detectors.errors import Unusable
+from detectors.models.compatibility import misfits
 from detectors.training import run_folder
 from detectors.training.defaults_in_words import of_datasets
 from detectors.training.settings import (
@@ -28,8 +29,9 @@ from detectors.training.settings import (
     TRAINING,
     TrainSettings,
     resolve,
+    usual_preset,
 )
-from detectors.utils.argument_types import positive
+from detectors.utils.argument_types import file, folder, positive
 from detectors.utils.parser import Parser
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def add(subparsers: Any) -> None:
     )
     _add_options(command)
     command.set_defaults(run=run)
-    command.check = _problems
+    command.check = lambda args: _problems(args, command.wrong)
 
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     return vars(args)
 
 
-def _problems(args: argparse.Namespace) -> Iterator[str]:
+def _problems(args: argparse.Namespace, wrong: Set[str]) -> Iterator[str]:
     """What is missing, but for runs that have it from a config.json."""
     out = getattr(args, "out", None)
     goes_on = "resume" in args and isinstance(out, Path) and run_folder.holds_run(out)
@@ -78,6 +80,10 @@ def _problems(args: argparse.Namespace) -> Iterator[str]:
     missing = [f"--{name}" for name in ("detector", "loss") if name not in args]
     if missing:
         yield f"missing {' and '.join(missing)}, or --config of an earlier run"
+    right = {name: value for name, value in given_settings(args).items() if name not in wrong}
+    if "detector" in right:
+        preset = usual_preset(right, getattr(args, "dataset", None))
+        yield from misfits(**{**right, "preset": preset})
     yield from data_options.problems(args, *data_options.TRAINING)
 
 
@@ -98,7 +104,6 @@ def run(args: argparse.Namespace) -> None:
     same_data = bool(data_was) and not data_options.names_data(args)
     if same_data:
         data_options.name_data(args, data_was)
-    data_options.refuse_absent(args, *data_options.TRAINING)
     # Here and not above, so that what is wrong with the arguments is said without torch.
     from detectors.training import checkpoints, loop
     from detectors.utils.distributed import connected
@@ -221,7 +226,7 @@ def _add_options(command: Parser) -> None:
     add(
         "--config",
         metavar="FILE",
-        type=Path,
+        type=file,
         help="config.json of a run to repeat: its data and settings, but for what is given here",
     )
     add(
@@ -236,10 +241,10 @@ def _add_options(command: Parser) -> None:
     data.add_argument(
         "--train-images",
         metavar="DIR",
-        type=Path,
+        type=folder,
         help="without --dataset: folder of the training images",
     )
-    data.add_argument("--train-annotations", metavar="FILE", type=Path, help="their COCO JSON file")
+    data.add_argument("--train-annotations", metavar="FILE", type=file, help="their COCO JSON file")
     data_options.add_evaluation(data)
     for group in (MODEL, LOSS, TRAINING, EVALUATION):
         options = command.add_argument_group(group)

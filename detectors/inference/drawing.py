@@ -16,9 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from detectors.data.object_sizes import box_sizes
-from detectors.utils.palette import GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION, YELLOW
+from detectors.utils.palette import CLASSES as COLOURS
 
-COLOURS = (ORANGE, SKY_BLUE, YELLOW, PURPLE, GREEN, VERMILION)
 DASHES = ((1, 0), (7, 5), (3, 3))
 """Pixels drawn and skipped along a line: for the first classes, for those after them, ..."""
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")

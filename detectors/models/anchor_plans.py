@@ -4,12 +4,11 @@ Detectors make their anchor generators from these numbers (anchors.py), and `jol
 priors with the same numbers without building a detector. Nothing here imports torch.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from detectors.models.presets import Detector, find_detector
+from detectors.models.compatibility import misfits_of_anchors, refuse
+from detectors.models.presets import find_detector
 
 RATIOS = (0.5, 1.0, 2.0)
 ATSS_SCALE = 8
@@ -97,37 +96,13 @@ def plan_anchors(
         ValueError: no such detector, numbers out of range, or settings that it does not have.
     """
     row = find_detector(detector)
+    refuse(misfits_of_anchors(detector, assigner, scale, ratios, strides))
     one = row.has_points or assigner == "rfla"
-    if scale is not None and (row.has_points or not 0.25 <= scale < math.inf):
-        wanted = f"none: {detector} has no anchors" if row.has_points else "at least 0.25"
-        raise ValueError(f"anchor_scale: got {scale}, wanted {wanted}")
-    if ratios is not None and one:
-        who = detector if row.has_points else "rfla"
-        raise ValueError(f"anchor_ratios: got {ratios}, wanted none with {who}")
-    if ratios is not None and not (
-        isinstance(ratios, Sequence) and ratios and all(0 < r < math.inf for r in ratios)
-    ):
-        raise ValueError(f"anchor_ratios: got {ratios}, wanted one or more numbers > 0")
-    levels = row.strides[preset] if strides is None else _check_strides(detector, row, strides)
+    levels = row.strides[preset] if strides is None else tuple(strides)
     scale = row.scale[preset] if scale is None else scale
     octaves = SLIM_OCTAVES if scale is None else row.octaves
     shapes = (1.0,) if one else tuple(ratios or RATIOS)
     return AnchorPlan(preset, row.has_points, levels, scale, 1 if one else octaves, shapes)
-
-
-def _check_strides(detector: str, row: Detector, strides: Sequence[int]) -> tuple[int, ...]:
-    """The strides chosen by the user, if the detector can have them."""
-    found = tuple(strides) if isinstance(strides, Sequence) else (strides,)
-    if not row.last_strides:
-        raise ValueError(f"strides: got {found}, wanted none with {detector}: they are fixed")
-    *others, last = row.last_strides
-    doubled = all(type(s) is int for s in found) and all(b == 2 * a for a, b in pairwise(found))
-    if len(found) < 2 or not doubled or found[0] not in (4, 8) or found[-1] not in (*others, last):
-        raise ValueError(
-            f"strides: got {found}, wanted two or more, each twice the one before, from 4 or 8 to "
-            f"{', '.join(map(str, others))} or {last} with {detector}"
-        )
-    return found
 
 
 def longer_side(size: int) -> int:

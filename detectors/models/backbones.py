@@ -51,10 +51,6 @@ def resnet(name: str, weights: str, preset: str, *, load: bool = True) -> ResNet
         body = get_model(name, weights=None, norm_layer=norm)
     if weights == "none":
         return body
-    if slim and weights == "imagenet":
-        raise ValueError(
-            "backbone_weights: ImageNet's batch norm does not fit preset slim's GroupNorm"
-        )
     if load:
         load_weights(body, name, weights)
     for key, parameter in body.named_parameters():

@@ -13,11 +13,10 @@ from torch import nn
 from detectors.models.anchor_plans import plan_anchors
 from detectors.models.assigner_choice import choose_assigner
 from detectors.models.backbones import resnet
+from detectors.models.compatibility import misfits, refuse
 from detectors.models.plan import Plan
 from detectors.models.presets import (
     BACKBONES,
-    BOTTLENECKS,
-    DETECTORS,
     LOSSES,
     PRESETS,
     WEIGHTS,
@@ -95,11 +94,21 @@ def build_detector(
     _check_known("loss", loss, LOSSES)
     backbone = backbone or row.backbone[preset]
     _check_known("backbone", backbone, BACKBONES)
-    if row.bottlenecks and backbone not in BOTTLENECKS:
-        raise ValueError(
-            f"backbone: got {backbone!r} with {name}, wanted one of {', '.join(BOTTLENECKS)}, "
-            "which have Bottleneck blocks"
+    weights = str(backbone_weights or WEIGHTS[preset])
+    refuse(
+        misfits(
+            name,
+            preset,
+            assigner=assigner,
+            assigner_settings=assigner_settings,
+            backbone=backbone,
+            backbone_weights=weights,
+            anchor_scale=anchor_scale,
+            anchor_ratios=anchor_ratios,
+            strides=strides,
+            centreness_weights=centreness_weights,
         )
+    )
     anchors = plan_anchors(
         name, preset, assigner, scale=anchor_scale, ratios=anchor_ratios, strides=strides
     )
@@ -108,12 +117,15 @@ def build_detector(
     for size in sizes:
         _check_range("image_size", size, 1)
     _check_range("score_threshold", score_threshold, 0, 1)
+    centreness = centreness_weights
+    if centreness is None:
+        centreness = row.centreness_weights is not None and row.centreness_weights[preset]
     plan = Plan(
         preset,
         num_classes,
         choose_assigner(name, assigner, dict(assigner_settings or {}), preset),
         anchors,
-        _weighs_by_centreness(row, preset, centreness_weights),
+        centreness,
         row.score_threshold[preset] if score_threshold is None else score_threshold,
         {
             "lam": lam,
@@ -124,7 +136,6 @@ def build_detector(
             "sync_group": sync_group,
         },
     )
-    weights = str(backbone_weights or WEIGHTS[preset])
     bodies = [resnet(backbone, weights, preset, load=load_weights) for _ in range(row.bodies)]
     model: nn.Module = importlib.import_module(row.module).build(bodies, plan)
     if image_size is None:
@@ -145,15 +156,6 @@ def _check_range(what: str, number: float | None, least: float, below: float = m
     if number is not None and not least <= number < below:
         wanted = f"at least {least}" + ("" if below == math.inf else f" and below {below}")
         raise ValueError(f"{what}: got {number}, wanted {wanted}")
-
-
-def _weighs_by_centreness(row: Detector, preset: str, given: bool | None) -> bool:
-    if row.centreness_weights is not None:
-        return row.centreness_weights[preset] if given is None else given
-    if given is not None:
-        able = ", ".join(n for n, other in DETECTORS.items() if other.centreness_weights)
-        raise ValueError(f"centreness_weights: got {given}, wanted none but with {able}")
-    return False
 
 
 def _check_labels(

@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops import MultiScaleRoIAlign, box_area, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
 from jolkernels.integrations.torchvision import at_least_float32
@@ -41,7 +41,7 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
         scales = self.scales
         rois = torch.cat(boxes)
         image = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
-        size = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).sqrt()
+        size = box_area(rois).sqrt()
         level = torch.floor(self.canonical_level + torch.log2(size / self.canonical_scale) + 1e-6)
         first = -math.log2(scales[0])
         level = level.clamp(first, first + len(maps) - 1).nan_to_num(first) - first

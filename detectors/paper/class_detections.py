@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from detectors.data.dataset import CocoDetection
 from detectors.paper.panels import Style, crowded_window, frame, inside, legend, show
 from detectors.paper.panels import shown_detections as find
-from detectors.utils.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION, YELLOW
+from detectors.utils.palette import BLUE, CLASSES
 
-COLOURS = (ORANGE, SKY_BLUE, YELLOW, PURPLE, GREEN, VERMILION, BLUE)
+COLOURS = (*CLASSES, BLUE)
 LINES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
 """Of the first classes, of those after them, ..."""
 COLUMNS = 3

@@ -32,14 +32,13 @@ from detectors.training.defaults_in_words import (
     of_presets,
     text,
 )
-from jolkernels.spec import CHOICES
+from jolkernels.spec import CHOICES, CLASS_SCORES
 
 BATCHES = by_preset(2, slim=4)
 CROPS = by_preset(0, slim=192)
 LENGTH = ("epochs", "max_steps", "decay_epochs")
 """Options that become `steps` and `decay_steps` once the number of images is known."""
 PRECISIONS = ("off", "bf16", "fp16")
-CLASS_SCORES = ("probability",)
 MODEL, LOSS, TRAINING, EVALUATION = "model", "loss", "training", "evaluation"
 """Groups of settings; build_detector takes those of the first two."""
 
@@ -335,10 +334,16 @@ def resolve(
     return TrainSettings(**chosen)
 
 
+def usual_preset(given: Mapping[str, Any], dataset: str | None) -> str:
+    """The preset of a run that is given these settings and a named data set, or none."""
+    preset: str = given.get("preset", "paper" if dataset else "torchvision")
+    return preset
+
+
 def _chosen(given: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
     """What the data set, the preset and the defaults say."""
     named = DATASETS[dataset] if dataset else None
-    preset = given.get("preset", "paper" if named else "torchvision")
+    preset = usual_preset(given, dataset)
     try:
         detector = find_detector(given["detector"])
     except ValueError as error:

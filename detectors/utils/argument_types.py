@@ -2,7 +2,9 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from detectors.utils.parser import meant
@@ -61,6 +63,28 @@ def number(
 
 count = number(int, least=0)
 positive = number(int, least=1)
+
+
+def file(text: str) -> Path:
+    """A file that exists, and no pipe or device, which could be read without end."""
+    if not os.path.isfile(text):
+        wanted = ": not a regular file" if os.path.exists(text) else ": no such file"
+        raise argparse.ArgumentTypeError(text + wanted)
+    return Path(text)
+
+
+def folder(text: str) -> Path:
+    """A folder that exists."""
+    if not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text}: no such folder")
+    return Path(text)
+
+
+def file_or_folder(text: str) -> Path:
+    """A file or a folder that exists."""
+    if not os.path.exists(text):
+        raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
+    return folder(text) if os.path.isdir(text) else file(text)
 
 
 def named_number(text: str) -> tuple[str, float | None]:

@@ -11,3 +11,5 @@ YELLOW = "#F0E442"
 BLUE = "#0072B2"
 VERMILION = "#D55E00"
 PURPLE = "#CC79A7"
+CLASSES = (ORANGE, SKY_BLUE, YELLOW, PURPLE, GREEN, VERMILION)
+"""Of classes: without black, and without the blue that is hard to read on it."""

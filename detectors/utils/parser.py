@@ -15,6 +15,7 @@ class Parser(argparse.ArgumentParser):
     Attributes:
         check: problems of the arguments taken together, which holds only those that were given
             where the parser suppresses defaults; called with wrong ones as they were typed.
+        wrong: names of the arguments whose values were wrong.
         split: words → how many of them are the command's own; the rest goes into `rest` as is.
     """
 
@@ -24,6 +25,7 @@ class Parser(argparse.ArgumentParser):
         self.split: Callable[[Sequence[str]], int] | None = None
         self._problems: list[str] = []
         self._given: set[str] = set()
+        self.wrong: set[str] = set()
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -35,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         if self.split is not None:
             cut = self.split(words)
             words, rest = words[:cut], words[cut:]
-        self._problems, self._given = [], set()
+        self._problems, self._given, self.wrong = [], set(), set()
         required = [action for action in self._actions if action.required]
         for action in required:
             action.required = False  # argparse would name these and nothing else
@@ -63,8 +65,10 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, words: Sequence[str]) -> Iterator[str]:
         """Problems: unknown options, and words before them; those after may be their values."""
         after_option = False
+        after_dashes = False
         for word in words:
-            if OPTION.match(word):
+            after_dashes = after_dashes or word == "--"
+            if OPTION.match(word) and not after_dashes:
                 option, after_option = word.partition("=")[0], True
                 yield f"unknown option {option}{meant(option, self._option_string_actions)}"
             elif not after_option:
@@ -80,6 +84,7 @@ class Parser(argparse.ArgumentParser):
             self._note(error)
         except ValueError:  # fewer than _match_argument wanted, noted there
             pass
+        self.wrong.add(action.dest)
         return arg_strings
 
     def _match_argument(self, action: argparse.Action, arg_strings_pattern: str) -> int:
@@ -97,6 +102,8 @@ def meant(word: str, known: Iterable[Any] | None) -> str:
     """A question for the nearest of the known words; empty if none is near."""
     names = [str(name) for name in known or ()]
     initials = "--" + "".join(part[0] for part in re.findall("[a-z]+", word))
+    if word.isdecimal():  # a number near another is another number
+        return ""
     near = difflib.get_close_matches(word, names, 1) or [n for n in names if n == initials]
     return f"; did you mean {near[0]}?" if near else ""
 

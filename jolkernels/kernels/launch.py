@@ -157,7 +157,10 @@ def plan_forward(
         process_groups.size(settings.sync_group),
         batch.classification_normalizer,
         batch.regression_normalizer,
-        *result[:4],
+        result.classification,
+        result.regression,
+        result.negative_weight,
+        result.num_positives,
         result.scalars,
     )
     rows_arguments = (*inputs, result.rows, partial_sums, *sizes)

@@ -11,11 +11,13 @@ import torch
 
 from bench.__main__ import main
 from bench.loss import measure, plots, report, run
-from bench.loss.cases import CASES, DTYPES, SWEEP, Coder, make_inputs
-from bench.loss.providers import OURS, PROVIDERS, Provider, fused, iou, masked, released, stated
+from bench.loss.cases import CASES, SWEEP, Name
+from bench.loss.inputs import Coder, make_criterion, make_inputs
+from bench.loss.providers import PROVIDERS, Provider, fused, iou, masked, released, stated
 from detectors.cli import main as jol
 from jolkernels import JointOptimizationLoss
 
+OURS, PLANTED = Name.OURS, Name.RELEASED
 ABOUT = report.machine(torch.device("cpu"))
 HERE = ("rcnn-9", 1024, 9, "float32")
 KINDS = ("rcnn-9", "retinanet-8", "fcos-8", "vocabulary-13205")
@@ -29,7 +31,7 @@ def small(name, rows=150):
 
 def almost(case, **choices):
     """Our loss, told something else than its head says."""
-    criterion = case.head.criterion("joint")
+    criterion = make_criterion(case.head, "joint")
     given = {k: getattr(criterion.settings, k) for k in ("classification", "regression", "coding",
              "background")}  # fmt: skip
     criterion = JointOptimizationLoss(**given, **choices)
@@ -59,7 +61,7 @@ def raising(_case):
 @pytest.mark.parametrize("name", KINDS)
 def test_providers_agree_with_the_equations(name, dtype):
     case = small(name)
-    x = make_inputs(case, DTYPES[dtype], "cpu")
+    x = make_inputs(case, getattr(torch, dtype), "cpu")
     made = {p.name: (p.make, p.oracle) for p in PROVIDERS.values() if "compile" not in p.name}
     made |= {"masked": (masked, partial(stated, "joint"))}  # what is compiled
     checked = set()
@@ -77,7 +79,7 @@ def test_providers_agree_with_the_equations(name, dtype):
 @pytest.mark.parametrize("name", ["rcnn-9", "retinanet-8"])
 def test_a_slightly_wrong_loss_does_not_pass_for_ours(name, dtype):
     case = CASES[name] if name == "rcnn-9" else dataclasses.replace(CASES[name], rows=20_000)
-    x = make_inputs(case, DTYPES[dtype], "cpu")
+    x = make_inputs(case, getattr(torch, dtype), "cpu")
     wanted = measure.step(stated("joint", case), x.double())
     tolerance = measure.TOLERANCES[x.logits.dtype]
     assert measure.error(measure.step(almost(case), x), wanted) <= tolerance
@@ -93,7 +95,7 @@ def test_the_released_weights_by_hand():
         head, background = case.head, case.head.background_label(case.columns)
         softmax = head.classification == "cross_entropy"
         w_pos, l_cls, l_loc, negative = [], [], [], []
-        base = head.criterion("none")
+        base = make_criterion(head, "none")
         for i, y in enumerate(x.labels.tolist()):
             one = [t[i : i + 1] for t in (x.logits, x.boxes, x.labels, x.targets, x.priors)]
             losses = base(*one, classification_normalizer="sum", regression_normalizer="sum")
@@ -149,12 +151,12 @@ def test_the_compiled_statement_agrees():
     ],
 )
 def test_a_wrong_provider_is_refused_a_speed_up(make, said, monkeypatch, tmp_path, capsys):
-    planted = Provider("planted", make, partial(stated, "joint"))
-    monkeypatch.setitem(PROVIDERS, "planted", planted)
-    given = ("--cases", "rcnn-9", "--providers", OURS, "eager", "planted")
+    planted = Provider(PLANTED, make, partial(stated, "joint"))
+    monkeypatch.setitem(PROVIDERS, PLANTED, planted)
+    given = ("--cases", "rcnn-9", "--providers", OURS, "eager", PLANTED)
     assert main([*given, *QUICK, "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()
-    assert f"rcnn-9 float32 planted: {said}" in printed.err and "and more" not in printed.err
+    assert f"rcnn-9 float32 {PLANTED}: {said}" in printed.err and "and more" not in printed.err
     rows = report.read_csv(tmp_path / "results.csv")
     timed = {r.provider for r in rows if r.unit in (report.TIME, report.RATIO)}
     assert timed == {OURS, "eager"}
@@ -163,7 +165,7 @@ def test_a_wrong_provider_is_refused_a_speed_up(make, said, monkeypatch, tmp_pat
     ][:1]
     assert line.split("|")[-2].strip() == "wrong"
     assert all(
-        r.provider != "planted" or r.measure in ("agrees", "error", "first call") for r in rows
+        r.provider != PLANTED or r.measure in ("agrees", "error", "first call") for r in rows
     )
 
 
@@ -198,10 +200,10 @@ def failing_later(case):
     ],
 )
 def test_what_goes_wrong_later_is_seen_and_ends_nothing(make, said, monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(PROVIDERS, "planted", Provider("planted", make, partial(stated, "joint")))
-    given = ("--cases", "rcnn-9", "rcnn-11", "--providers", OURS, "planted")
+    monkeypatch.setitem(PROVIDERS, PLANTED, Provider(PLANTED, make, partial(stated, "joint")))
+    given = ("--cases", "rcnn-9", "rcnn-11", "--providers", OURS, PLANTED)
     assert main([*given, *QUICK, "--out", str(tmp_path)]) == 1
-    assert f"rcnn-9 float32 planted: {said}" in capsys.readouterr().err
+    assert f"rcnn-9 float32 {PLANTED}: {said}" in capsys.readouterr().err
     rows = report.read_csv(tmp_path / "results.csv")
     timed = {(r.case, r.provider) for r in rows if r.unit == report.TIME}
     assert timed == {("rcnn-9", OURS), ("rcnn-11", OURS)}
@@ -213,9 +215,9 @@ def test_an_interrupted_run_reports_what_it_has(monkeypatch, tmp_path, capsys):
             raise KeyboardInterrupt
         return fused("joint", case)
 
-    planted = Provider("planted", interrupted, partial(stated, "joint"))
-    monkeypatch.setitem(PROVIDERS, "planted", planted)
-    given = ("--cases", "rcnn-9", "rcnn-11", "--providers", OURS, "planted")
+    planted = Provider(PLANTED, interrupted, partial(stated, "joint"))
+    monkeypatch.setitem(PROVIDERS, PLANTED, planted)
+    given = ("--cases", "rcnn-9", "rcnn-11", "--providers", OURS, PLANTED)
     assert main([*given, *QUICK, "--out", str(tmp_path)]) == 130
     printed = capsys.readouterr()
     assert "interrupted" in printed.err and "| rcnn-9 | 1,024 |" in printed.out
@@ -293,7 +295,7 @@ def test_a_run_writes_what_it_found(tmp_path, capsys):
 def test_no_edge_of_a_box_lies_on_its_targets(name, dtype):
     """Or rounding would decide on the gradient of the IoU, in one of thousands of rows."""
     case = dataclasses.replace(CASES[name], rows=15_000, columns=9)
-    x = make_inputs(case, DTYPES[dtype], "cpu")
+    x = make_inputs(case, getattr(torch, dtype), "cpu")
     slots = x.boxes.shape[1] // 4
     wide = [t.double().repeat_interleave(slots, 0) for t in (x.targets, x.priors)]
     decoded = Coder(case.head).decode(x.boxes.detach().double().reshape(-1, 4), wide[1])
@@ -404,8 +406,8 @@ def test_plots_show_the_numbers():
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        (["--cases", "rcnn-7"], "--cases: invalid choice: 'rcnn-7'"),
-        (["--providers", "magic"], "--providers: invalid choice: 'magic'"),
+        (["--cases", "rcnn-7"], "--cases: got 'rcnn-7', wanted one of rcnn-9"),
+        (["--providers", "magic"], "--providers: got 'magic', wanted one of jolkernels"),
         (["--compare", "nowhere.csv"], "nowhere.csv: cannot be read"),
         (["--seconds", "-1"], "--seconds: got '-1', wanted a positive number"),
         (["--threads", "0"], "--threads: got '0', wanted a whole number of 1 or more"),

@@ -198,7 +198,7 @@ def test_other_classes_in_validation(
         (["--seed", "-1"], "--seed"),
         (["--backbone-weights", "imagenet"], "GroupNorm"),
         (["--backbone-weights", "nowhere.pth"], "no such file: nowhere.pth"),
-        (["--config", "nowhere.json"], "nowhere.json: missing or broken"),
+        (["--config", "nowhere.json"], "--config: nowhere.json: no such file"),
         (["--centreness-weights", "yes"], "got 'yes', wanted one of on, off"),
         (["--amp", "fp8"], "--amp"),
         (["--colour", "red"], "unknown option --colour"),
@@ -258,7 +258,7 @@ def test_eval_without_a_usable_checkpoint(
         ]
         assert main(arguments) == 2
         error = capsys.readouterr().err
-        assert name in error and wanted in error and len(error.splitlines()) == 1
+        assert name in error and wanted in error and len(error.splitlines()) <= 2
     assert not (tmp_path / "eval").exists()
 
 
@@ -290,6 +290,7 @@ HEAVY = ("torch", "torchvision", "matplotlib", "numpy", "PIL")
         *(([*command, "--help"], 0) for command in (
             ["train"], ["eval"], ["predict"], ["export"], ["demo"], ["table"], ["figure"],
             ["sweep"], ["data"], ["data", "stats"], ["data", "check"], ["data", "convert"],
+            ["bench"],
         )),
         (["trian"], 2),
         (["train"], 2),
@@ -303,6 +304,12 @@ HEAVY = ("torch", "torchvision", "matplotlib", "numpy", "PIL")
         (["train", "--detector", "fcos", "--loss", "jol", *ABSENT, "--out", "nowhere"], 2),
         (["eval", "--checkpoint", "no.pt", *ABSENT[4:], "--out", "nowhere"], 2),
         (["data", "stats"], 2),
+        (["data", "stats", "--annotations", "no.json"], 2),
+        (["predict", "no.png", "--checkpoint", "no.pt", "--out", "nowhere"], 2),
+        (["export", "--checkpoint", "no.pt", "--out", "nowhere.pt2"], 2),
+        (["table", "2", "--runs", "nowhere"], 2),
+        (["figure", "3", "--out", "nowhere.txt"], 2),
+        (["bench", "--providers", "eagr"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -350,6 +357,7 @@ def test_all_problems_at_once(capsys: pytest.CaptureFixture[str]) -> None:
         " did you mean iou?",
         "jol train: --strides: expected at least one argument",
         "jol train: --image-size: got 'x', wanted a whole number of 1 or more",
+        "jol train: --train-images: y: no such folder",
         "jol train: the following arguments are required: --out",
         "jol train: unknown option --learning-rate; did you mean --lr?",
         "jol train: unknown option --seeds; did you mean --seed?",
@@ -420,12 +428,33 @@ def test_all_wrong_words_are_reported_at_once(capsys: pytest.CaptureFixture[str]
     assert "required: --out" in error and "missing --detector" in error
 
 
+def test_settings_that_a_detector_does_not_take_are_reported_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--anchor-ratios", "1", "--anchor-scale", "2", "--assigner", "iou", "--strides", "3"]
+    words += ["--preset", "slim", "--backbone-weights", "imagenet", "--lr", "-1"]
+    given = ["train", "--detector", "fcos", "--loss", "jol", "--out", str(tmp_path / "o"), *words]
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    for wanted in (
+        "--lr: got '-1'",
+        "anchor_scale: got 2.0, wanted none",
+        "anchor_ratios: got [1.0], wanted none",
+        "assigner: got 'iou' with fcos",
+        "strides: got (3,)",
+        "backbone_weights: ImageNet's batch norm",
+    ):
+        assert wanted in error
+    assert main([*given, "--strides", "x"]) == 2  # a wrong value is compared with nothing
+    assert "strides: got (" not in capsys.readouterr().err
+
+
 def test_all_absent_files_are_reported_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--detector", "fcos", "--loss", "jol", *ABSENT, "--out", "o"]) == 2
     error = capsys.readouterr().err
-    for path in ("a: no such folder", "b.json: cannot be read", "c: no such", "d.json: cannot be"):
+    for path in ("a: no such folder", "b.json: no such file", "c: no such", "d.json: no such"):
         assert path in error
     assert not (tmp_path / "o").exists()

@@ -269,7 +269,7 @@ def test_layouts_are_the_models_anchors(
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        (["--annotations", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["--annotations", "nowhere.json"], "--annotations: nowhere.json: no such file"),
         (["--detector", "yolo"], "detector: got 'yolo', wanted one of retinanet, fcos"),
         (["--detector", "fcos", "--assigner", "simd"], "got 'simd' with fcos, wanted one of atss"),
         (["--detector", "fcos", "--assigner-settings", "k=9"], "wanted none without an assigner"),

@@ -46,6 +46,16 @@ class Train:
         return [Path(str(value(words, "--out"))).name for words in self.calls]
 
 
+@pytest.fixture(autouse=True)
+def data(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of DATA, which exist and hold nothing."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / f"{name}.json").touch()
+    monkeypatch.chdir(folder)
+
+
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch) -> Train:
     return Train(monkeypatch)
@@ -170,8 +180,8 @@ def test_dry_run_prints_commands_that_train_takes(
     assert train.calls == [] and not out.exists() and len(lines) == 5
     words = shlex.split(lines[2])
     assert words[:2] == ["jol", "train"] and value(words, "--lam") == "3"
-    assert main(words[1:]) == 2  # parsed, and then there is no such folder of images
-    assert "a: no such folder of images" in capsys.readouterr().err
+    assert main(words[1:]) == 2  # all can be parsed, and then b.json holds no JSON
+    assert "a.json: not valid JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

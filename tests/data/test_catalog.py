@@ -103,8 +103,8 @@ def test_convert_says_what_it_leaves_out(
 
 
 OWN = (
-    *("--train-images", "x", "--train-annotations", "x"),
-    *("--val-images", "x", "--val-annotations", "x"),
+    *("--train-images", ".", "--train-annotations", __file__),
+    *("--val-images", ".", "--val-annotations", __file__),
 )
 TRAIN = ("train", "--loss", "jol", "--out", "x", "--detector")
 
@@ -130,25 +130,25 @@ def settings_of(*arguments: str, images: int = 100) -> Any:
 )
 def test_the_papers_schedule(name: str, epochs: int, size: int, protocol: str) -> None:
     """Section 4.2: batch 2, 0.005 or 0.001, a tenth at 8 and 11 of 12 epochs or 16 and 22 of 24."""
-    found = settings_of(*TRAIN, "faster_rcnn", "--dataset", name, "--data-root", "x")
+    found = settings_of(*TRAIN, "faster_rcnn", "--dataset", name, "--data-root", ".")
     assert (found.preset, found.batch_size, found.lr) == ("paper", 2, 0.005)
     assert (found.steps, found.image_size, found.protocol) == (epochs * 50, size, protocol)
     falls = [8, 11] if epochs == 12 else [16, 22]
     rates = [learning_rate(step, found) for step in range(found.steps)]
     drops = [s for s in range(1, found.steps) if rates[s] < 0.5 * rates[s - 1]]
     assert drops == [50 * fall for fall in falls]
-    assert settings_of(*TRAIN, "fcos", "--dataset", name, "--data-root", "x").lr == 0.001
+    assert settings_of(*TRAIN, "fcos", "--dataset", name, "--data-root", ".").lr == 0.001
 
 
 def test_every_default_can_be_overridden() -> None:
     given = ["--epochs", "3", "--decay-epochs", "1", "2", "--lr", "0.1", "--batch-size", "4"]
     given += ["--image-size", "600", "--protocol", "coco", "--preset", "torchvision"]
-    found = settings_of(*TRAIN, "faster_rcnn", "--dataset", "aitod", "--data-root", "x", *given)
+    found = settings_of(*TRAIN, "faster_rcnn", "--dataset", "aitod", "--data-root", ".", *given)
     assert (found.steps, found.lr, found.batch_size, found.image_size) == (75, 0.1, 4, 600)
     assert (found.protocol, found.preset, found.decay_steps) == ("coco", "torchvision", [25, 50])
     rates = [learning_rate(step, found) for step in (24, 25, 49, 50)]
     assert rates == pytest.approx([0.1, 0.01, 0.01, 0.001])
-    slim = settings_of(*TRAIN, "fcos", "--dataset", "sodad", "--data-root", "x", "--preset", "slim")
+    slim = settings_of(*TRAIN, "fcos", "--dataset", "sodad", "--data-root", ".", "--preset", "slim")
     assert slim.image_size is None
     own = settings_of(*TRAIN, "fcos", *OWN)
     assert (own.preset, own.protocol, own.image_size) == ("torchvision", "aitod", None)
@@ -175,21 +175,24 @@ def test_train_and_eval_by_name(aitod: Path, capsys: pytest.CaptureFixture[str])
     assert "aitodv2_trainval.json: not valid JSON" in capsys.readouterr().err
 
 
-COCO = ("--dataset", "coco", "--data-root", "x")
+COCO = ("--dataset", "coco", "--data-root", ".")
 
 
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
         (["train", "--detector", "fcos", "--loss", "jol", "--out", "x"], "missing --train-images"),
-        (["eval", "--checkpoint", "x", "--out", "x", "--val-images", "x"], "--val-annotations"),
+        (
+            ["eval", "--checkpoint", __file__, "--out", "x", "--val-images", "."],
+            "--val-annotations",
+        ),
         (["data", "stats", "--dataset", "coco"], "--data-root is missing"),
-        (["data", "stats", "--data-root", "x"], "--dataset is missing"),
+        (["data", "stats", "--data-root", "."], "--dataset is missing"),
         (["data", "stats"], "wanted --dataset NAME --data-root DIR or --annotations"),
         (["data", "check", "--images", "x"], "missing --annotations"),
         (["data", "check", *COCO, "--images", "y"], "one or the"),
-        (["data", "check", "--images", "x", "--annotations", "y", "--split", "z"], "--split"),
-        (["data", "stats", "--dataset", "cocoa", "--data-root", "x"], "--dataset"),
+        (["data", "check", "--images", ".", "--annotations", __file__, "--split", "z"], "--split"),
+        (["data", "stats", "--dataset", "cocoa", "--data-root", "."], "--dataset"),
         (["data", "convert", "--split", "val", "--out", "x"], "missing --dataset"),
         (
             ["data", "convert", *COCO, "--split", "val", "--out", "x", "--out-images", "y"],

@@ -24,7 +24,8 @@ from detectors.inference.drawing import (
     draw_detections,
     enlargement,
 )
-from detectors.inference.predict import AHEAD, Found, batches, find_images
+from detectors.inference.image_files import Found, find_images
+from detectors.inference.predict import AHEAD, batches
 from detectors.training import checkpoints
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "using.md"

@@ -21,6 +21,7 @@ from jolkernels import (
     spec,
 )
 from jolkernels.batch import make_batch
+from jolkernels.loss import PerSample
 from jolkernels.settings import Call
 
 pytestmark = pytest.mark.kernels
@@ -94,6 +95,14 @@ def test_signatures_show_every_choice_with_its_default(function):
     shown = [(name, p.default) for name, p in parameters.items() if name in DEFAULTS]
     assert shown == list(DEFAULTS.items())
     assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+
+
+def test_per_sample_shows_the_arguments_of_a_call():
+    shown = inspect.signature(JointOptimizationLoss.per_sample)
+    call = inspect.signature(JointOptimizationLoss.forward)
+    assert shown.parameters == call.parameters and shown.return_annotation is PerSample
+    with pytest.raises(TypeError, match="unexpected keyword argument 'prior'"):
+        JointOptimizationLoss().per_sample(**random_batch(), prior=None)
 
 
 def test_a_misspelt_choice_is_named():

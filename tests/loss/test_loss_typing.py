@@ -28,6 +28,7 @@ from jolkernels import JointOptimizationLoss
 criterion = JointOptimizationLoss("focal", lam="2")
 JointOptimizationLoss(lamda=2.0)
 number: int = criterion("logits").total
+rows: int = criterion.per_sample("logits").weight
 """
 
 
@@ -66,6 +67,7 @@ def check(installed, tmp_path, pytestconfig):
     return run
 
 
+@pytest.mark.slow
 def test_a_script_of_ten_lines_is_strictly_typed_and_runs(check, tmp_path):
     done = check(SCRIPT)
     assert done.stdout.startswith("Success: no issues found in 1 source file"), done.stdout
@@ -82,3 +84,5 @@ def test_its_mistakes_are_found(check):
     assert any("script.py:3: " in line and '"lamda"' in line for line in lines), lines
     assert any("script.py:4: " in line and 'expected "Tensor"' in line for line in lines), lines
     assert any("script.py:4: " in line and 'variable has type "int"' in line for line in lines)
+    assert any("script.py:5: " in line and 'expected "Tensor"' in line for line in lines), lines
+    assert any("script.py:5: " in line and 'variable has type "int"' in line for line in lines)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import HEADS, INTERPRETED, gradients, random_batch
 
-from jolkernels import JointOptimizationLoss, ops, spec
+from jolkernels import JointOptimizationLoss, spec
 from jolkernels.batch import make_batch
 from jolkernels.cpu import native, tensors
 
@@ -136,7 +136,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_the_operators_use_it():
     criterion, batch = JointOptimizationLoss(), random_batch()
     fields, call = make_batch(criterion.settings, **{k: v.detach() for k, v in batch.items()})
-    through_operator = ops.run_forward(*fields, call=call.encode())
+    through_operator = torch.ops.jolkernels.forward(*fields, call=call.encode())
     direct = native.forward(fields, call)
     assert all(torch.equal(a, b) for a, b in zip(through_operator, direct, strict=True))
 

@@ -62,10 +62,10 @@ CASES = {
     "fcos-paper": Case("fcos", "jol", 2, PAPER),  # frozen batch norm, frozen layers
     "faster_rcnn": Case("faster_rcnn", "jol", MAIN, local=SAMPLED),
     "faster_rcnn-greedy": Case("faster_rcnn", "base", greedy=True),
-    "faster_rcnn-simd": Case("faster_rcnn", "jol", FEW, SIMD, greedy=True),
     "faster_rcnn-empty": Case("faster_rcnn", "jol", greedy=True, **EMPTY),
 }
 SLOW = {
+    "faster_rcnn-simd": Case("faster_rcnn", "jol", FEW, SIMD, greedy=True),
     "retinanet": Case("retinanet", "jol", MAIN, SLIM, BOX),
     "cascade_rcnn": Case("cascade_rcnn", "jol", 2, local=SAMPLED, sums=4),
     "detectors": Case("detectors", "jol", 2, local=SAMPLED, sums=4),
