@@ -33,6 +33,7 @@ from detectors.training.settings import (
 )
 from detectors.utils.argument_types import file, folder, positive
 from detectors.utils.parser import Parser
+from detectors.utils.printable import printable_lines
 
 if TYPE_CHECKING:
     from detectors.training.loop import TrainResult
@@ -175,7 +176,7 @@ def _reported_before_any_ends(world: "World") -> Iterator[None]:
     except errors.TrainingError as error:
         if error.everywhere:
             if world.leads:
-                print(f"jol train: {error}", file=sys.stderr)
+                print(printable_lines(f"jol train: {error}"), file=sys.stderr)
             world.wait()
         raise
 

@@ -13,6 +13,7 @@ from typing import Any
 from detectors.data.box_sanity import Box
 from detectors.data.exports import Notes
 from detectors.data.image_names import find_image
+from detectors.utils.printable import printable
 
 # Coordinates are often rounded to two decimals: an extent of this many pixels or less counts as
 # zero, and an overhang of this many pixels or less is cut off without a line in `skipped`.
@@ -78,6 +79,8 @@ def check_categories(
         name: Any = record.get("name")
         if not _is_text(name):
             report(f"{where}: name is {name!r}, wanted a text")
+        elif printable(name) != name:
+            report(f"{where}: name is {name!r}, wanted one without control characters")
         elif name in found:
             report(f"{where}: category {found[name]} has the name {name!r} too")
         else:

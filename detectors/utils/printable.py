@@ -44,6 +44,11 @@ def csv_cell(text: str) -> str:
     return text
 
 
+def from_csv_cell(cell: str) -> str:
+    """The text that `csv_cell` made this cell of, but for escapes."""
+    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(_FORMULA) else cell
+
+
 def counted(number: int, noun: str) -> str:
     """A number of things, such as "1 image" or "2,000 images"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
