@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -173,12 +174,15 @@ def stats(args: argparse.Namespace) -> None:
         raise Unusable(str(error)) from error
     if is_named(args):
         published = splits(args)
-        pool = object_counts.make_pool(
-            [(split.source, split.check(files=False)) for split in published],
-            sum((Counter(split.left_out) for split in published), Counter()),
-        )
+        read = [(split.source, split.check(files=False)) for split in published]
+        left_out = sum((Counter(split.left_out) for split in published), Counter())
     else:
-        pool = object_counts.read_pool(args.annotations)
+        read = [(str(file), read_coco(file, None)) for file in args.annotations]
+        left_out = Counter()
+    pool = object_counts.make_pool(read, left_out)
+    for source, coco in read:
+        for remark in coco.remarks:
+            print(printable(f"{source}: {remark}"), file=sys.stderr)
     print("\n".join(data_stats.describe(pool)))
     print("\n" + "\n".join(data_stats.describe_simd(pool, args.detector, anchors)), flush=True)
     if args.positives:

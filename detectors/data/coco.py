@@ -187,7 +187,8 @@ def read_json(source: Path) -> tuple[dict[str, Any], str]:
     except (ValueError, RecursionError) as error:  # not text, or a number or nesting too long
         raise DataError(f"{source}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{source}: a JSON {type(content).__name__}, wanted an object")
+        wanted = "an object with images, annotations and categories, as COCO exports have them"
+        raise DataError(f"{source}: a JSON {type(content).__name__}, wanted {wanted}")
     return content, hashlib.sha256(raw).hexdigest()
 
 

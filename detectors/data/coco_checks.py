@@ -32,7 +32,12 @@ def _records(
 ) -> Iterator[tuple[dict, str]]:
     """Each record of `content[key]` with the words that name it; their ids are unique."""
     if key not in content:
-        report(f"{source}: no key {key!r}; wanted images, annotations and categories")
+        wanted = "images, annotations and categories"
+        if "shapes" in content:
+            wanted += (
+                ": this is LabelMe's file of one image, to be converted to COCO with the others"
+            )
+        report(f"{source}: no key {key!r}; wanted {wanted}")
         return
     if not isinstance(content[key], list):
         report(f"{source}: {key!r} is a {type(content[key]).__name__}, wanted a list")
