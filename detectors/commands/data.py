@@ -175,11 +175,11 @@ def stats(args: argparse.Namespace) -> None:
     if is_named(args):
         published = splits(args)
         read = [(split.source, split.check(files=False)) for split in published]
-        left_out = sum((Counter(split.left_out) for split in published), Counter())
+        skipped = sum((Counter(split.skipped) for split in published), Counter())
     else:
         read = [(str(file), read_coco(file, None)) for file in args.annotations]
-        left_out = Counter()
-    pool = object_counts.make_pool(read, left_out)
+        skipped = Counter()
+    pool = object_counts.make_pool(read, skipped)
     for source, coco in read:
         for remark in coco.remarks:
             print(printable(f"{source}: {remark}"), file=sys.stderr)
@@ -211,7 +211,7 @@ def check(args: argparse.Namespace) -> None:
             except DataError as error:
                 report(str(error))
             else:
-                _check_one(split.source, split.check(report), split.left_out, report)
+                _check_one(split.source, split.check(report), split.skipped, report)
     else:
         try:
             coco = read_coco(args.annotations, args.images, report)
@@ -223,7 +223,7 @@ def check(args: argparse.Namespace) -> None:
         raise Unusable(f"{count:,} problems" if count > 1 else "1 problem")
 
 
-def _check_one(source: str, coco: CocoFile, left_out: Mapping[str, int], report: Report) -> None:
+def _check_one(source: str, coco: CocoFile, before: Mapping[str, int], report: Report) -> None:
     """Decode every image, and print what of the data would be used."""
     from detectors.utils.progress import Progress
 
@@ -237,13 +237,13 @@ def _check_one(source: str, coco: CocoFile, left_out: Mapping[str, int], report:
     remarks = [*coco.remarks, *(f"{counted(n, 'image')} {what}" for what, n in seen.items())]
     for remark in remarks:
         print(printable(f"{source}: {remark}"))
-    skipped = ", ".join(f"{number:,} {what}" for what, number in _left_out(left_out, coco).items())
+    skipped = ", ".join(f"{number:,} {what}" for what, number in _skipped(before, coco).items())
     print(
         printable(f"{source}: {coco.counts}; {coco.checked.clipped:,} clipped; skipped: {skipped}")
     )
 
 
-def _left_out(before: Mapping[str, int], coco: CocoFile) -> dict[str, int]:
+def _skipped(before: Mapping[str, int], coco: CocoFile) -> dict[str, int]:
     """What the reader skipped, in words → how many, and then what the rules skip."""
     counts = {**before, ZERO_SIZE: before.get(ZERO_SIZE, 0) + coco.checked.zero_size}
     return counts | ({BOXLESS: coco.checked.boxless} if coco.checked.boxless else {})
@@ -294,7 +294,7 @@ def convert(args: argparse.Namespace) -> None:
             )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     replace(args.out, lambda file: file.write(to_json(**content)))
-    for what, number in _left_out(split.left_out, coco).items():
+    for what, number in _skipped(split.skipped, coco).items():
         print(f"skipped: {number:,} {what}")
     written = content["annotations"]
     objects = sum(not record["iscrowd"] for record in written)

@@ -14,9 +14,9 @@ OVERHANG = 2.0
 FITTING = 0.95
 """The share of the boxes that a reading of the numbers has to fit to be the likely cause."""
 FEWEST, FEWEST_CORNERS = 10, 2
-"""Fewer boxes than this are not judged; corners are told from sizes by few."""
+"""Fewer boxes than this are not judged; for corners, a few are enough."""
 SUSPECT = 3
-"""So many boxes that leave their image are worth a word if all fit another reading."""
+"""N boxes that leave their image are worth a remark if all fit another reading."""
 PERCENT = 100.0
 LARGE = 300
 """Pixels: no object beyond the first hundred of the sides of such images is odd."""

@@ -1,6 +1,6 @@
 """Reading and checking COCO-format annotations.
 
-Each problem that coco_checks.py finds goes to a `Report` in words that name the file and the
+Each problem that is found goes to a `Report` in words that name the file and the
 annotation, image or category: `fail`, the default, raises it as a `DataError`, so that data are
 accepted whole or not at all; `jol data check` prints them all. Records are dicts with COCO's keys.
 """
@@ -13,14 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from detectors.data import box_sanity
-from detectors.data.coco_checks import (
-    Checked,
-    Report,
-    check_annotations,
-    check_categories,
-    check_images,
-    whole_boxes,
-)
+from detectors.data.annotation_checks import Checked, check_annotations, whole_boxes
+from detectors.data.coco_checks import Report, check_categories, check_images
 from detectors.data.exports import Notes, plain_coco
 from detectors.errors import DataError
 from detectors.utils.printable import counted

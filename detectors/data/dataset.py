@@ -118,7 +118,7 @@ class CocoDetection(Dataset[Sample]):
         }
 
     def take_classes(self, names: Sequence[str], ids: Sequence[int]) -> None:
-        """Use these classes with these COCO category ids, in place of the file's own.
+        """Use these classes with these COCO category ids, instead of the file's own.
 
         Args:
             names: label → name, with at least those of this data set's classes that have

@@ -12,7 +12,7 @@
 | no file_name but a coco_url | LVIS | the last two parts of that |
 
 Each adds to the counts that become one line on what was done. What is no record, or breaks another
-rule, passes through for coco_checks.py to name.
+rule, passes through for the checks to name.
 """
 
 import math

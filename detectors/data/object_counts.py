@@ -45,20 +45,20 @@ def read_pool(sources: Sequence[Path]) -> Pool:
 
 
 def make_pool(
-    files: Sequence[tuple[str, CocoFile]], left_out: Mapping[str, int] | None = None
+    files: Sequence[tuple[str, CocoFile]], skipped: Mapping[str, int] | None = None
 ) -> Pool:
     """Count the objects of data with the classes of the first; an ignored region counts once.
 
     Args:
         files: what messages call each, and its content.
-        left_out: what was skipped before, in words → how many.
+        skipped: what was skipped before, in words → how many.
 
     Raises:
         DataError: classes that the first does not have, or no objects at all.
     """
     images: list[Image] = []
     classes: dict[str, int] = {}
-    others = dict(left_out or {})
+    others = dict(skipped or {})
     zero_size, crowd = others.pop(ZERO_SIZE, 0), 0
     for source, file in files:
         names = {category["id"]: category["name"] for category in file.categories}

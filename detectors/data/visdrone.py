@@ -53,7 +53,7 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
     texts = {file.stem: file for file in _shown(folder / "annotations") if file.suffix == ".txt"}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    left_out = Counter({ZERO_SIZE: 0, "of category others": 0})
+    skipped = Counter({ZERO_SIZE: 0, "of category others": 0})
     for stem in sorted(pictures.keys() | texts.keys()):
         if stem not in pictures:
             report(f"{texts[stem]}: no image {stem} in {folder / 'images'}")
@@ -69,18 +69,18 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
         number = len(images) + 1
         images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
         for row in _rows(texts[stem], size, report):
-            annotations += _annotations(row, number, len(annotations) + 1, left_out)
+            annotations += _annotations(row, number, len(annotations) + 1, skipped)
     if not images:
         report(f"{folder}: no images")
     if all(record["iscrowd"] for record in annotations):
-        refuse_all_skipped(str(folder), left_out, report)
+        refuse_all_skipped(str(folder), skipped, report)
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    return Published(str(folder), root, content, dict(left_out))
+    return Published(str(folder), root, content, dict(skipped))
 
 
 def _shown(folder: Path) -> Iterator[Path]:
-    """The files that are not hidden; macOS hides one of its own beside each that it copies."""
+    """The files that are not hidden; macOS puts a hidden one next to each that it copies."""
     return (file for file in folder.iterdir() if not file.name.startswith("."))
 
 
@@ -126,15 +126,15 @@ def _rows(file: Path, size: tuple[int, int], report: Report) -> Iterator[list[in
 
 
 def _annotations(
-    row: list[int], image_id: int, number: int, left_out: Counter[str]
+    row: list[int], image_id: int, number: int, skipped: Counter[str]
 ) -> list[dict[str, Any]]:
     """The COCO annotations of a line, with ids from `number`."""
     x, y, w, h, score, category, *_ = row
     if category == OTHERS:
-        left_out["of category others"] += 1
+        skipped["of category others"] += 1
         return []
     if w <= 0 or h <= 0:
-        left_out[ZERO_SIZE] += category != REGION
+        skipped[ZERO_SIZE] += category != REGION
         return []
     classes = range(1, len(CLASSES) + 1) if category == REGION else (category,)
     return [

@@ -161,7 +161,7 @@ def test_cropped_boxes_lie_where_the_pixels_are(width, height, size, rectangles,
             box = out["boxes"][out["labels"].tolist().index(label)]
             x1, y1, x2, y2 = box.int().tolist()
             assert (box == box.int()).all() and drawn[y1:y2, x1:x2].all()
-            assert drawn.sum() == (x2 - x1) * (y2 - y1)  # tight: no drawn pixel is left out
+            assert drawn.sum() == (x2 - x1) * (y2 - y1)  # tight: no drawn pixel is outside
             assert drawn.sum() == full or (min(x2 - x1, y2 - y1) >= 2 and drawn.sum() > 0.2 * full)
         else:  # dropped: less than 40 % is left, or a sliver
             ys, xs = drawn.nonzero()

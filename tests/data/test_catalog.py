@@ -266,7 +266,7 @@ def test_check_goes_on_after_a_name_that_cannot_be_printed(
 
 
 def test_check_names_every_problem_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each kind of problem, all in one file; none hides another or is told twice."""
+    """Each kind of problem, all in one file; none hides another or is reported twice."""
     write_pictures(tmp_path, ["1.png", "2.png"])
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:5000])
     write_pictures(tmp_path, ["3.png"], size=32)

@@ -65,10 +65,10 @@ def scenes(draw: st.DrawFn) -> tuple[dict, list[dict]]:
 @given(scenes(), st.randoms(use_true_random=False))
 def test_boxes_come_back_to_where_they_were(scene, random) -> None:
     image, objects = scene
-    places, detections, seen = {}, [], set()
+    positions, detections, seen = {}, [], set()
     scores = {record["id"]: 1 - record["id"] / 100 for record in objects}
     for number, (tile, there) in enumerate(cut_image(image, objects), start=1):
-        places[number] = (tile["whole"], *tile["corner"])
+        positions[number] = (tile["whole"], *tile["corner"])
         left, top = tile["corner"]
         for part in there:
             x, y, w, h = part["bbox"]
@@ -91,7 +91,7 @@ def test_boxes_come_back_to_where_they_were(scene, random) -> None:
     # No object is larger than the overlap: each is whole on one tile at least.
     assert seen == set(scores)
     random.shuffle(detections)
-    merged = merge(detections, places)
+    merged = merge(detections, positions)
     assert all(record["image_id"] == 5 for record in merged)
     found = sorted((d["score"], d["category_id"], d["bbox"]) for d in merged)
     wanted = sorted((scores[r["id"]], r["category_id"], r["bbox"]) for r in survivors(objects))
@@ -124,21 +124,21 @@ def test_clip_by_hand() -> None:
 
 
 def test_merging_keeps_images_and_classes_apart() -> None:
-    places = {1: (7, 0, 0), 2: (7, 650, 0), 3: (8, 0, 0)}
+    positions = {1: (7, 0, 0), 2: (7, 650, 0), 3: (8, 0, 0)}
 
     def found(tile: int, x: float, category: int, score: float) -> dict:
         return {"image_id": tile, "category_id": category, "bbox": [x, 5, 10, 10], "score": score}
 
     merged = merge(
         [found(1, 700, 1, 0.6), found(2, 51, 1, 0.9), found(2, 50, 2, 0.5), found(3, 700, 1, 0.1)],
-        places,
+        positions,
     )
     assert [(d["image_id"], d["category_id"], d["bbox"], d["score"]) for d in merged] == [
         (7, 1, [701, 5, 10, 10], 0.9),
         (7, 2, [700, 5, 10, 10], 0.5),
         (8, 1, [700, 5, 10, 10], 0.1),
     ]
-    assert merge([], places) == []
+    assert merge([], positions) == []
 
 
 def test_regions_are_painted_whole_and_nothing_else() -> None:
@@ -299,7 +299,7 @@ def test_tiles_that_do_not_fit(sodad: Path) -> None:
         evaluation_data("sodad", sodad)
     del last["corner"]
     file.write_text(json.dumps({**content, "images": [*content["images"], last]}))
-    with pytest.raises(DataError, match="says not where the tiles lie"):
+    with pytest.raises(DataError, match="does not say where each tile is"):
         evaluation_data("sodad", sodad)
     file.unlink()
     with pytest.raises(DataError, match=r"no such file; write the tiles with jol data convert"):

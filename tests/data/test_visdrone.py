@@ -64,7 +64,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_each_rule(root: Path) -> None:
     split = read_split("visdrone", root, "val")
-    assert split.left_out == {"of zero size": 1, "of category others": 1}
+    assert split.skipped == {"of zero size": 1, "of category others": 1}
     content = split.content
     names = [image["file_name"] for image in content["images"]]
     assert names == [f"VisDrone2019-DET-val/images/{stem}.jpg" for stem in "ab"]
@@ -139,7 +139,7 @@ def test_ignored_regions_are_one_thing(root: Path, capsys: pytest.CaptureFixture
 
 
 def test_hidden_files_are_skipped(root: Path) -> None:
-    """macOS copies "._a.jpg" beside each file it copies to another system."""
+    """macOS copies "._a.jpg" next to each file that it copies to another system."""
     folder = root / "VisDrone2019-DET-val"
     for name in ("images/._a.jpg", "annotations/._a.txt", "annotations/._b.txt"):
         (folder / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
@@ -278,11 +278,11 @@ def row(lines: Sequence[str], *label: str) -> list[str]:
 def test_the_published_counts(names, images, objects, zero, size, shares, splits) -> None:
     """Counts, mean size ± deviation and shares by size, to every digit of the data's facts.
 
-    The box of zero size is among the facts' objects and is left out, and counted, here.
+    The box of zero size is among the facts' objects and is skipped, and counted, here.
     """
     used = [splits[name] for name in names.split()]
-    left_out = sum((Counter(published.left_out) for published, _ in used), Counter())
-    pool = make_pool([(published.source, coco) for published, coco in used], left_out)
+    skipped = sum((Counter(published.skipped) for published, _ in used), Counter())
+    pool = make_pool([(published.source, coco) for published, coco in used], skipped)
     lines = list(describe(pool))
     assert lines[0].startswith(f"{images} images, {objects - zero:,} objects; skipped: ")
     assert f"{zero:,} of zero size" in lines[0]
