@@ -6,10 +6,12 @@ several frames or pages the first is used. orientation.py has the rule of EXIF o
 depth.py that of more than 8 bits.
 """
 
+import os
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -101,15 +103,28 @@ def traits(picture: Picture) -> list[str]:
 
 
 def displayed_size(file: Path) -> tuple[int, int]:
-    """(width, height) of the image as displayed, from its header alone where that has both.
+    """(width, height) of the image as displayed, without decoding it if possible.
 
     Raises:
         UNREADABLE
     """
     with open_regular(file) as stream, Image.open(stream) as opened:
+        if opened.format == "PNG" and not _may_be_turned(stream):
+            return opened.size
         turn = orientation(opened, UNREADABLE)
         # Pillow gives a TIFF's size as displayed
         return opened.size if opened.format == "TIFF" else displayed(opened.size, turn)
+
+
+def _may_be_turned(png: BinaryIO) -> bool:
+    """Whether a PNG has chunks that may hold an orientation, for which Pillow decodes all of it."""
+    png.seek(8)
+    while len(head := png.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+            return True
+        png.seek(length + 4, os.SEEK_CUR)
+    return False
 
 
 def _rgb(picture: Image.Image, file: Path, wide: bool) -> tuple[np.ndarray, float | None]:

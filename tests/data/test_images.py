@@ -60,6 +60,12 @@ def test_training_and_prediction_see_displayed_pixels(tmp_path: Path, turn: int,
     assert (predicted == trained).all() and trained.shape == (3, *size[::-1])
     assert red_corner(trained.numpy()) == SHOWN_AT[turn]
     assert displayed_size(file) == size
+    if suffix == "png":  # where the orientation follows the pixels
+        chunks = file.read_bytes()
+        at = chunks.index(b"eXIf") - 4
+        end = at + 12 + int.from_bytes(chunks[at : at + 4])
+        file.write_bytes(chunks[:at] + chunks[end:-12] + chunks[at:end] + chunks[-12:])
+        assert displayed_size(file) == size and (decode(file, size, "x") == trained).all()
     picture = read_picture(file, size, "x")
     assert (picture.turn, picture.as_stored) == (turn, False)
 
