@@ -21,11 +21,12 @@ def whole_boxes(
     for record in records if isinstance(records, list) else []:
         if isinstance(record, dict) and isinstance(record.get("image_id"), int | float):
             image, box = images.get(record["image_id"]), record.get("bbox")
-            numbers = [_number(n) for n in box] if isinstance(box, list) else []
-            if image and len(numbers) == 4 and all(map(math.isfinite, numbers)):
-                x, y, w, h = numbers
-                if min(w, h) > 0 and not (record.get("iscrowd") or record.get("ignore")):
-                    yield x, y, w, h, image["width"], image["height"]
+            if image is None or not isinstance(box, list) or len(box) != 4:
+                continue
+            x, y, w, h = map(_number, box)
+            ignored = record.get("iscrowd") or record.get("ignore")
+            if not ignored and w > 0 and h > 0 and math.isfinite(x + y + w + h):
+                yield x, y, w, h, image["width"], image["height"]
 
 
 @dataclass

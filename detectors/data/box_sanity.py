@@ -24,7 +24,7 @@ LARGE = 300
 
 def _leaves(box: Box) -> bool:
     x, y, w, h, width, height = box
-    return max(-x, -y, x + w - width, y + h - height) > OVERHANG
+    return x < -OVERHANG or y < -OVERHANG or x + w > width + OVERHANG or y + h > height + OVERHANG
 
 
 def _as_corners(box: Box) -> bool:

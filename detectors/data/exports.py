@@ -47,6 +47,8 @@ def plain_coco(content: Record) -> tuple[Record, Notes]:
 
     def annotation(record: Record) -> Record:
         nonlocal next_id
+        if _is_plain(record):
+            return record
         if record.get("id") is None:
             record = {**record, "id": next_id}
             next_id += 1
@@ -71,6 +73,17 @@ def plain_coco(content: Record) -> tuple[Record, Notes]:
     if "categories" in lists:
         lists["categories"] = _classes(lists["categories"], lists.get("annotations", []), notes)
     return {**content, **lists}, notes
+
+
+def _is_plain(record: Record) -> bool:
+    """Whether an annotation needs nothing, as nearly all of them: they are many."""
+    return (
+        type(record.get("id")) is int
+        and type(record.get("image_id")) is int
+        and type(record.get("category_id")) is int
+        and bool(record.get("bbox"))
+        and "attributes" not in record
+    )
 
 
 def _dicts(records: list[Any]) -> Iterator[Record]:
