@@ -32,6 +32,10 @@ class TrainingError(JolError, RuntimeError):
     """Training cannot go on; the message names the step and the images."""
 
 
+class LoadingError(TrainingError):
+    """Loading processes bring no batch; the message says why, and what to do."""
+
+
 class BadSteps(TrainingError):
     """More bad steps in a row than allowed."""
 

@@ -36,7 +36,7 @@ class Forward(NamedTuple):
     negative_weight: Tensor
     num_positives: Tensor
     rows: Tensor  # [kept, N]: what the same implementation's backward needs of each row
-    scalars: Tensor  # w_neg, A_neg / P, 1 / Z_cls, 1 / Z_loc, and 0, or NaN if a label is bad
+    scalars: Tensor  # float64: w_neg, A_neg / P, 1 / Z_cls, 1 / Z_loc; 0, or NaN if a label is bad
 
 
 def accumulator(batch: Batch) -> torch.dtype:

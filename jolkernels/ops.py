@@ -164,8 +164,9 @@ def run_backward(
 def fake_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     """Shapes and dtypes of jolkernels::forward."""
 
-    def empty(*shape: int) -> Tensor:
-        return batch.logits.new_empty(shape, dtype=accumulator(batch))
+    def empty(*shape: int, double: bool = False) -> Tensor:
+        dtype = torch.float64 if double else accumulator(batch)
+        return batch.logits.new_empty(shape, dtype=dtype)
 
     return tuple(
         Forward(
@@ -174,7 +175,7 @@ def fake_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
             negative_weight=empty(),
             num_positives=batch.labels.new_empty(()),
             rows=empty(call.settings.kept, batch.labels.shape[0]),
-            scalars=empty(5),
+            scalars=empty(5, double=True),
         )
     )
 

@@ -55,7 +55,9 @@ def joint_optimization_loss(batch: Batch, call: Call) -> tuple[Tensor, Tensor, T
     z_cls = normalizer(call.classification_normalizer, batch.classification_normalizer, r)
     z_loc = normalizer(call.regression_normalizer, batch.regression_normalizer, r)
     positives = batch.labels.new_tensor(len(r.positive))
-    return classification / z_cls, regression / z_loc, w_neg.detach(), positives
+    dtype = r.l_cls.dtype  # a normaliser or a weight may be wider
+    parts = (classification / z_cls).to(dtype), (regression / z_loc).to(dtype)
+    return *parts, w_neg.detach(), positives
 
 
 def weights(r: Rows, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -345,7 +347,7 @@ def decode_delta(codes: Tensor, priors: Tensor, spec: spec.Delta) -> Tensor:
     center, size = center_and_size(priors)
     codes = codes / codes.new_tensor(spec.weights)
     center = center + codes[:, :2] * size
-    size = size * torch.exp(codes[:, 2:].clamp(max=spec.clip))
+    size = size * torch.exp(codes[:, 2:].clamp(max=codes.new_tensor(spec.clip)))
     return torch.cat((center - 0.5 * size, center + 0.5 * size), 1)
 
 

@@ -10,7 +10,8 @@ functions; pass boxes without gradient.
 
 Memory: no [G, A] matrix is held. Objects are processed in chunks of at most PAIRS (object, prior)
 pairs: 1,500 objects and 160,000 priors take 0.4 GB (the matrix alone would take 1 GB, several
-times). Only [A], and the positive pairs of ATSS, outlive a chunk.
+times). Only [A], and the positive pairs of ATSS, outlive a chunk. Detectors that are given no
+assigner match as torchvision does, in the same chunks (threshold.chunked).
 
 Sources:
     iou: Faster R-CNN, arXiv 1506.01497; torchvision's Matcher

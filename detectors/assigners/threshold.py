@@ -1,13 +1,14 @@
-"""Assigners by a threshold on a similarity: iou, simd, nwd, dotd."""
+"""Assigners by a threshold on a similarity: iou, simd, nwd, dotd; and torchvision's matching."""
 
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
+from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from detectors.assigners.priors import BACKGROUND, IGNORED, Level, Similarity, chunks
+from detectors.assigners.priors import BACKGROUND, IGNORED, Assigner, Level, Similarity, chunks
 from detectors.assigners.similarities import dotd_similarity, nwd_similarity, simd_similarity
 
 TIE = 1e-6
@@ -87,6 +88,23 @@ def dotd(
     return _max_overlap(similarity, boxes, priors, high, low, min_low_quality)
 
 
+def chunked(matcher: Matcher) -> Assigner:
+    """torchvision's matching by IoU, bit for bit, without its [G, A] matrix.
+
+    Unlike `iou`, it ties only equal IoUs, and an object that overlaps no prior is tied with all of
+    them. Without objects, which the Matcher refuses, all priors are background.
+    """
+    return partial(_as_torchvision, matcher)
+
+
+def _as_torchvision(
+    matcher: Matcher, boxes: Tensor, priors: Tensor, levels: Sequence[Level]
+) -> Tensor:
+    bar = 0.0 if matcher.allow_low_quality_matches else None
+    high, low = matcher.high_threshold, matcher.low_threshold
+    return _max_overlap(box_iou, boxes, priors, high, low, bar, tie=0.0, least=0.0)
+
+
 def _max_overlap(
     similarity: Similarity,
     boxes: Tensor,
@@ -94,6 +112,9 @@ def _max_overlap(
     high: float,
     low: float,
     min_low_quality: float | None,
+    *,
+    tie: float = TIE,
+    least: float = LEAST,
 ) -> Tensor:
     if low > high:
         raise ValueError(f"low: got {low}, wanted at most high, {high}")
@@ -107,7 +128,7 @@ def _max_overlap(
         best = torch.maximum(best, value)
         if min_low_quality is not None:
             top = scores.amax(dim=1, keepdim=True)
-            bar = max(min_low_quality, LEAST)
-            low_quality |= ((scores >= top * (1 - TIE)) & (top >= bar)).any(dim=0)
+            bar = max(min_low_quality, least)
+            low_quality |= ((scores >= top * (1 - tie)) & (top >= bar)).any(dim=0)
     unsure = torch.where(best < low, BACKGROUND, IGNORED)
     return torch.where((best >= high) | low_quality, matches, unsure)

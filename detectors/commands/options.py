@@ -34,7 +34,7 @@ def _kind(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
     parts = [part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
     many = [part for part in parts if get_origin(part) is list]
     kind = get_args(many[0])[0] if many else parts[0]
-    if hint is bool:
+    if hint is bool and not field.metadata.get("usual"):
         return {"action": "store_true"}
     if kind is bool:
         return {"type": one_of({"on": True, "off": False}), "metavar": "on|off"}

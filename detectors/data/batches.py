@@ -1,16 +1,15 @@
 """Reproducible training batches: what a step sees depends on the seed and the step alone."""
 
-import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from detectors.data.dataset import Sample, Target
+from detectors.data.loading import load
 from detectors.errors import DataError
 
 Batch = tuple[list[Tensor], list[Target]]
@@ -44,6 +43,7 @@ def train_batches(
     workers: int = 0,
     rank: int = 0,
     ranks: int = 1,
+    leaving: Callable[[], object] = lambda: False,
 ) -> Iterator[Batch]:
     """Augmented batches for the training steps start_step, start_step + 1, ..., steps - 1.
 
@@ -52,15 +52,16 @@ def train_batches(
     images whole) and mirrored with probability one half. Batch s depends on (seed, s) only: not
     on `workers`, `start_step` or any global random state, none of which is touched either. So
     two runs see the same data, and a resumed run goes on where it stopped. Of each batch, rank 0
-    of `ranks` gets the first samples, rank 1 the next, and so on.
+    of `ranks` gets the first samples, rank 1 the next, and so on. While a batch of `workers` is
+    missing, `leaving` is asked every second whether to give up.
 
     Yields:
         (images, targets): lists of `batch_size` / `ranks` float32 [3, h, w] tensors in 0..1 and
         targets as CocoDetection gives them.
 
     Raises:
-        ValueError: a setting out of range. DataError: an image cannot be used. RuntimeError: a
-            loading process died.
+        ValueError: a setting out of range. DataError: an image cannot be used. LoadingError: the
+            workers cannot be started, or bring no batch. RuntimeError: one of them died.
     """
     for name, value in {"batch_size": batch_size, "crop": 1 if crop is None else crop}.items():
         if value < 1:
@@ -73,29 +74,12 @@ def train_batches(
     share = batch_size // ranks
     mine = slice(rank * share, (rank + 1) * share)
     schedule = _schedule(len(dataset), batch_size, seed, start_step, steps)
-    loader = DataLoader(
-        _Augmented(dataset, crop, seed),
-        batch_sampler=(batch[mine] for batch in schedule),  # a long run's would fill memory
-        num_workers=workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # its own: the loader would draw from the global one
-        worker_init_fn=_leave_ctrl_c_to_the_main_process,
-    )
-    return _unpack(loader)
+    mine_only = (batch[mine] for batch in schedule)  # a list of a long run's would fill memory
+    return _unpack(load(_Augmented(dataset, crop, seed), mine_only, workers, leaving))
 
 
-def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the loop decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _unpack(loader: DataLoader[Any]) -> Iterator[Batch]:
-    batches = iter(loader)
-    if loader.num_workers and threading.current_thread() is threading.main_thread():
-        # torch's handler raises wherever the program is, in the middle of an optimizer step too.
-        # Without it a dead worker is noticed where its batch is missed.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for samples in batches:
+def _unpack(loaded: Iterator[list[Any]]) -> Iterator[Batch]:
+    for samples in loaded:
         for sample in samples:
             if isinstance(sample, DataError):
                 raise DataError(str(sample))  # itself, it would keep this frame and the workers

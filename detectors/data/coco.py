@@ -17,8 +17,8 @@ from detectors.data.annotation_checks import Checked, check_annotations, whole_b
 from detectors.data.coco_checks import Report, check_categories, check_images
 from detectors.data.exports import Notes, plain_coco
 from detectors.errors import DataError
+from detectors.utils.files import read_bytes
 from detectors.utils.printable import counted
-from detectors.utils.regular_files import open_regular
 
 ZERO_SIZE, BOXLESS = "of zero size", "without a box"
 
@@ -169,8 +169,7 @@ def read_json(source: Path) -> tuple[dict[str, Any], str]:
         DataError: no such file, or no JSON object in it.
     """
     try:
-        with open_regular(source) as file:
-            raw = file.read()
+        raw = read_bytes(source)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror}") from error
     try:

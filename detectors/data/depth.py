@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from detectors.utils.regular_files import open_regular
-
 LITTLE = sys.byteorder == "little"
 BITS = (8, 10, 12, 14, 16, 24, 32)
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281
@@ -78,7 +76,7 @@ def wide_colours(upper: np.ndarray, file: Path) -> np.ndarray:
 
     Read in the other order of bytes, each sample gives its lower 8.
     """
-    with open_regular(file) as stream, Image.open(stream) as opened:
+    with Image.open(file) as opened:
         opened.tile = [tile._replace(args=_swapped(tile.args)) for tile in opened.tile]
         lower = np.asarray(opened)
     return upper.astype(np.uint16) << 8 | lower

@@ -21,7 +21,7 @@ from torch import Tensor
 from detectors.data import depth
 from detectors.data.orientation import UPRIGHT, display, displayed, orientation, undo
 from detectors.errors import DataError
-from detectors.utils.regular_files import open_regular
+from detectors.utils.files import refuse_endless
 
 # What Pillow raises on broken files: AVIF's RuntimeError, EXIF's most kinds.
 UNREADABLE = (
@@ -65,7 +65,8 @@ def read_picture(file: Path, size: tuple[int, int] | None, where: str) -> Pictur
         DataError: beginning with `where`: an image that cannot be decoded, or has another size.
     """
     try:
-        with open_regular(file) as stream, Image.open(stream) as opened:
+        refuse_endless(file)
+        with Image.open(file) as opened:
             found = opened.size
             if size in (None, found, found[::-1]):  # else refused before its pixels fill memory
                 wide = depth.has_wide_colours(opened)
@@ -108,7 +109,8 @@ def displayed_size(file: Path) -> tuple[int, int]:
     Raises:
         UNREADABLE
     """
-    with open_regular(file) as stream, Image.open(stream) as opened:
+    refuse_endless(file)
+    with file.open("rb") as stream, Image.open(stream) as opened:
         if opened.format == "PNG" and not _may_be_turned(stream):
             return opened.size
         turn = orientation(opened, UNREADABLE)

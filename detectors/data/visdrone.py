@@ -17,7 +17,7 @@ from detectors.data.coco_checks import Report
 from detectors.data.images import UNREADABLE, displayed_size
 from detectors.data.published import Published
 from detectors.errors import DataError
-from detectors.utils.regular_files import open_regular
+from detectors.utils.files import read_bytes
 
 CLASSES = (
     *("pedestrian", "people", "bicycle", "car", "van"),
@@ -96,8 +96,7 @@ def _size(picture: Path, report: Report) -> tuple[int, int] | None:
 def _rows(file: Path, size: tuple[int, int], report: Report) -> Iterator[list[int]]:
     """The lines of a txt file as eight numbers each; size: of its image."""
     try:
-        with open_regular(file) as opened:
-            text = opened.read().decode("utf-8-sig")  # Windows' editors begin a file with a mark
+        text = read_bytes(file).decode("utf-8-sig")  # Windows' editors begin a file with a mark
     except (OSError, ValueError) as error:
         report(f"{file}: cannot be read: {error}")
         return

@@ -47,6 +47,7 @@ def build_detector(
     strides: Sequence[int] | None = None,
     centreness_weights: bool | None = None,
     score_threshold: float | None = None,
+    ignore_regions: bool = True,
     load_weights: bool = True,
     sync_group: dist.ProcessGroup | None = None,
 ) -> nn.Module:
@@ -80,6 +81,9 @@ def build_detector(
         centreness_weights: FCOS only: whether each box loss is weighted by its point's centreness,
             as in MMDetection, or not, as in torchvision; None: with preset paper.
         score_threshold: least score of a detection; None: 0.05, FCOS with preset torchvision 0.2.
+        ignore_regions: whether anchors, proposals and points in targets' regions to ignore
+            ("ignored", float [n, 4], pixels; may be absent) that match no object are not learned
+            as background: boxes of which one region covers more than half, points inside one.
         load_weights: False: build the layers for `backbone_weights` but leave them random,
             because a checkpoint is loaded next.
         sync_group: the processes that share the batch. The mean over them of each loss and its
@@ -140,7 +144,7 @@ def build_detector(
     model: nn.Module = importlib.import_module(row.module).build(bodies, plan)
     if image_size is None:
         sizes = () if preset == "slim" else (800,)
-    model.transform = make_transform(sorted(filter(None, sizes)), row.least_side)
+    model.transform = make_transform(sorted(filter(None, sizes)), row.least_side, ignore_regions)
     model.detector = row  # type: ignore[assignment]  # no parameter, no module
     sample_by_image(model)
     model.register_forward_pre_hook(partial(_check_labels, num_classes), with_kwargs=True)

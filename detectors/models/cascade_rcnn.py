@@ -17,6 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
 from detectors.models.plan import Plan
 from detectors.models.pyramids import two_stage_pyramid
+from detectors.models.roi_heads import AssignedRoIHeads
 from detectors.models.two_stage import two_stage
 from jolkernels.integrations.torchvision import JointRoIHeads, matched_boxes, roi_criterion
 from jolkernels.spec import SmoothL1
@@ -43,7 +44,7 @@ class AgnosticPredictor(nn.Module):
 
 
 class CascadeRoIHeads(nn.Module):
-    """Three JointRoIHeads one after another, in place of a FasterRCNN's roi_heads.
+    """Three AssignedRoIHeads one after another, in place of a FasterRCNN's roi_heads.
 
     Args:
         pool: pools the boxes' features [N, channels, size, size] from the pyramid.
@@ -77,7 +78,7 @@ class CascadeRoIHeads(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
             self.heads.append(
-                JointRoIHeads(
+                AssignedRoIHeads(
                     pool,
                     head,
                     AgnosticPredictor(width, num_classes),

@@ -6,8 +6,9 @@ from torchvision.models.resnet import ResNet
 
 from detectors.models.plan import Plan
 from detectors.models.pyramids import two_stage_pyramid
+from detectors.models.roi_heads import AssignedRoIHeads
 from detectors.models.two_stage import two_stage
-from jolkernels.integrations.torchvision import JointRoIHeads, roi_criterion
+from jolkernels.integrations.torchvision import roi_criterion
 
 
 def build(bodies: list[ResNet], plan: Plan) -> nn.Module:
@@ -15,7 +16,7 @@ def build(bodies: list[ResNet], plan: Plan) -> nn.Module:
 
     def make_heads(plain: RoIHeads) -> nn.Module:
         regression = "l1" if plan.preset == "paper" else None
-        return JointRoIHeads.from_roi_heads(
+        return AssignedRoIHeads.from_roi_heads(
             plain, roi_criterion(regression=regression, **plan.choices)
         )
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 from torchvision.models.resnet import ResNet
 
-from detectors.assigners.priors import IGNORED, Assigner, Level
+from detectors.assigners.priors import BACKGROUND, IGNORED, Assigner, Level, chunks
+from detectors.assigners.regions import ignore_points
 from detectors.assigners.similarities import centres
 from detectors.models.anchor_plans import ATSS_SCALE
 from detectors.models.anchors import make_anchors
@@ -35,23 +36,49 @@ def centre_sampling(boxes: Tensor, priors: Tensor, levels: Sequence[Level]) -> T
 
     The priors [A, 4] are squares of ATSS_SCALE strides around the points.
     """
-    heard: list[Tensor] = []
     half = (priors[:, 2:] - priors[:, :2]) / (2 * ATSS_SCALE)
-    points = torch.cat([centres(priors) - half, centres(priors) + half], 1)
+    places = torch.cat([centres(priors) - half, centres(priors) + half], 1)
+    return sampled_centres(boxes, places, [level.priors for level in levels], 1.5)
+
+
+def sampled_centres(boxes: Tensor, places: Tensor, counts: Sequence[int], radius: float) -> Tensor:
+    """torchvision's matching of FCOS, bit for bit, without its [A, G] matrices.
+
+    torchvision matches each chunk of objects; of a point's objects in several chunks the smallest
+    wins, which torchvision finds by the rounded number compared here.
+
+    Args:
+        boxes: the objects [G, 4].
+        places: squares [A, 4] around the points, of a side that torchvision takes for the stride.
+        counts: points of each level.
+        radius: largest distance from an object's centre, in strides.
+
+    Returns:
+        int64 [A], the object or BACKGROUND.
+    """
+    heard: list[Tensor] = []
     head = SimpleNamespace(compute_loss=lambda *given: heard.extend(given[-1]))
-    asked: Any = SimpleNamespace(center_sampling_radius=1.5, head=head)
-    FCOS.compute_loss(asked, [{"boxes": boxes}], {}, [points], [level.priors for level in levels])
-    return heard[0]
+    asked: Any = SimpleNamespace(center_sampling_radius=radius, head=head)
+    matches = torch.full((len(places),), BACKGROUND, device=places.device)
+    best = boxes.new_zeros(len(places))
+    for start, chunk in chunks(boxes, len(places)):
+        FCOS.compute_loss(asked, [{"boxes": chunk}], {}, [places], list(counts))
+        found = heard.pop()
+        smallness = (1e8 - (chunk[:, 2] - chunk[:, 0]) * (chunk[:, 3] - chunk[:, 1]))[found]
+        smaller = (found >= 0) & (smallness > best)
+        matches = torch.where(smaller, start + found, matches)
+        best = torch.where(smaller, smallness, best)
+    return matches
 
 
 class AssignedFCOS(FCOS):
-    """FCOS with another assigner.
+    """FCOS with this assigner, or torchvision's rule; it ignores regions.
 
-    A point's prior is a square of ATSS_SCALE strides around it; RFLA takes the receptive field.
+    For an assigner, a point is a square of ATSS_SCALE strides; RFLA takes the receptive field.
     A point outside the box it is matched to has no distances to the box's sides and is ignored.
     """
 
-    def __init__(self, *args: Any, assigner: Assigner, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, assigner: Assigner | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.assigner = assigner
 
@@ -63,19 +90,25 @@ class AssignedFCOS(FCOS):
         num_anchors_per_level: list[int],
     ) -> dict[str, Tensor]:
         """As FCOS's."""
-        levels = self.anchor_generator.levels
+        matches = []
+        for target, places in zip(targets, anchors, strict=True):
+            if self.assigner is None:
+                radius = self.center_sampling_radius
+                matched = sampled_centres(target["boxes"], places, num_anchors_per_level, radius)
+            else:
+                matched = self._assigned(self.assigner, target["boxes"], places)
+            matches.append(ignore_points(matched, centres(places), target.get("ignored")))
+        return self.head.compute_loss(targets, head_outputs, anchors, matches)
+
+    def _assigned(self, assigner: Assigner, boxes: Tensor, places: Tensor) -> Tensor:
+        levels, points = self.anchor_generator.levels, centres(places)
         sides = [
-            torch.full((level.priors,), float(ATSS_SCALE * stride), device=anchors[0].device)
+            torch.full((level.priors,), float(ATSS_SCALE * stride), device=places.device)
             for level, stride in zip(levels, self.anchor_generator.strides, strict=True)
         ]
         half = torch.cat(sides)[:, None] / 2
-        matches = []
-        for target, places in zip(targets, anchors, strict=True):
-            points = centres(places)
-            priors = torch.cat([points - half, points + half], 1).to(places.dtype)
-            matched = self.assigner(target["boxes"], priors, levels)
-            matches.append(inside_only(matched, target["boxes"], points))
-        return self.head.compute_loss(targets, head_outputs, anchors, matches)
+        priors = torch.cat([points - half, points + half], 1).to(places.dtype)
+        return inside_only(assigner(boxes, priors, levels), boxes, points)
 
 
 def build(bodies: list[ResNet], plan: Plan) -> nn.Module:
@@ -101,8 +134,6 @@ def build(bodies: list[ResNet], plan: Plan) -> nn.Module:
     if plan.preset == "paper":
         settings |= {"nms_thresh": 0.5}
     arguments: Any = (fpn, plan.num_classes)
-    if plan.assign is None:
-        return FCOS(*arguments, anchor_generator=anchors, head=head, **settings)
     return AssignedFCOS(
         *arguments, anchor_generator=anchors, head=head, assigner=plan.assign, **settings
     )

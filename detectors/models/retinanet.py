@@ -7,6 +7,8 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.resnet import ResNet
 
 from detectors.assigners.priors import Assigner
+from detectors.assigners.regions import ignore_boxes
+from detectors.assigners.threshold import chunked
 from detectors.models.anchors import make_anchors
 from detectors.models.backbones import NORMS
 from detectors.models.plan import Plan, detections_kept
@@ -18,11 +20,11 @@ from jolkernels.integrations.torchvision import (
 
 
 class AssignedRetinaNet(RetinaNet):
-    """RetinaNet with another assigner."""
+    """RetinaNet with this assigner, or torchvision's rule; it ignores regions."""
 
-    def __init__(self, *args: Any, assigner: Assigner, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, assigner: Assigner | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.assigner = assigner
+        self.assigner = assigner or chunked(self.proposal_matcher)
 
     def compute_loss(
         self,
@@ -33,7 +35,8 @@ class AssignedRetinaNet(RetinaNet):
         """As RetinaNet's; the head ignores anchors matched to IGNORED."""
         levels = self.anchor_generator.levels
         matches = [
-            self.assigner(t["boxes"], a, levels) for t, a in zip(targets, anchors, strict=True)
+            ignore_boxes(self.assigner(t["boxes"], a, levels), a, t.get("ignored"))
+            for t, a in zip(targets, anchors, strict=True)
         ]
         return self.head.compute_loss(targets, head_outputs, anchors, matches)
 
@@ -56,8 +59,6 @@ def build(bodies: list[ResNet], plan: Plan) -> nn.Module:
     )
     settings = detections_kept(plan) | {"score_thresh": plan.score_threshold}
     arguments: Any = (fpn, plan.num_classes)
-    if plan.assign is None:
-        return RetinaNet(*arguments, anchor_generator=anchors, head=head, **settings)
     return AssignedRetinaNet(
         *arguments, anchor_generator=anchors, head=head, assigner=plan.assign, **settings
     )

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from detectors.assigners.priors import IGNORED, Assigner
+from detectors.assigners.regions import ignore_boxes
+from detectors.assigners.threshold import chunked
 from jolkernels import process_groups
 from jolkernels.integrations.torchvision import at_least_float32
 
@@ -21,12 +23,12 @@ class AssignedRPN(RegionProposalNetwork):
     """A region proposal network with another assigner and torchvision's losses.
 
     Attributes:
-        assigner: assigns objects to its anchors; None: torchvision's rule.
+        assigner: assigns objects to its anchors.
         sync_group: name of the process group over whose ranks its losses are normalised; None:
             this process alone.
     """
 
-    assigner: Assigner | None
+    assigner: Assigner
     sync_group: str | None
 
     @classmethod
@@ -36,7 +38,7 @@ class AssignedRPN(RegionProposalNetwork):
         assigner: Assigner | None,
         sync_group: dist.ProcessGroup | None = None,
     ) -> Self:
-        """The same network, sharing its layers."""
+        """The same network, sharing its layers; without an assigner, torchvision's rule."""
         sampler = rpn.fg_bg_sampler
         made = cls(
             rpn.anchor_generator,
@@ -50,7 +52,7 @@ class AssignedRPN(RegionProposalNetwork):
             rpn.nms_thresh,
             rpn.score_thresh,
         )
-        made.assigner = assigner
+        made.assigner = assigner or chunked(rpn.proposal_matcher)
         made.sync_group = None if sync_group is None else sync_group.group_name
         return made
 
@@ -58,15 +60,11 @@ class AssignedRPN(RegionProposalNetwork):
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Each image's labels [A], 1, 0 or -1 (ignored), and matched boxes [A, 4]."""
-        if self.assigner is None:
-            assigned: tuple[list[Tensor], list[Tensor]] = super().assign_targets_to_anchors(
-                anchors, targets
-            )
-            return assigned
         labels, boxes = [], []
         for priors, target in zip(anchors, targets, strict=True):
             objects = target["boxes"]
             matches = self.assigner(objects, priors, self.anchor_generator.levels)
+            matches = ignore_boxes(matches, priors, target.get("ignored"))
             label = (matches >= 0).to(priors.dtype)
             labels.append(label.masked_fill(matches == IGNORED, -1.0))
             boxes.append(objects[matches.clamp(min=0)] if len(objects) else priors)

@@ -17,7 +17,7 @@ TOLD = tuple(f.name for f in dataclasses.fields(Cell))
 """Settings that the labels of Tables 2 to 9 tell."""
 GAIN = "gain"
 """Column of the gains of AP that the paper prints."""
-USUAL = {"image_size": None, "crop": None, **settings.USUAL, **settings.DEFAULTS}
+USUAL = {"image_size": None, "crop": None, **settings.DEFAULTS, **settings.USUAL}
 """Settings that need no word in a note."""
 
 

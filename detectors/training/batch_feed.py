@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterator
 
 from detectors.data.batches import Batch
-from detectors.errors import DataError, TrainingError
+from detectors.errors import DataError, LoadingError, TrainingError
 
 DEAD = "DataLoader worker"
 """How torch's message of a loading process that died begins."""
@@ -30,11 +30,13 @@ def feed(
             too, so that they died is the reason why there is no batch.
 
     Raises:
-        TrainingError: a loading process died once more.
+        TrainingError: a loading process died once more, or all of them are stuck or cannot hand
+            their batches over, which starting them again would not change.
     """
     step, died = start, 0
     while step < steps:
         dead: Exception | None = None
+        lost: LoadingError | None = None
         try:
             for batch in load(step):
                 died = 0
@@ -43,18 +45,22 @@ def feed(
             return
         except DataError as error:
             reason = str(error)
+        except LoadingError as error:
+            reason, lost = str(error), error
         except (RuntimeError, EOFError, OSError) as error:
             if not _means_dead(error):
                 raise
             reason, dead = f"{DEAD} died", error
             if isinstance(error, RuntimeError):
                 reason = " ".join(str(error).split())
+        if (dead or lost) and leaving():
+            yield reason
+            return
+        if lost:
+            raise TrainingError(f"step {step + 1}: {reason}") from lost
         if dead is None:
             step += 1
             yield reason
-        elif leaving():
-            yield reason
-            return
         elif died < restarts:
             died += 1
             note(f"step {step + 1}: {reason}; loading processes started again")

@@ -7,7 +7,7 @@ without running code that a file may hold (torch.load with weights_only).
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from detectors.errors import RunError
 from detectors.models.build import build_detector
 from detectors.training import run_folder
+from detectors.training.fit import check_contents, check_fit, check_weights
 from detectors.training.settings import TrainSettings
 from detectors.utils import files
 
@@ -104,6 +105,7 @@ def load(path: Path) -> dict[str, Any]:
         RunError: no such file, not a checkpoint of ours, or not as it was written.
     """
     try:
+        files.refuse_endless(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file") from error
@@ -112,19 +114,40 @@ def load(path: Path) -> dict[str, Any]:
     missing = [k for k in NEEDED if not isinstance(checkpoint, dict) or k not in checkpoint]
     if missing:
         raise RunError(f"{path}: is no checkpoint of a detector, it lacks {', '.join(missing)}")
-    if not isinstance(checkpoint["settings"], dict):
-        kind = type(checkpoint["settings"]).__name__
-        raise RunError(f"{path}: its settings are a {kind}, wanted a dict of settings by name")
-    found = digest({k: v for k, v in checkpoint.items() if k != "sha256"})
+    try:
+        found = digest({k: v for k, v in checkpoint.items() if k != "sha256"})
+    except (RuntimeError, TypeError, ValueError) as error:  # kinds of tensors, depths
+        raise RunError(f"{path}: holds what no run writes") from error
     if found != checkpoint["sha256"]:
         raise RunError(f"{path}: damaged, its content is not what was written (sha256 differs)")
+    try:
+        check_contents(checkpoint)
+    except ValueError as error:
+        raise RunError(f"{path}: {error}") from error
     return dict(checkpoint)
 
 
-def load_last(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+def exist(folder: Path) -> bool:
+    """Whether a run has come to its first checkpoint."""
+    return any((folder / name).exists() for name in (LAST, PREVIOUS))
+
+
+def load_last(
+    folder: Path,
+    settings: Mapping[str, Any],
+    model: nn.Module | None = None,
+    class_names: Sequence[str] = (),
+) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint of a run that can be resumed from, and what is wrong with newer ones.
 
-    None where the run has not come to its first checkpoint. `settings` are the run's, by name.
+    Args:
+        folder: the run's.
+        settings: the run's, by name.
+        model: the run's detector, which stays as it is; None: whether it fits is not looked at.
+        class_names: the run's classes, with `model`.
+
+    Returns:
+        The checkpoint, None where the run has not come to its first; a line for each problem.
 
     Raises:
         RunError: there are checkpoints, and none can be used.
@@ -141,6 +164,11 @@ def load_last(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any]
             run_folder.refuse_other_settings(
                 f"{path}: of another run", checkpoint["settings"], settings
             )
+            if model is not None:
+                try:
+                    check_fit(checkpoint, model, class_names, settings["steps"])
+                except ValueError as error:
+                    raise RunError(f"{path}: does not fit the run: {error}") from error
             return checkpoint, problems
         except RunError as error:
             problems.append(str(error))
@@ -178,14 +206,14 @@ def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     torch.save(checkpoint, file)
 
 
-def load_detector(checkpoint: dict[str, Any]) -> nn.Module:
-    """The detector of a checkpoint, with its weights, on the CPU.
+def load_detector(checkpoint: dict[str, Any], name: object = "the checkpoint") -> nn.Module:
+    """The detector of a checkpoint, with its weights, on the CPU; `name` is for messages.
 
     Raises:
         RunError: the weights do not fit the settings stored with them.
     """
     try:
-        settings = TrainSettings(**checkpoint["settings"])
+        settings = TrainSettings.read(checkpoint["settings"])
         model = build_detector(
             settings.detector,
             len(checkpoint["class_names"]),
@@ -193,8 +221,9 @@ def load_detector(checkpoint: dict[str, Any]) -> nn.Module:
             **settings.model_arguments(),
             load_weights=False,
         )
+        check_weights(checkpoint["model"], model)
         model.load_state_dict(checkpoint["model"])
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"the checkpoint does not fit this version: {reason}") from error
+        raise RunError(f"{name}: does not fit this version: {reason}") from error
     return model.to(memory_format=torch.channels_last)

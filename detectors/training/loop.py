@@ -217,6 +217,7 @@ class Trainer:
                 workers=settings.workers,
                 rank=self.stepper.world.rank,
                 ranks=self.stepper.world.size,
+                leaving=lambda: self.stopping.asked,
             )
 
         return feed(

@@ -7,6 +7,7 @@ last.pt         everything needed to go on, previous.pt: the one before; best.pt
 results.json    the final metrics by name; per_class.csv, pr_curves.npz, pr_curves.png and
                 pr_classes.png next to it: see detectors.evaluation.report
 tensorboard/    what metrics.jsonl holds, for TensorBoard, where that was asked for
+run.lock        while a process writes: see detectors.utils.locks
 
 New versions of files are written next to the old ones and renamed: a run that dies leaves whole
 files.
@@ -22,9 +23,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from detectors.data.catalog import DATASETS
 from detectors.errors import RunError, Unusable
 from detectors.training.settings import DEFAULTS, MAY_CHANGE, TrainSettings
 from detectors.utils import files
+from detectors.utils.argument_types import shown
 from detectors.utils.files import finite, write_json
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pycocotools", "faster-coco-eval")
@@ -70,12 +73,31 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         RunError: no such file, or not one that `start` wrote.
     """
     try:
-        config = json.loads(path.read_text())
-        settings = TrainSettings(**config["settings"])
-        settings.check()
-        return dataclasses.asdict(settings), dict(config["data"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = json.loads(files.read_bytes(path))
+        if not isinstance(config, dict) or not all(
+            isinstance(config.get(name), dict) for name in ("settings", "data")
+        ):
+            raise ValueError("wanted an object with the objects settings and data")
+        settings = TrainSettings.read(config["settings"])
+        _check_data(config["data"])
+    except OSError as error:
+        raise RunError(f"{path}: missing or broken, cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise RunError(f"{path}: no settings of a run: nested too deeply") from error
+    except ValueError as error:
         raise RunError(f"{path}: missing or broken, no settings of a run: {error}") from error
+    return dataclasses.asdict(settings), config["data"]
+
+
+def _check_data(data: Mapping[str, Any]) -> None:
+    """Raise ValueError unless what config.json says of where data lie can be used."""
+    for name in PLACES | {"dataset"}:
+        value = data.get(name)
+        if value is not None and not (isinstance(value, str) and value and "\0" not in value):
+            raise ValueError(f"{name}: got {shown(value)}, wanted a path")
+    dataset = data.get("dataset")
+    if dataset is not None and dataset not in DATASETS:
+        raise ValueError(f"dataset: got {shown(dataset)}, wanted one of {', '.join(DATASETS)}")
 
 
 def refuse_other(out: Path, settings: TrainSettings, data: Mapping[str, Any]) -> None:
@@ -93,14 +115,15 @@ def refuse_other_settings(where: str, was: Mapping[str, Any], now: Mapping[str, 
     for name, value in now.items():
         before = was.get(name, DEFAULTS.get(name))
         if name not in MAY_CHANGE and before != value:
-            raise RunError(f"{where}: {name} was {before!r}, is now {value!r}")
+            raise RunError(f"{where}: {name} was {shown(before)}, is now {shown(value)}")
 
 
 def refuse_other_data(where: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise RunError unless data are the same, wherever they lie."""
     for name, value in now.items():
         if name not in PLACES and was.get(name) != value:
-            raise RunError(f"{where}: {name} was {was.get(name)!r}, is now {value!r}")
+            before = shown(was.get(name))
+            raise RunError(f"{where}: {name} was {before}, is now {shown(value)}")
 
 
 class MetricsLog:
@@ -169,13 +192,28 @@ def summary_writer() -> Any:
     return SummaryWriter
 
 
+def read_record(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl: "step" and numbers by name, None for NaN; None if it is no such."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    evaluation = record.get("evaluation", {})
+    if not isinstance(evaluation, dict):
+        return None
+    numbers = [v for k, v in record.items() if k != "evaluation"] + list(evaluation.values())
+    good = all(v is None or isinstance(v, int | float) for v in numbers)
+    return record if good else None
+
+
 def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
     """The records that stay."""
     kept: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
+    for line in files.read_bytes(path).splitlines():
+        record = read_record(line)
+        if record is None:
             break  # the line a dying run was writing, or what a dying machine left of it
         if record["step"] < step or (record["step"] == step and "evaluation" not in record):
             kept.append(record)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from detectors.assigners.names import ASSIGNERS
 from detectors.data.catalog import DATASETS, NamedDataset
@@ -32,6 +32,8 @@ from detectors.training.defaults_in_words import (
     of_presets,
     text,
 )
+from detectors.training.setting_values import misfit
+from detectors.utils.argument_types import shown
 from jolkernels.spec import CHOICES, CLASS_SCORES
 
 BATCHES = by_preset(2, slim=4)
@@ -60,7 +62,8 @@ def setting(
         group: one of the four above.
         default: value where the command line does not give it, and of an earlier run whose file
             lacks it.
-        usual: value where the command line does not give it, if files never lacked it.
+        usual: value where the command line does not give it, if files never lacked it, or if
+            another than the default of such files.
         said: the default in words, where it depends on the preset, the detector or the data.
         may_change: whether a resumed run may have another value than its beginning.
         kind: what the command line takes beyond the field's type (see commands/options.py):
@@ -120,7 +123,7 @@ class TrainSettings:
         "S_cls", LOSS, usual="probability", choices=CLASS_SCORES, none="none"
     )
     detach_weights: bool = setting("no gradient through the weights", LOSS, usual=False)
-    steps: int
+    steps: int = dataclasses.field(metadata={"kind": {"least": 1}})
     batch_size: int = setting(
         "images per step, over all processes", TRAINING, least=1, said=of_presets(BATCHES)
     )
@@ -131,7 +134,7 @@ class TrainSettings:
         "train on random crops of S x S pixels; 0: whole images",
         TRAINING,
         metavar="S",
-        least=0,
+        least=1,
         none="0",
         said=of_presets(CROPS),
     )
@@ -143,7 +146,7 @@ class TrainSettings:
         None,
         choices=ASSIGNERS,
     )
-    assigner_settings: dict[str, float] = setting(
+    assigner_settings: dict[str, float | None] = setting(
         "settings of the assigner, such as m=6.13 n=4.59 of simd", MODEL, {}, metavar="NAME=X"
     )
     anchor_scale: float | None = setting(
@@ -177,7 +180,14 @@ class TrainSettings:
         below=1,
         said=of_detectors(lambda d: d.score_threshold),
     )
-    decay_steps: list[int] | None = None
+    ignore_regions: bool = setting(
+        "in crowds and regions to ignore, learn no background where no object is matched",
+        MODEL,
+        False,
+        usual=True,
+        said="on",
+    )
+    decay_steps: list[int] | None = dataclasses.field(default=None, metadata={"kind": {"least": 0}})
     clip: float = setting(
         "largest norm of the gradient, which is scaled down to it", TRAINING, 10.0, above=0
     )
@@ -240,24 +250,37 @@ class TrainSettings:
         "evaluate every N epochs, 0: at the end only", EVALUATION, 1, least=0, may_change=True
     )
 
+    @classmethod
+    def read(cls, settings: Mapping[str, Any]) -> "TrainSettings":
+        """The settings that a file holds by name, checked; those missing are the defaults.
+
+        Raises:
+            ValueError: an unknown or missing name, or as `check`.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        for name in settings.keys() - fields:
+            raise ValueError(f"unknown setting {shown(name)}")
+        missing = [name for name in fields - DEFAULTS.keys() if name not in settings]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        found = cls(**settings)
+        found.check()
+        return found
+
     def check(self) -> None:
         """Refuse what a file says that the command line would not have taken.
 
-        What build_detector takes beyond its kind is for build_detector to refuse.
+        Which of them go together is for build_detector to refuse.
 
         Raises:
-            ValueError: a setting of another kind, or an unknown name.
+            ValueError: a setting of another kind, out of range, or an unknown name.
         """
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
-            if not _fits(value, hint):
-                wanted = hint.__name__ if isinstance(hint, type) else hint
-                raise ValueError(f"{field.name}: got {value!r}, wanted {wanted}")
-            known = field.metadata.get("kind", {}).get("choices")
-            if known and field.metadata["group"] not in (MODEL, LOSS) and value not in known:
-                wanted = f"one of {', '.join(known)}"
-                raise ValueError(f"{field.name}: got {value!r}, wanted {wanted}")
+            wanted = misfit(value, hint, field.metadata.get("kind", {}))
+            if wanted:
+                raise ValueError(f"{field.name}: got {shown(value)}, wanted {wanted}")
 
     def model_arguments(self) -> dict[str, Any]:
         """What build_detector takes next to name, number of classes and loss."""
@@ -267,20 +290,6 @@ class TrainSettings:
             if field.metadata.get("group") in (MODEL, LOSS)
             and field.name not in ("detector", "loss")
         }
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value read from JSON is of this type; whole numbers are floats too."""
-    kind, parts = get_origin(hint), get_args(hint)
-    if kind is list:
-        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
-    if kind is dict:
-        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
-    if parts:
-        return any(_fits(value, part) for part in parts)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)
 
 
 def _defaults() -> dict[str, Any]:

@@ -6,7 +6,7 @@ resumed run, and one with another number of processes, draws the same.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,11 @@ class Outcome:
     stop: bool
 
 
+def sgd(parameters: Iterable[Tensor], rate: float) -> torch.optim.SGD:
+    """The optimizer of every run."""
+    return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=1e-4)
+
+
 class Stepper:
     """Takes optimizer steps with a model: SGD with momentum 0.9 and weight decay 1e-4.
 
@@ -63,9 +68,7 @@ class Stepper:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         norms = [m for m in model.modules() if type(m) is nn.BatchNorm2d]  # others learn none
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
-        self.optimizer = torch.optim.SGD(
-            self.parameters, lr=settings.lr, momentum=0.9, weight_decay=1e-4
-        )
+        self.optimizer = sgd(self.parameters, settings.lr)
         self.scaler = torch.amp.GradScaler(settings.device, enabled=settings.amp == "fp16")
 
     def state(self) -> dict[str, Any]:
@@ -117,7 +120,8 @@ class Stepper:
 
     def _forward(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> Any:
         device, amp = self.settings.device, self.settings.amp
-        wanted = [{k: t[k].to(device) for k in ("boxes", "labels")} for t in targets]
+        keys = ("boxes", "labels", "ignored")
+        wanted = [{k: t[k].to(device) for k in keys if k in t} for t in targets]
         with torch.autocast(device, DTYPES[amp], enabled=amp != "off"):
             return self.network([image.to(device) for image in images], wanted)
 

@@ -3,11 +3,15 @@
 import argparse
 import math
 import os
+import reprlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from detectors.utils.parser import meant
+
+LARGEST = 2**63 - 1
+"""The largest whole number that torch takes, as a seed too."""
 
 
 def choice(known: Iterable[Any]) -> dict[str, Any]:
@@ -35,13 +39,9 @@ def number(
     none: str | None = None,
 ) -> Callable[[str], Any]:
     """The type of an argument that is a number in these limits; `none` is the word for None."""
-    wanted = "a whole number" if kind is int else "a number"
-    if above == 0:
-        wanted = "a positive number"
-    elif least is not None and below is not None:
-        wanted += f" from {least:g} to below {below:g}"
-    elif least is not None:
-        wanted += f" of {least:g} or more"
+    wanted = in_words(kind, least=least, above=above, below=below)
+    if none is not None:
+        wanted += f", or {none}"
 
     def parse(text: str) -> Any:
         if text == none:
@@ -50,15 +50,51 @@ def number(
             value = kind(text) if kind is float or text.isdecimal() else None
         except ValueError:
             value = None
-        good = value is not None and (
-            (least is None or value >= least)
-            and (above is None or above < value < math.inf)
-            and (below is None or value < below)
-        )
+        good = value is not None and within(value, least=least, above=above, below=below)
         _refuse_unless(good, text, wanted)
         return value
 
     return parse
+
+
+def within(
+    value: float,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> bool:
+    """Whether a number is finite, no larger than LARGEST if it is whole, and in these limits."""
+    return (
+        (abs(value) <= LARGEST if isinstance(value, int) else math.isfinite(value))
+        and (least is None or value >= least)
+        and (above is None or above < value)
+        and (below is None or value < below)
+    )
+
+
+def in_words(
+    kind: type[int] | type[float],
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> str:
+    """What a number in these limits is."""
+    wanted = "a whole number" if kind is int else "a number"
+    if above == 0:
+        return "a positive number"
+    if least is not None and below is not None:
+        return f"{wanted} from {least:g} to below {below:g}"
+    return wanted if least is None else f"{wanted} of {least:g} or more"
+
+
+def shown(value: Any) -> str:
+    """A value for a message, of whatever length and depth."""
+    words = reprlib.Repr()
+    words.maxstring = words.maxother = 100
+    words.maxlevel = 3
+    return words.repr(value)
 
 
 count = number(int, least=0)

@@ -1,16 +1,34 @@
-"""Replacing files such that whoever is killed in the middle leaves the old one whole."""
+"""Reading files that end, and replacing them such that who is killed leaves the old one whole."""
 
 import contextlib
+import errno
 import io
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 PART = ".part"
 """What the name of a file ends with while it is written."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; of a pipe or device, which may have no end, nothing is read.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    refuse_endless(path)
+    return path.read_bytes()
+
+
+def refuse_endless(path: Path) -> None:
+    """Raise OSError if `path` is a pipe or a device, which may wait or go on for ever."""
+    if stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:

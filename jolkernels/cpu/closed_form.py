@@ -228,7 +228,7 @@ def decode_delta(codes: Tensor, priors: Tensor, spec: spec.Delta) -> tuple[Tenso
     coder_weights = codes.new_tensor(spec.weights)
     codes = codes / coder_weights
     center = center + codes[:, :2] * size
-    new_size = size * torch.exp(codes[:, 2:].clamp(max=spec.clip))
+    new_size = size * torch.exp(codes[:, 2:].clamp(max=codes.new_tensor(spec.clip)))
 
     def pullback(g: Tensor) -> Tensor:
         low, high = g[:, :2], g[:, 2:]

@@ -202,7 +202,9 @@ def backward(
     """As jolkernels.cpu.tensors.backward."""
     c = describe(batch, settings, rows)
     c.w_neg, c.mean_neg, inv_z_cls, inv_z_loc, _ = scalars.tolist()
-    c.g_cls, c.g_loc = float(grad_classification) * inv_z_cls, float(grad_regression) * inv_z_loc
+    c.g_cls, c.g_loc = float(grad_classification), float(grad_regression)
+    c.g_cls *= inv_z_cls if c.g_cls else 0  # not 0 * inf
+    c.g_loc *= inv_z_loc if c.g_loc else 0
     grad_logits, grad_boxes = (
         torch.empty_like(x, memory_format=torch.contiguous_format) if needed else None
         for x, needed in zip((batch.logits, batch.box_preds), needs, strict=True)

@@ -36,25 +36,42 @@ def finish(local: Sums, rows: Tensor, batch: Batch, call: Call) -> Forward:
         total = Sums(*sums.tolist())
 
     w_neg = total.weights / total.positives if settings.weighted and total.positives else 1.0
-    inv_z_cls = ranks * inverse(
-        call.classification_normalizer, batch.classification_normalizer, total
+    z_cls, z_loc = (
+        normalizer(kind, number, total) / ranks
+        for kind, number in (
+            (call.classification_normalizer, batch.classification_normalizer),
+            (call.regression_normalizer, batch.regression_normalizer),
+        )
     )
-    inv_z_loc = ranks * inverse(call.regression_normalizer, batch.regression_normalizer, total)
     mean_neg = total.a_neg / max(1, total.positives)
     poison = math.nan if total.bad else 0.0
+    classification = quotient(local.a_pos + w_neg * local.a_neg, z_cls) + poison
     return Forward(
-        classification=rows.new_full((), (local.a_pos + w_neg * local.a_neg) * inv_z_cls + poison),
-        regression=rows.new_full((), local.r * inv_z_loc + poison),
-        negative_weight=rows.new_full((), w_neg),
+        classification=scalar(classification, rows),
+        regression=scalar(quotient(local.r, z_loc) + poison, rows),
+        negative_weight=scalar(w_neg, rows),
         num_positives=batch.labels.new_full((), int(total.positives)),
         rows=rows,
-        scalars=rows.new_tensor((w_neg, mean_neg, inv_z_cls, inv_z_loc, poison)),
+        scalars=rows.new_tensor(
+            (w_neg, mean_neg, quotient(1, z_cls), quotient(1, z_loc), poison), dtype=torch.float64
+        ),
     )
 
 
-def inverse(kind: str, number: Tensor | None, total: Sums) -> float:
-    """One over a normaliser."""
+def normalizer(kind: str, number: Tensor | None, total: Sums) -> float:
+    """What a sum is divided by."""
     if number is not None:
-        return float(1 / number.double())
-    named = {"samples": max(1, total.samples), "positives": max(1, total.positives), "sum": 1}
-    return 1 / named[kind]
+        return float(number)
+    return {"samples": max(1, total.samples), "positives": max(1, total.positives), "sum": 1}[kind]
+
+
+def quotient(x: float, z: float) -> float:
+    """x / z; infinite or NaN for z = 0, as tensors have it and Python does not."""
+    return x / z if z else x * math.copysign(math.inf, z)
+
+
+def scalar(x: float, like: Tensor) -> Tensor:
+    """A 0-dim tensor, infinite beyond the dtype's range: new_full raises there."""
+    if abs(x) > torch.finfo(like.dtype).max:
+        x = math.copysign(math.inf, x)
+    return like.new_full((), x)

@@ -111,8 +111,9 @@ def backward(
     """Gradients for logits [N, C] and box_preds [N, 4S], each None where `needs` is False."""
     p = Positives(batch, settings)
     logits = batch.logits.to(accumulator(batch))
-    w_neg, mean_neg, inv_z_cls, inv_z_loc, _ = scalars.unbind()
-    g_cls, g_loc = grad_classification * inv_z_cls, grad_regression * inv_z_loc
+    upstream = torch.stack((grad_classification, grad_regression))
+    upstream = torch.where(upstream == 0, 0, upstream * scalars[2:4])  # not 0 * inf
+    w_neg, mean_neg, g_cls, g_loc = torch.cat((scalars[:2], upstream)).to(logits.dtype).unbind()
 
     l_cls = rows[0]
     alpha = torch.ones_like(l_cls)

@@ -19,6 +19,20 @@ from jolkernels.kernels.forward import box_terms, load_factors, row_kinds, weigh
 
 
 @triton.jit
+def times(upstream, inverse):
+    """upstream / Z in float64; 0 also where the inverse of a tiny Z is infinite."""
+    return tl.where(upstream == 0, 0.0, upstream * inverse)
+
+
+@triton.jit
+def narrowed(x, pointer):
+    """x for a store; to bfloat16 through float32, as in PyTorch: the interpreter knows no other."""
+    if pointer.dtype.element_ty == tl.bfloat16:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
 def store_box_gradient(
     grad_boxes, rows, n, slot, positive, poison, d0, d1, d2, d3,
     width, BLOCK: tl.constexpr,
@@ -32,7 +46,7 @@ def store_box_gradient(
         d = tl.where(part < 2, low, high)
         d = tl.where(positive[:, None] & (cols // 4 == slot[:, None]), d, 0.0) + poison
         out = grad_boxes + rows[:, None] * width + cols
-        tl.store(out, d, mask=(rows < n)[:, None] & (cols < width))
+        tl.store(out, narrowed(d, out), mask=(rows < n)[:, None] & (cols < width))
 
 
 @triton.jit
@@ -60,10 +74,10 @@ def gradients_kernel(
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     valid, positive, _bad, y = row_kinds(labels, stride_label, rows, n, background, last, ignore)
-    w_neg, mean_neg = tl.load(scalars), tl.load(scalars + 1)
-    g_cls = tl.load(grad_classification).to(ACC) * tl.load(scalars + 2)
-    g_loc = tl.load(grad_regression).to(ACC) * tl.load(scalars + 3)
-    poison = tl.load(scalars + 4)
+    w_neg, mean_neg = tl.load(scalars).to(ACC), tl.load(scalars + 1).to(ACC)
+    g_cls = times(tl.load(grad_classification), tl.load(scalars + 2)).to(ACC)
+    g_loc = times(tl.load(grad_regression), tl.load(scalars + 3)).to(ACC)
+    poison = tl.load(scalars + 4).to(ACC)
 
     # 1. The row: a, r, s, v and the weight.
     z_y = tl.load(logits + rows * stride_row + y * stride_col, mask=positive, other=0.0).to(ACC)
@@ -127,4 +141,5 @@ def gradients_kernel(
                 d = scale[:, None] * d - tl.where(is_true, (d_s * (1.0 - s))[:, None], 0.0)
             d = tl.where(valid[:, None], d, 0.0) + poison
             out = grad_logits + rows[:, None] * columns + cols[None, :]
-            tl.store(out, d, mask=(rows < n)[:, None] & (cols < columns)[None, :])
+            keep = (rows < n)[:, None] & (cols < columns)[None, :]
+            tl.store(out, narrowed(d, out), mask=keep)

@@ -213,8 +213,8 @@ def rows_kernel(
 
 
 @triton.jit
-def inverse_normalizer(value, samples, positives, KIND: tl.constexpr):
-    """One over a normaliser in float64: "samples", "positives", "sum" or the number at `value`."""
+def normalizer(value, samples, positives, KIND: tl.constexpr):
+    """A normaliser in float64: "samples", "positives", "sum" or the number at `value`."""
     if KIND == "samples":
         z = tl.maximum(samples, 1.0)
     elif KIND == "positives":
@@ -223,7 +223,7 @@ def inverse_normalizer(value, samples, positives, KIND: tl.constexpr):
         z = tl.zeros_like(samples) + 1.0
     else:
         z = tl.load(value).to(tl.float64)
-    return 1.0 / z
+    return z
 
 
 @triton.jit
@@ -260,14 +260,14 @@ def finish_kernel(
     poison = tl.where(bad > 0, bad * float("nan"), bad * 0.0)
     some = tl.maximum(positives, 1.0)
     w_neg = tl.where((positives > 0) & JOINT, weights / some, 1.0)
-    inv_z_cls = ranks * inverse_normalizer(z_cls, samples, positives, Z_CLS)
-    inv_z_loc = ranks * inverse_normalizer(z_loc, samples, positives, Z_LOC)
-    tl.store(classification, (a_pos + w_neg * a_neg) * inv_z_cls + poison)
-    tl.store(regression, r * inv_z_loc + poison)
+    over_cls = normalizer(z_cls, samples, positives, Z_CLS) / ranks
+    over_loc = normalizer(z_loc, samples, positives, Z_LOC) / ranks
+    tl.store(classification, (a_pos + w_neg * a_neg) / over_cls + poison)
+    tl.store(regression, r / over_loc + poison)
     tl.store(negative_weight, w_neg)
     tl.store(num_positives, positives.to(tl.int64))
     tl.store(scalars, w_neg)
     tl.store(scalars + 1, one_sum(total, kind, 4) / some)
-    tl.store(scalars + 2, inv_z_cls)
-    tl.store(scalars + 3, inv_z_loc)
+    tl.store(scalars + 2, 1.0 / over_cls)
+    tl.store(scalars + 3, 1.0 / over_loc)
     tl.store(scalars + 4, poison)

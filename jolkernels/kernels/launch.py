@@ -138,7 +138,7 @@ def plan_forward(
         negative_weight=empty(),
         num_positives=empty(dtype=torch.int64),
         rows=empty(settings.kept, n),
-        scalars=empty(5),
+        scalars=empty(5, dtype=torch.float64),
     )
     partial_sums = empty(SUMS.value, programs)
     totals = empty(SUMS.value, dtype=torch.float64) if settings.sync_group else None

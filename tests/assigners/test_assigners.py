@@ -11,6 +11,7 @@ from torchvision.ops import box_iou
 from detectors.assigners import (
     ASSIGNERS,
     BACKGROUND,
+    IGNORED,
     Level,
     atss,
     make_assigner,
@@ -95,6 +96,33 @@ def test_iou_is_torchvisions_matcher(high, low, low_quality, monkeypatch):
         monkeypatch.setattr(prior_chunks, "PAIRS", (1 + seed % 4) * len(priors))
         got = threshold.iou(boxes, priors, levels, high=high, low=low, min_low_quality=setting)
         assert torch.equal(got, reference(box_iou(boxes, priors)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("high, low", [(0.7, 0.3), (0.5, 0.4), (0.5, 0.5)])
+def test_chunked_is_torchvisions_matcher_bit_for_bit(high, low, low_quality, dtype, monkeypatch):
+    """Ties of objects and of priors, near ties, and objects that overlap no prior included."""
+    matcher = Matcher(high, low, allow_low_quality_matches=low_quality)
+    found = set()
+    for seed in range(20):
+        boxes, priors, levels = grid(seed, 1 + 3 * seed)
+        corner = torch.tensor([[16.0, 16, 24, 24]])  # shared by anchors
+        near = boxes[:1] + torch.tensor([0, 0, 0, 1e-6])
+        far = torch.tensor([[5000.0, 5000, 5010, 5010]])
+        some = [boxes, boxes[:1], near, priors[7:8], corner, *([far] if seed % 2 else [])]
+        boxes, priors = torch.cat(some).to(dtype), priors.to(dtype)
+        if seed % 3 == 0:  # many ties
+            boxes, priors = boxes.round(), priors.round()
+        wanted = matcher(box_iou(boxes, priors))
+        for pairs in (1, (1 + seed % 4) * len(priors), 1 << 22):
+            monkeypatch.setattr(prior_chunks, "PAIRS", pairs)
+            got = threshold.chunked(matcher)(boxes, priors, levels)
+            assert got.dtype == torch.int64 and torch.equal(got, wanted)
+        found |= set(wanted.tolist())
+    assert found >= {0, BACKGROUND, 20} and (IGNORED in found) == (high > low)
+    none = threshold.chunked(matcher)(boxes[:0], priors, levels)
+    assert none.tolist() == [BACKGROUND] * len(priors)
 
 
 @pytest.mark.parametrize("name", ["iou", "nwd", "dotd", "simd"])

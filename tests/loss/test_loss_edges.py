@@ -236,35 +236,6 @@ def test_boxes_that_only_touch_do_not_overlap():
     assert (gradients(loss, batch)[1] == 0).all()
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_lower_precision(head, dtype):
-    """Half inputs are computed in float32: within their own rounding of the float64 result."""
-    criterion = criterion_for(head, regression="giou")
-    low = random_batch(head, dtype=dtype)
-    exact = {
-        k: v.detach().double().requires_grad_(v.requires_grad) if v.is_floating_point() else v
-        for k, v in low.items()
-    }
-    loss, expected = criterion(**low), criterion(**exact)
-    assert loss.classification.dtype == loss.regression.dtype == torch.float32
-    for a, b in zip(loss[:3], expected[:3], strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
-    eps = torch.finfo(dtype).eps
-    for a, b in zip(gradients(loss, low), gradients(expected, exact), strict=True):
-        assert a.dtype == dtype
-        torch.testing.assert_close(a.double(), b, rtol=4 * eps, atol=4 * eps * b.abs().max().item())
-
-
-def test_mixed_dtypes_compute_in_the_wider():
-    batch = random_batch()
-    logits = batch["logits"].detach().bfloat16().requires_grad_()
-    loss = JointOptimizationLoss()(**batch | {"logits": logits})
-    assert loss.classification.dtype == torch.float64
-    loss.total.backward()
-    assert logits.grad.dtype == torch.bfloat16 and batch["box_preds"].grad.dtype == torch.float64
-
-
 def strided(name: str, t: torch.Tensor) -> torch.Tensor:
     """The same numbers with other strides."""
     if name in ("logits", "box_preds"):

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,14 @@ def test_config_repeats_a_run_bit_for_bit(
         ({"steps": "6"}, "steps: got '6', wanted int"),
         ({"lr": True}, "lr: got True, wanted float"),
         ({"image_size": [64, 8.5]}, "image_size: got [64, 8.5], wanted int | list[int] | None"),
-        ({"assigner_settings": {"m": None}}, "assigner_settings: got {'m': None}, wanted dict"),
+        ({"assigner_settings": {"m": "5"}}, "assigner_settings: got {'m': '5'}, wanted dict"),
+        ({"lr": math.nan}, "lr: got nan, wanted a positive number"),
+        ({"lam": math.inf}, "lam: got inf, wanted a number of 1 or more"),
+        ({"steps": 0}, "steps: got 0, wanted a whole number of 1 or more"),
+        ({"workers": -1}, "workers: got -1, wanted a whole number of 0 or more"),
+        ({"anchor_ratios": [1, 0]}, "anchor_ratios: got [1, 0], wanted a positive number"),
+        ({"backbone": "vgg"}, "backbone: got 'vgg', wanted one of resnet14, resnet18"),
+        ({"seed": 10**30}, "seed: got 1000000000000000000000000000000, wanted a whole number"),
         ({"amp": "fp8"}, "amp: got 'fp8', wanted one of off, bf16, fp16"),
         ({"protocol": "voc"}, "protocol: got 'voc', wanted one of "),
         ({"evaluator": "none"}, "evaluator: got 'none', wanted one of faster, pycocotools"),
