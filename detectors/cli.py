@@ -25,6 +25,7 @@ from detectors.commands import (
 )
 from detectors.errors import JolError
 from detectors.utils.parser import Parser
+from detectors.utils.printable import printable, printable_lines
 
 COMMANDS = (train, eval, predict, export, demo, bench, data, table, figure, sweep)
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     except JolError as error:
         if _reports(error):
-            print(f"{name}: {error}", file=sys.stderr)
+            print(printable_lines(f"{name}: {error}"), file=sys.stderr)
         return error.exit_status
     except (KeyboardInterrupt, BrokenPipeError) as error:
         if isinstance(error, KeyboardInterrupt):
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         if isinstance(error, OSError) and error.filename:
-            print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
+            print(printable(f"{name}: {error.filename}: {error.strerror}"), file=sys.stderr)
         else:
             traceback.print_exc()
         return 1

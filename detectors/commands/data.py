@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,15 @@ from typing import Any
 from detectors.commands.data_options import add_dataset, is_named, problems, splits
 from detectors.commands.options import PRIORS, add_settings
 from detectors.data.catalog import DATASETS, read_split
-from detectors.data.coco import CocoFile, read_coco, to_json
+from detectors.data.coco import (
+    BOXLESS,
+    ZERO_SIZE,
+    CocoFile,
+    count_ignored,
+    counts,
+    read_coco,
+    to_json,
+)
 from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
 from detectors.models.anchor_plans import paper_layout
@@ -19,6 +28,7 @@ from detectors.training.settings import TrainSettings
 from detectors.utils.argument_types import file, positive
 from detectors.utils.files import replace
 from detectors.utils.parser import Parser
+from detectors.utils.printable import counted, printable
 
 
 def add(subparsers: Any) -> None:
@@ -164,12 +174,15 @@ def stats(args: argparse.Namespace) -> None:
         raise Unusable(str(error)) from error
     if is_named(args):
         published = splits(args)
-        pool = object_counts.make_pool(
-            [(split.source, split.check(files=False)) for split in published],
-            sum((Counter(split.left_out) for split in published), Counter()),
-        )
+        read = [(split.source, split.check(files=False)) for split in published]
+        skipped = sum((Counter(split.skipped) for split in published), Counter())
     else:
-        pool = object_counts.read_pool(args.annotations)
+        read = [(str(file), read_coco(file, None)) for file in args.annotations]
+        skipped = Counter()
+    pool = object_counts.make_pool(read, skipped)
+    for source, coco in read:
+        for remark in coco.remarks:
+            print(printable(f"{source}: {remark}"), file=sys.stderr)
     print("\n".join(data_stats.describe(pool)))
     print("\n" + "\n".join(data_stats.describe_simd(pool, args.detector, anchors)), flush=True)
     if args.positives:
@@ -188,8 +201,7 @@ def check(args: argparse.Namespace) -> None:
     def report(problem: str) -> None:
         nonlocal count
         count += 1
-        # names of files need not be text
-        print(problem.encode(errors="backslashreplace").decode(), flush=True)
+        print(printable(problem), flush=True)
 
     if is_named(args):
         dataset = DATASETS[args.dataset]
@@ -199,7 +211,7 @@ def check(args: argparse.Namespace) -> None:
             except DataError as error:
                 report(str(error))
             else:
-                _check_one(split.source, split.check(report), split.left_out, report)
+                _check_one(split.source, split.check(report), split.skipped, report)
     else:
         try:
             coco = read_coco(args.annotations, args.images, report)
@@ -211,44 +223,48 @@ def check(args: argparse.Namespace) -> None:
         raise Unusable(f"{count:,} problems" if count > 1 else "1 problem")
 
 
-def _check_one(source: str, coco: CocoFile, left_out: Mapping[str, int], report: Report) -> None:
+def _check_one(source: str, coco: CocoFile, before: Mapping[str, int], report: Report) -> None:
     """Decode every image, and print what of the data would be used."""
     from detectors.utils.progress import Progress
 
+    seen: Counter[str] = Counter()
     with Progress(f"images of {source}", 0, len(coco.files), quiet=True) as progress:
-        for done, problem in enumerate(undecodable(coco, source), start=1):
+        for done, (problem, traits) in enumerate(decoded(coco, source), start=1):
             if problem:
                 report(problem)
+            seen.update(traits)
             progress.step(done)
-    counts = _left_out(left_out, coco)
-    objects = sum(not record["iscrowd"] for record in coco.annotations)
+    remarks = [*coco.remarks, *(f"{counted(n, 'image')} {what}" for what, n in seen.items())]
+    for remark in remarks:
+        print(printable(f"{source}: {remark}"))
+    skipped = ", ".join(f"{number:,} {what}" for what, number in _skipped(before, coco).items())
     print(
-        f"{source}: {len(coco.images):,} images, {objects:,} objects, "
-        f"{coco.ignored:,} crowd or ignored; {coco.clipped:,} clipped; skipped: "
-        + ", ".join(f"{number:,} {what}" for what, number in counts.items())
+        printable(f"{source}: {coco.counts}; {coco.checked.clipped:,} clipped; skipped: {skipped}")
     )
 
 
-def _left_out(before: Mapping[str, int], coco: CocoFile) -> dict[str, int]:
+def _skipped(before: Mapping[str, int], coco: CocoFile) -> dict[str, int]:
     """What the reader skipped, in words → how many, and then what the rules skip."""
-    from detectors.data.visdrone import ZERO_SIZE
+    counts = {**before, ZERO_SIZE: before.get(ZERO_SIZE, 0) + coco.checked.zero_size}
+    return counts | ({BOXLESS: coco.checked.boxless} if coco.checked.boxless else {})
 
-    return {**before, ZERO_SIZE: before.get(ZERO_SIZE, 0) + coco.zero_size}
 
+def decoded(coco: CocoFile, source: str) -> Iterator[tuple[str | None, list[str]]]:
+    """For each image what is wrong with its file, None if nothing is, and what it is like.
 
-def undecodable(coco: CocoFile, source: str) -> Iterator[str | None]:
-    """For each image what is wrong with its file, None where it can be decoded and has its size."""
-    from detectors.data.images import decode
+    That is in words that follow a number of images.
+    """
+    from detectors.data.images import read_picture, traits
 
-    def problem(image: dict[str, Any], file: Path) -> str | None:
+    def look(image: dict[str, Any], file: Path) -> tuple[str | None, list[str]]:
+        where = f"{source}: image {image['id']}"
         try:
-            decode(file, (image["width"], image["height"]), f"{source}: image {image['id']}")
+            return None, traits(read_picture(file, (image["width"], image["height"]), where))
         except DataError as error:
-            return str(error)
-        return None
+            return str(error), []
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works outside the interpreter's lock
-        yield from pool.map(problem, coco.images, coco.files)
+        yield from pool.map(look, coco.images, coco.files)
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -278,7 +294,9 @@ def convert(args: argparse.Namespace) -> None:
             )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     replace(args.out, lambda file: file.write(to_json(**content)))
-    for what, number in _left_out(split.left_out, coco).items():
+    for what, number in _skipped(split.skipped, coco).items():
         print(f"skipped: {number:,} {what}")
-    kinds = f"{len(content['images']):,} images, {len(content['annotations']):,} annotations"
-    print(f"{kinds} in {args.out}")
+    written = content["annotations"]
+    objects = sum(not record["iscrowd"] for record in written)
+    held = counts(len(content["images"]), objects, count_ignored(written))
+    print(printable(f"{held} in {args.out}"))

@@ -13,6 +13,7 @@ from detectors.data.coco import fail
 from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
 from detectors.utils.argument_types import choice, file, folder
+from detectors.utils.printable import first_few, printable_lines
 
 if TYPE_CHECKING:
     from detectors.data.dataset import CocoDetection
@@ -92,10 +93,17 @@ def training(
         root = os.path.abspath(args.data_root)
         data: dict[str, Any] = {"dataset": args.dataset, "data_root": root}
         train = training_data(args.dataset, args.data_root)
-        return train, evaluation_data(args.dataset, args.data_root), data
-    data = {_key(name): os.path.abspath(str(_value(args, name))) for name in TRAINING}
-    train = CocoDetection(args.train_images, args.train_annotations)
-    return train, CocoDetection(args.val_images, args.val_annotations), data
+    else:
+        data = {_key(name): os.path.abspath(str(_value(args, name))) for name in TRAINING}
+        train = CocoDetection(args.train_images, args.train_annotations)
+    if not train.objects:
+        raise DataError(f"{train.source}: no objects to learn from")
+    if is_named(args):
+        val = evaluation_data(args.dataset, args.data_root)
+    else:
+        val = CocoDetection(args.val_images, args.val_annotations)
+    refuse_other_classes(val, train.source, train.class_names, train.category_ids)
+    return train, val, data
 
 
 def names_data(args: argparse.Namespace) -> bool:
@@ -135,23 +143,51 @@ def splits(args: argparse.Namespace, report: Report = fail) -> list["Published"]
     return [read_split(args.dataset, root, split, report) for split in names]
 
 
-def refuse_other_classes(dataset: "CocoDetection", other: object, names: list[str]) -> None:
-    """Raise DataError unless the data have these classes, which `other` has."""
-    if dataset.class_names != names:
+def refuse_other_classes(
+    dataset: "CocoDetection", other: object, names: list[str], ids: list[int] | None = None
+) -> None:
+    """Let the data have the classes of `other`, or raise DataError where it has more.
+
+    Args:
+        dataset: may lack some of the classes, or have them in another order.
+        other: what messages call the file that has these classes.
+        names: label → name.
+        ids: label → COCO category id; None: 1, 2, ...
+    """
+    if dataset.class_names == names:
+        return
+    used = {record["category_id"] for record in dataset.ground_truth["annotations"]}
+    own = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    unknown = [name for number, name in own.items() if number in used and name not in names]
+    if unknown:
         raise DataError(
-            f"{dataset.source}: categories {dataset.class_names}, but {other} has {names}"
+            f"{dataset.source}: categories {first_few(unknown)}, which {other} does not have; "
+            f"it has {first_few(names)}"
         )
+    shared = len(set(names) & set(own.values()))
+    dataset.take_classes(names, ids or list(range(1, len(names) + 1)))
+    dataset.remarks.append(
+        f"has {shared:,} of the {len(names):,} classes of {other}, used as there"
+    )
 
 
 def report_skipped(dataset: "CocoDetection") -> None:
-    """Print how many annotations were clipped or skipped, and the first of them."""
+    """Print what is worth knowing about data, on standard error.
+
+    How many annotations are to be ignored, how many were clipped or skipped with the first of them,
+    and the remarks.
+    """
+    lines = []
+    if dataset.ignored:
+        lines.append(dataset.counts)
     if dataset.skipped:
         count = len(dataset.skipped)
-        print(f"{dataset.source}: {count} annotations clipped or skipped:", file=sys.stderr)
-        for line in dataset.skipped[:SKIPPED_SHOWN]:
-            print(f"  {line}", file=sys.stderr)
+        lines.append(f"{count} annotations clipped or skipped:")
+        lines[-1] += "".join(f"\n  {line}" for line in dataset.skipped[:SKIPPED_SHOWN])
         if count > SKIPPED_SHOWN:
-            print(f"  and {count - SKIPPED_SHOWN} more", file=sys.stderr)
+            lines[-1] += f"\n  and {count - SKIPPED_SHOWN} more"
+    for line in [*lines, *dataset.remarks]:
+        print(printable_lines(f"{dataset.source}: {line}"), file=sys.stderr)
 
 
 def _key(option: str) -> str:

@@ -117,7 +117,9 @@ def _draw_from_models(args: argparse.Namespace, folders: dict[str, Path]) -> Non
     dataset = data_options.evaluation(args)
     models = {}
     for name, checkpoint in found.items():
-        data_options.refuse_other_classes(dataset, folders[name], checkpoint["class_names"])
+        data_options.refuse_other_classes(
+            dataset, folders[name], checkpoint["class_names"], checkpoint.get("category_ids")
+        )
         if checkpoint["settings"]["loss"] != name:
             raise Unusable(f"--{name} {folders[name]}: trained with another loss")
         models[name] = checkpoints.load_detector(checkpoint).to(device)

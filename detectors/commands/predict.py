@@ -8,6 +8,7 @@ from detectors.commands.options import add_settings, checkpoint_option, find_dev
 from detectors.training.settings import TrainSettings
 from detectors.utils.argument_types import file_or_folder, positive
 from detectors.utils.parser import Parser
+from detectors.utils.printable import counted
 
 SHOWN = 0.5
 """Least score of a box that is drawn unless another is given."""
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         Unusable, RunError: before anything is written.
         PredictError: images that could not be decoded, after all others were done.
     """
-    from detectors.inference.image_files import find_images, refuse_used
+    from detectors.inference.image_files import count_skipped, find_images, refuse_used
 
     refuse_used(args.out)
     images = find_images(args.images)
@@ -82,5 +83,8 @@ def run(args: argparse.Namespace) -> None:
         threshold=args.score_threshold,
     )
     print(summary)
+    skipped = count_skipped(args.images)
+    if skipped:
+        print(f"skipped: {counted(skipped, 'file')}, hidden or not named as images are")
     if bad:
         raise predict.PredictError(f"{bad} of {len(images)} images could not be decoded")

@@ -33,6 +33,7 @@ from detectors.training.settings import (
 )
 from detectors.utils.argument_types import file, folder, positive
 from detectors.utils.parser import Parser
+from detectors.utils.printable import printable_lines
 
 if TYPE_CHECKING:
     from detectors.training.loop import TrainResult
@@ -110,7 +111,6 @@ def run(args: argparse.Namespace) -> None:
 
     given["device"] = find_device(given.get("device", was.get("device")))
     train_data, val_data, data = data_options.training(args)
-    data_options.refuse_other_classes(val_data, train_data.source, train_data.class_names)
     settings = resolve(given, len(train_data), data.get("dataset"), was)
     if settings.tensorboard:
         run_folder.summary_writer()
@@ -176,7 +176,7 @@ def _reported_before_any_ends(world: "World") -> Iterator[None]:
     except errors.TrainingError as error:
         if error.everywhere:
             if world.leads:
-                print(f"jol train: {error}", file=sys.stderr)
+                print(printable_lines(f"jol train: {error}"), file=sys.stderr)
             world.wait()
         raise
 

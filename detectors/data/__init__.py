@@ -1,10 +1,15 @@
 """Detection data: COCO files and the paper's data sets, images, training batches.
 
-coco.py           COCO JSON read and checked by coco_checks.py
+coco.py           COCO JSON read and checked
+exports.py        the habits of annotation tools put into plain COCO; outlines.py: boxes of outlines
+coco_checks.py    the rules of categories and images; annotation_checks.py: those of annotations
+records.py        records one by one, for the rules
+box_sanity.py     whether the boxes together are what they should be
+image_names.py    the file of an image by its name in an annotation file
 dataset.py        CocoDetection: images, boxes and labels by index
-images.py         image files decoded
+images.py         image files decoded, by the rules of orientation.py and depth.py
 batches.py        training batches: crops, mirroring, loading processes
-catalog.py        the paper's data sets by name: where their files lie, and the paper's schedule
+catalog.py        the paper's data sets by name: where their files are, and the paper's schedule
 published.py      what a reader returns; AI-TOD, AI-TODv2 and COCO, which come as COCO JSON
 visdrone.py       VisDrone-DET's folders of txt files
 sodad.py          SODA-D: its regions to ignore, its tiles written and read

@@ -18,6 +18,8 @@ Batch = tuple[list[Tensor], list[Target]]
 # ImageNet's mean colour, which the detectors' normalisation turns into (nearly) the 0 that
 # torchvision pads with when it forms a batch.
 PAD_COLOUR = np.array([124, 116, 104], dtype=np.uint8)
+BOXES = {"boxes", "ignored"}
+"""What of a target moves with the pixels."""
 MIN_AREA_LEFT = 0.4  # a cropped box stays a target if this share of it is left, or its centre
 MIN_SIDE_LEFT = 2.0  # pixels; a cropped box thinner than this is a sliver nobody could recognise
 
@@ -120,9 +122,10 @@ class _Augmented(Dataset[Any]):
             pixels, target = _crop(pixels, target, self.crop, random)
         if random.random() < 0.5:
             pixels = pixels[:, :, ::-1].copy()  # torch takes no reversed view, of one column either
-            x1, y1, x2, y2 = target["boxes"].unbind(1)
-            width = pixels.shape[2]
-            target["boxes"] = torch.stack([width - x2, y1, width - x1, y2], dim=1)
+            for name in BOXES & target.keys():
+                x1, y1, x2, y2 = target[name].unbind(1)
+                width = pixels.shape[2]
+                target[name] = torch.stack([width - x2, y1, width - x1, y2], dim=1)
         return torch.from_numpy(np.ascontiguousarray(pixels)), target
 
 
@@ -146,4 +149,8 @@ def _crop(
     seen |= sides.prod(1) >= MIN_AREA_LEFT * full.prod(1)
     whole = (inside == moved).all(1)
     keep = whole | (seen & (sides >= MIN_SIDE_LEFT).all(1))
-    return window, {**target, "boxes": inside[keep], "labels": target["labels"][keep]}
+    target = {**target, "boxes": inside[keep], "labels": target["labels"][keep]}
+    if "ignored" in target:  # whatever is left of a region stays one
+        part_left = (target["ignored"] - torch.tensor([left, top] * 2)).clamp(0, size)
+        target["ignored"] = part_left[(part_left[:, 2:] > part_left[:, :2]).all(1)]
+    return window, target

@@ -9,6 +9,7 @@ Schedules: section 4.2 of the paper. The rate falls to a tenth after 8 and 11 of
 The readers are imported when they read: the command line lists the names without torch.
 """
 
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -181,8 +182,10 @@ def _tiles(name: str, root: Path, split: str) -> tuple[Path, Path]:
     """The folder of the tiles, and their COCO JSON file."""
     folder, file = root / "tiles" / split, root / "tiles" / f"{split}.json"
     if not file.is_file():
+        words = ["--dataset", name, "--data-root", str(root), "--split", split]
+        words += ["--out", str(file), "--out-images", str(folder)]
         raise DataError(
-            f"{file}: no such file; write the tiles with jol data convert --dataset {name} "
-            f"--data-root {root} --split {split} --out {file} --out-images {folder}"
+            f"{file}: no such file; write the tiles with "
+            + shlex.join(["jol", "data", "convert", *words])
         )
     return folder, file

@@ -1,19 +1,26 @@
 """Reading and checking COCO-format annotations.
 
-Each problem that coco_checks.py finds goes to a `Report` in words that name the file and the
+Each problem that is found goes to a `Report` in words that name the file and the
 annotation, image or category: `fail`, the default, raises it as a `DataError`, so that data are
 accepted whole or not at all; `jol data check` prints them all. Records are dicts with COCO's keys.
 """
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from detectors.data.coco_checks import Report, check_annotations, check_categories, check_images
+from detectors.data import box_sanity
+from detectors.data.annotation_checks import Checked, check_annotations, whole_boxes
+from detectors.data.coco_checks import Report, check_categories, check_images
+from detectors.data.exports import Notes, plain_coco
 from detectors.errors import DataError
 from detectors.utils.files import read_bytes
+from detectors.utils.printable import counted
+
+ZERO_SIZE, BOXLESS = "of zero size", "without a box"
 
 
 def fail(problem: str) -> NoReturn:
@@ -31,10 +38,8 @@ class CocoFile:
             their image; iscrowd 1 for crowd and ignored ones.
         categories: records with id and name, ascending by id.
         files: the image file of each of `images`; none where read without a folder.
-        skipped: a line for each annotation skipped, clipped, or crowd or ignored.
-        zero_size: how many annotations of no width or height were skipped.
-        clipped: how many annotations were cut off at the border of their image; a crowd of several
-            classes counts once.
+        checked: what was skipped, clipped and counted of the annotations.
+        remarks: in words, what had to be done to read the file, and what is odd about it.
         sha256: of the file, hexadecimal; None where there is none.
     """
 
@@ -42,9 +47,8 @@ class CocoFile:
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
     files: list[Path]
-    skipped: list[str]
-    zero_size: int
-    clipped: int
+    checked: Checked
+    remarks: list[str]
     sha256: str | None
 
     @property
@@ -55,8 +59,17 @@ class CocoFile:
     @property
     def ignored(self) -> int:
         """How many crowds and regions to ignore there are; one of several classes counts once."""
-        boxes = ((a["image_id"], *a["bbox"]) for a in self.annotations if a["iscrowd"])
-        return len(set(boxes))
+        return count_ignored(self.annotations)
+
+    @property
+    def objects(self) -> int:
+        """How many objects there are to learn or find."""
+        return sum(not record["iscrowd"] for record in self.annotations)
+
+    @property
+    def counts(self) -> str:
+        """Images, objects, and crowds and regions to ignore, in words."""
+        return counts(len(self.images), self.objects, self.ignored)
 
     def content(self) -> dict[str, Any]:
         """The COCO dict of images, annotations and categories."""
@@ -70,9 +83,8 @@ class CocoFile:
 def read_coco(source: Path, folder: Path | None, report: Report = fail) -> CocoFile:
     """Read the annotation file `source`, whose images lie in `folder`; None: no images needed.
 
-    A `file_name` is looked up in `folder`. Where the last folders of `folder` are the first ones
-    of `file_name` they count once: "images/a.jpg" is found in .../train as well as in
-    .../train/images.
+    exports.py says which habits of annotation tools are understood, image_names.py how the file of
+    an image is found.
 
     Raises:
         DataError: a file that cannot be read, or is not JSON; by default also unusable ids,
@@ -92,12 +104,52 @@ def check_coco(
     digest: str | None = None,
 ) -> CocoFile:
     """`read_coco` of a COCO dict; `source` is what messages call it."""
+    content, notes = plain_coco(content)
     categories, category_ids = check_categories(content, source, report)
-    images, files, known = check_images(content, source, folder, report)
-    annotations, skipped, zero_size, clipped = check_annotations(
-        content, source, known, category_ids, report
+    images, files, known = check_images(content, source, folder, report, notes)
+    boxes = list(whole_boxes(content, known))
+    fault = box_sanity.fault(boxes)
+    if fault:  # of one cause, so that one message is enough
+        report(f"{source}: {fault}")
+        content = {**content, "annotations": []}
+    checked = check_annotations(content, source, known, category_ids, report)
+    remarks = list(_remarks(notes, checked))
+    doubt = None if fault else box_sanity.doubt(boxes)
+    remarks += [doubt] if doubt else []
+    if all(record["iscrowd"] for record in checked.kept):
+        skipped = {ZERO_SIZE: checked.zero_size, BOXLESS: checked.boxless}
+        refuse_all_skipped(source, skipped, report)
+        if not fault and not any(skipped.values()):
+            remarks.append("no objects: nothing to learn, and AP is not defined")
+    return CocoFile(images, checked.kept, categories, files, checked, remarks, digest)
+
+
+def count_ignored(annotations: Iterable[dict[str, Any]]) -> int:
+    """How many crowds and regions to ignore there are; one of several classes counts once."""
+    return len(
+        {(record["image_id"], *record["bbox"]) for record in annotations if record["iscrowd"]}
     )
-    return CocoFile(images, annotations, categories, files, skipped, zero_size, clipped, digest)
+
+
+def counts(images: int, objects: int, ignored: int) -> str:
+    """The words for what a data set holds."""
+    return f"{counted(images, 'image')}, {counted(objects, 'object')}, {ignored:,} crowd or ignored"
+
+
+def refuse_all_skipped(source: str, skipped: Mapping[str, int], report: Report) -> None:
+    """Report that no object is left because of what was skipped, in words → how many."""
+    if any(skipped.values()):
+        reasons = ", ".join(f"{number:,} {what}" for what, number in skipped.items() if number)
+        report(f"{source}: none of its objects can be used: {reasons}")
+
+
+def _remarks(notes: Notes, checked: Checked) -> Iterator[str]:
+    if notes:
+        done = "; ".join(f"{what} ({number:,})" for what, number in notes.items())
+        yield f"read as its tool wrote it: {done}"
+    if checked.repeated:
+        repeated = counted(checked.repeated, "object")
+        yield f"{repeated} with the image, class and box of an earlier one, learnt and counted too"
 
 
 def to_json(
@@ -128,7 +180,8 @@ def read_json(source: Path) -> tuple[dict[str, Any], str]:
     except (ValueError, RecursionError) as error:  # not text, or a number or nesting too long
         raise DataError(f"{source}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{source}: a JSON {type(content).__name__}, wanted an object")
+        wanted = "an object with images, annotations and categories, as COCO exports have them"
+        raise DataError(f"{source}: a JSON {type(content).__name__}, wanted {wanted}")
     return content, hashlib.sha256(raw).hexdigest()
 
 

@@ -4,6 +4,7 @@ Everything a file can get wrong is found when `CocoDetection` is built, except w
 pixels can tell; it is reported as a `DataError` that names the file and the annotation or image.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from torch.utils.data import Dataset
 from detectors.data.coco import CocoFile, check_coco, read_coco
 from detectors.data.images import decode
 
-Target = dict[str, Any]  # "boxes" float32 [n, 4], "labels" int64 [n], "image_id" int
+Target = dict[str, Any]
+"""What an image shows.
+
+"boxes" float32 [n, 4], "labels" int64 [n], "ignored" float32 [k, 4], "image_id" int.
+"""
 Sample = tuple[Tensor, Target]
 Detection = dict[str, Any]  # COCO result: image_id, category_id, bbox [x, y, w, h], score
 
@@ -24,18 +29,24 @@ class CocoDetection(Dataset[Sample]):
 
     The annotation file is read and checked in full here; an image is decoded by `dataset[i]`,
     which gives `(image, target)`: image uint8 [3, H, W]; target with "boxes" float32 [n, 4]
-    (x1 y1 x2 y2, pixels), "labels" int64 [n] (0-based) and "image_id" (int).
+    (x1 y1 x2 y2, pixels), "labels" int64 [n] (0-based), "ignored" float32 [k, 4] and "image_id"
+    (int).
 
-    Image files are found by the rule of `read_coco`.
-    Boxes marked `iscrowd` or `ignore` are no targets; in `ground_truth` they carry `iscrowd` 1,
-    so that evaluation counts them neither as missed nor, when detected, as wrong.
+    Image files are found by the rule of `find_image`.
+    Boxes marked `iscrowd` or `ignore` are no targets but "ignored", a region of several classes
+    once; in `ground_truth` they carry `iscrowd` 1, so that evaluation counts them neither as missed
+    nor, when detected, as wrong.
 
     Attributes:
         class_names: label → name; labels follow the category ids in ascending order.
         category_ids: label → COCO category id.
         image_ids: index → COCO image id, in the order of the file.
         ground_truth: COCO dict (images, annotations, categories) with the boxes as used.
-        skipped: a line for each box that was skipped, clipped, or is crowd or ignored.
+        skipped: a line for each box that was skipped or clipped.
+        remarks: in words, what had to be done to read the file, and what is odd about it.
+        counts: in words, the images, objects, and crowds and regions to ignore.
+        objects: how many objects there are, without those to ignore.
+        ignored: how many crowds and regions to ignore; one of several classes counts once.
         source: what messages call the annotations, the file's path.
         digest: sha256, hexadecimal, of the annotation file; of a COCO dict: of the file that
             `jol data convert` writes of it.
@@ -62,7 +73,9 @@ class CocoDetection(Dataset[Sample]):
         self.class_names: list[str] = [category["name"] for category in coco.categories]
         self.image_ids: list[int] = [image["id"] for image in coco.images]
         self.ground_truth: dict[str, Any] = coco.content()
-        self.skipped: list[str] = coco.skipped
+        self.skipped: list[str] = coco.checked.skipped
+        self.remarks: list[str] = coco.remarks
+        self.counts, self.objects, self.ignored = coco.counts, coco.objects, coco.ignored
         self.digest: str = coco.digest
         self._images, self._files = coco.images, coco.files
         self._targets, self._ignored = (
@@ -84,8 +97,10 @@ class CocoDetection(Dataset[Sample]):
         where = f"{self.source}: image {record['id']}"
         image = decode(self._files[index], (record["width"], record["height"]), where)
         boxes, labels = self._targets[index]
-        target = {"boxes": boxes.clone(), "labels": labels.clone(), "image_id": record["id"]}
-        return image, target
+        regions = self._ignored[index][0]
+        ignored = regions.unique(dim=0) if len(regions) else regions.clone()
+        target = {"boxes": boxes.clone(), "labels": labels.clone(), "ignored": ignored}
+        return image, {**target, "image_id": record["id"]}
 
     def annotated(self, index: int) -> dict[str, Tensor]:
         """What image `index` shows, without decoding it.
@@ -101,6 +116,32 @@ class CocoDetection(Dataset[Sample]):
             "ignored": ignored.clone(),
             "ignored_labels": ignored_labels.clone(),
         }
+
+    def take_classes(self, names: Sequence[str], ids: Sequence[int]) -> None:
+        """Use these classes with these COCO category ids, instead of the file's own.
+
+        Args:
+            names: label → name, with at least those of this data set's classes that have
+                annotations.
+            ids: label → COCO category id, ascending.
+        """
+        number = {name: label for label, name in enumerate(names)}
+        labels = torch.tensor([number.get(name, 0) for name in self.class_names])
+        new_id = {
+            old: ids[number[name]]
+            for old, name in zip(self.category_ids, self.class_names, strict=True)
+            if name in number
+        }
+        self._targets, self._ignored = (
+            [(boxes, labels[old]) for boxes, old in each] for each in (self._targets, self._ignored)
+        )
+        annotations = [
+            {**record, "category_id": new_id[record["category_id"]]}
+            for record in self.ground_truth["annotations"]
+        ]
+        categories = [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)]
+        self.ground_truth |= {"annotations": annotations, "categories": categories}
+        self.class_names, self.category_ids = list(names), list(ids)
 
     def assemble(self, detections: list[Detection]) -> list[Detection]:
         """Detections on the images of this data set as detections for `ground_truth`: the same."""

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detectors.data.coco import CocoFile, read_coco
+from detectors.data.coco import BOXLESS, ZERO_SIZE, CocoFile, read_coco
 from detectors.data.object_sizes import box_sizes
-from detectors.data.visdrone import ZERO_SIZE
 from detectors.errors import DataError
+from detectors.utils.printable import first_few
 
 Image = tuple[Tensor, tuple[int, int]]
 """boxes [G, 4], x1 y1 x2 y2 in native pixels, and the image's (height, width)."""
@@ -45,29 +45,29 @@ def read_pool(sources: Sequence[Path]) -> Pool:
 
 
 def make_pool(
-    files: Sequence[tuple[str, CocoFile]], left_out: Mapping[str, int] | None = None
+    files: Sequence[tuple[str, CocoFile]], skipped: Mapping[str, int] | None = None
 ) -> Pool:
-    """Count the objects of data with the same classes; an ignored region counts once.
+    """Count the objects of data with the classes of the first; an ignored region counts once.
 
     Args:
         files: what messages call each, and its content.
-        left_out: what was skipped before, in words → how many.
+        skipped: what was skipped before, in words → how many.
 
     Raises:
-        DataError: other classes than the first's, or no objects at all.
+        DataError: classes that the first does not have, or no objects at all.
     """
     images: list[Image] = []
     classes: dict[str, int] = {}
-    others = dict(left_out or {})
+    others = dict(skipped or {})
     zero_size, crowd = others.pop(ZERO_SIZE, 0), 0
     for source, file in files:
         names = {category["id"]: category["name"] for category in file.categories}
         if not classes:
             classes = dict.fromkeys(names.values(), 0)
-        if list(names.values()) != list(classes):
+        unknown = [name for name in names.values() if name not in classes]
+        if unknown:
             raise DataError(
-                f"{source}: categories {list(names.values())}, "
-                f"but {files[0][0]} has {list(classes)}"
+                f"{source}: categories {first_few(unknown)}, which {files[0][0]} does not have"
             )
         boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in file.images}
         for record in file.annotations:
@@ -79,7 +79,9 @@ def make_pool(
         for image in file.images:
             found = torch.tensor(boxes[image["id"]], dtype=torch.float64).reshape(-1, 4)
             images.append((found, (image["height"], image["width"])))
-        zero_size += file.zero_size
+        zero_size += file.checked.zero_size
+        if file.checked.boxless:
+            others[BOXLESS] = others.get(BOXLESS, 0) + file.checked.boxless
         crowd += file.ignored
     pool = Pool(images, classes, crowd, zero_size, others)
     if not sum(classes.values()):

@@ -28,14 +28,14 @@ class Published:
         source: what messages call it: the annotation file or folder.
         root: the folder that the images' file names begin in.
         content: COCO dict.
-        left_out: what the reader skipped, in words → how many.
+        skipped: what the reader skipped, in words → how many.
         regions: image id → the regions to ignore that its tiles show black.
     """
 
     source: str
     root: Path
     content: dict[str, Any]
-    left_out: dict[str, int]
+    skipped: dict[str, int]
     regions: dict[int, list[Box]] = field(default_factory=dict)
 
     def check(self, report: Report = fail, *, files: bool = True) -> CocoFile:

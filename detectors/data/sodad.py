@@ -14,8 +14,9 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
+from detectors.data.annotation_checks import ROUNDING
 from detectors.data.coco import CocoFile, fail, read_json
-from detectors.data.coco_checks import ROUNDING, Report
+from detectors.data.coco_checks import Report
 from detectors.data.dataset import CocoDetection, Detection
 from detectors.data.images import decode
 from detectors.data.published import Published, read_published_json
@@ -75,8 +76,8 @@ def read_sodad(
                 for record in content[key]
                 if not isinstance(record, dict) or record.get(name) not in ids
             ]
-    left_out = {"regions to ignore": sum(map(len, regions.values()))}
-    return Published(published.source, root, content, left_out, regions)
+    skipped = {"regions to ignore": sum(map(len, regions.values()))}
+    return Published(published.source, root, content, skipped, regions)
 
 
 def _is_number(value: Any) -> TypeGuard[int]:
@@ -103,14 +104,15 @@ def write_tiles(
 ) -> dict[str, list[dict[str, Any]]]:
     """Write the tiles as JPEG files into `folder`, made if need be.
 
-    A box cut to AREA_LEFT of its area or less is to be ignored there. Regions to ignore are black.
+    A box cut to AREA_LEFT of its area or less is to be ignored there. Regions to ignore are black,
+    and crowds of every class.
 
     Args:
         coco: the whole images.
         regions: image id → the regions to ignore, x y w h.
         folder: for the tiles; files of the same name are replaced.
         source: what messages call the annotations.
-        only_objects: leave out tiles without an object to learn.
+        only_objects: skip tiles without an object to learn.
         on_image: called with the number of images done.
 
     Returns:
@@ -123,6 +125,8 @@ def write_tiles(
     of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco.images}
     for record in coco.annotations:
         of_image[record["image_id"]].append(record)
+    for number, boxes in regions.items():
+        of_image.get(number, []).extend(_ignored(boxes, number, coco.categories))
     folder.mkdir(parents=True, exist_ok=True)
 
     def cut(image: dict[str, Any], file: Path) -> list[Tile]:
@@ -148,6 +152,21 @@ def write_tiles(
                     annotations.append({**record, **ids})
             on_image(done)
     return {"images": images, "annotations": annotations, "categories": coco.categories}
+
+
+def _ignored(
+    regions: Sequence[Box], image_id: int, categories: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Annotations that say of a region, for every class, that nothing is to be learnt there."""
+    for box in regions:
+        for category in categories:
+            yield {
+                "image_id": image_id,
+                "category_id": category["id"],
+                "bbox": list(box),
+                "area": box[2] * box[3],
+                "iscrowd": 1,
+            }
 
 
 def paint(pixels: np.ndarray, regions: Sequence[Box]) -> None:
@@ -212,12 +231,12 @@ class TiledDetection(CocoDetection):
         if self.ground_truth["categories"] != whole.categories:
             raise DataError(f"{annotations}: other categories than those of the whole images")
         try:
-            self._places = {
+            self._positions = {
                 record["id"]: (record["whole"], *record["corner"]) for record in content["images"]
             }
-            there = set(self._places.values())
+            there = set(self._positions.values())
         except (KeyError, TypeError) as error:
-            raise DataError(f"{annotations}: says not where the tiles lie") from error
+            raise DataError(f"{annotations}: does not say where each tile is") from error
         wanted = {
             (image["id"], left, top)
             for image in whole.images
@@ -225,13 +244,13 @@ class TiledDetection(CocoDetection):
             for left in starts(image["width"])
         }
         missing = len(wanted - there)
-        if missing or len(wanted) != len(self._places):
+        if missing or len(wanted) != len(self._positions):
             raise DataError(
-                f"{annotations}: {len(self._places)} tiles, but the whole images have "
-                f"{len(wanted)}, of which {missing} are missing here; write them anew"
+                f"{annotations}: {len(self._positions)} tiles, but the whole images have "
+                f"{len(wanted)}, of which {missing} are missing here; write them again"
             )
         self.ground_truth = whole.content()
 
     def assemble(self, detections: list[Detection]) -> list[Detection]:
         """Detections on tiles, merged to detections on the whole images."""
-        return merge(detections, self._places)
+        return merge(detections, self._positions)

@@ -29,7 +29,7 @@ Box = tuple[float, float, float, float]
 """x, y, w, h in pixels."""
 
 
-Place = tuple[int, int, int]
+Position = tuple[int, int, int]
 """The whole image's id, and x and y of the tile's corner in it."""
 
 
@@ -57,7 +57,7 @@ def clip(box: Box, left: int, top: int, width: int, height: int) -> tuple[Box, f
     return (x1, y1, x2 - x1, y2 - y1), (x2 - x1) * (y2 - y1) / (box[2] * box[3])
 
 
-def merge(detections: Iterable[dict[str, Any]], places: Mapping[int, Place]) -> list[dict]:
+def merge(detections: Iterable[dict[str, Any]], positions: Mapping[int, Position]) -> list[dict]:
     """Detections on tiles as detections on the whole images.
 
     They are moved by their tile's corner; of those of one class that overlap by an IoU over 0.5
@@ -65,14 +65,14 @@ def merge(detections: Iterable[dict[str, Any]], places: Mapping[int, Place]) -> 
 
     Args:
         detections: COCO results whose image_id is a tile's.
-        places: tile's id → where it lies.
+        positions: tile's id → where it lies.
 
     Returns:
         COCO results, image after image, each from the best score down.
     """
     of_image: dict[int, list[dict[str, Any]]] = {}
     for found in detections:
-        image_id, left, top = places[found["image_id"]]
+        image_id, left, top = positions[found["image_id"]]
         x, y, w, h = found["bbox"]
         moved = {**found, "image_id": image_id, "bbox": [x + left, y + top, w, h]}
         of_image.setdefault(image_id, []).append(moved)

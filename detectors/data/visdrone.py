@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from detectors.data.coco import fail
+from detectors.data.coco import ZERO_SIZE, fail, refuse_all_skipped
 from detectors.data.coco_checks import Report
-from detectors.data.images import UNREADABLE
+from detectors.data.images import UNREADABLE, displayed_size
 from detectors.data.published import Published
 from detectors.errors import DataError
-from detectors.utils.files import read_bytes, refuse_endless
+from detectors.utils.files import read_bytes
 
 CLASSES = (
     *("pedestrian", "people", "bicycle", "car", "van"),
@@ -32,9 +30,6 @@ REGION, OTHERS = 0, 11
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-ZERO_SIZE = "of zero size"
 
 
 def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
@@ -52,13 +47,13 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
         if not (folder / part).is_dir():
             raise DataError(f"{folder / part}: no such folder")
     pictures: dict[str, Path] = {}
-    for file in sorted((folder / "images").iterdir()):
+    for file in sorted(_shown(folder / "images")):
         if file.suffix.lower() in SUFFIXES and pictures.setdefault(file.stem, file) != file:
             report(f"{file}: {pictures[file.stem].name} has the same {file.stem}.txt")
-    texts = {file.stem: file for file in (folder / "annotations").glob("*.txt")}
+    texts = {file.stem: file for file in _shown(folder / "annotations") if file.suffix == ".txt"}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    left_out = Counter({ZERO_SIZE: 0, "of category others": 0})
+    skipped = Counter({ZERO_SIZE: 0, "of category others": 0})
     for stem in sorted(pictures.keys() | texts.keys()):
         if stem not in pictures:
             report(f"{texts[stem]}: no image {stem} in {folder / 'images'}")
@@ -74,20 +69,25 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
         number = len(images) + 1
         images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
         for row in _rows(texts[stem], size, report):
-            annotations += _annotations(row, number, len(annotations) + 1, left_out)
+            annotations += _annotations(row, number, len(annotations) + 1, skipped)
     if not images:
         report(f"{folder}: no images")
+    if all(record["iscrowd"] for record in annotations):
+        refuse_all_skipped(str(folder), skipped, report)
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    return Published(str(folder), root, content, dict(left_out))
+    return Published(str(folder), root, content, dict(skipped))
+
+
+def _shown(folder: Path) -> Iterator[Path]:
+    """The files that are not hidden; macOS puts a hidden one next to each that it copies."""
+    return (file for file in folder.iterdir() if not file.name.startswith("."))
 
 
 def _size(picture: Path, report: Report) -> tuple[int, int] | None:
-    """(width, height) from the file's header."""
+    """(width, height) as displayed."""
     try:
-        refuse_endless(picture)
-        with Image.open(picture) as opened:
-            return opened.size
+        return displayed_size(picture)
     except UNREADABLE as error:
         report(f"{picture}: cannot be opened: {error}")
         return None
@@ -114,6 +114,9 @@ def _rows(file: Path, size: tuple[int, int], report: Report) -> Iterator[list[in
             )
             continue
         x, y, w, h = row[:4]
+        if min(w, h) < 0:
+            report(f"{file} line {number}: box {x},{y},{w},{h} has a negative size")
+            continue
         if min(w, h) > 0 and not (-w < x < size[0] and -h < y < size[1]):
             where = f"{file} line {number}: box {x},{y},{w},{h}"
             report(f"{where} lies outside its image ({size[0]}x{size[1]})")
@@ -122,15 +125,15 @@ def _rows(file: Path, size: tuple[int, int], report: Report) -> Iterator[list[in
 
 
 def _annotations(
-    row: list[int], image_id: int, number: int, left_out: Counter[str]
+    row: list[int], image_id: int, number: int, skipped: Counter[str]
 ) -> list[dict[str, Any]]:
     """The COCO annotations of a line, with ids from `number`."""
     x, y, w, h, score, category, *_ = row
     if category == OTHERS:
-        left_out["of category others"] += 1
+        skipped["of category others"] += 1
         return []
     if w <= 0 or h <= 0:
-        left_out[ZERO_SIZE] += category != REGION
+        skipped[ZERO_SIZE] += category != REGION
         return []
     classes = range(1, len(CLASSES) + 1) if category == REGION else (category,)
     return [

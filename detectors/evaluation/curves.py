@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from detectors.evaluation.average_precision import Evaluation
 from detectors.utils.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION
+from detectors.utils.printable import printable
 
 RUN_STYLES = [(BLUE, "-"), (VERMILION, "--"), (GREEN, "-."), (PURPLE, ":")]
 STYLE_OF = {"base": 0, "jol": 1}  # the same in every figure, also alone
@@ -185,7 +186,7 @@ def _finish(axes: Axes, title: str, areas: Mapping[str, list[str]]) -> None:
     if all(set(values) == {"-"} for values in areas.values()):
         axes.text(0.5, 0.5, "no objects", ha="center", color="#555555")
     numbers = ", ".join(f"{name} {' / '.join(values)}" for name, values in areas.items())
-    title = " ".join(title.split())
+    title = printable(" ".join(title.split()))
     title = title if len(title) <= LONGEST else f"{title[: LONGEST - 1]}…"
     axes.set_title(f"{title}\n{numbers}", fontsize=9, parse_math=False)  # names may hold dollars
 

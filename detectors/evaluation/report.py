@@ -18,6 +18,7 @@ from detectors import errors
 from detectors.evaluation.average_precision import Evaluation
 from detectors.evaluation.curves import pr_classes, pr_curves
 from detectors.utils import files
+from detectors.utils.printable import csv_cell, from_csv_cell
 from detectors.utils.text_tables import aligned
 
 ARRAYS = ("precision", "recall_points", "iou_thresholds")
@@ -30,7 +31,9 @@ def write_results(out: Path, evaluation: Evaluation, name: str) -> None:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["class", *evaluation.metrics])
         for label, metrics in evaluation.per_class.items():
-            rows.writerow([label, *("" if math.isnan(v) else v for v in metrics.values())])
+            rows.writerow(
+                [csv_cell(label), *("" if math.isnan(v) else v for v in metrics.values())]
+            )
     arrays = {array: getattr(evaluation, array) for array in ARRAYS}
     path = out / "pr_curves.npz"
     with files.naming(path):
@@ -57,7 +60,9 @@ def read_results(out: Path) -> Evaluation:
         with path.open(newline="", encoding="utf-8") as file:
             head, *rows = csv.reader(file)
         per_class = {
-            label: dict(zip(metrics, (float(v or "nan") for v in values), strict=True))
+            from_csv_cell(label): dict(
+                zip(metrics, (float(v or "nan") for v in values), strict=True)
+            )
             for label, *values in rows
         }
         if head != ["class", *metrics] or len(rows) != arrays["precision"].shape[2]:

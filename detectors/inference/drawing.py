@@ -17,6 +17,7 @@ from torch import Tensor
 
 from detectors.data.object_sizes import box_sizes
 from detectors.utils.palette import CLASSES as COLOURS
+from detectors.utils.printable import printable
 
 DASHES = ((1, 0), (7, 5), (3, 3))
 """Pixels drawn and skipped along a line: for the first classes, for those after them, ..."""
@@ -47,6 +48,7 @@ def draw_detections(
         labels: [n], 0-based.
         class_names: label → name.
     """
+    class_names = [printable(name) for name in class_names]
     scale = enlargement(boxes, (image.shape[2], image.shape[1]))
     pixels = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
     width, height = pixels.width * scale, pixels.height * scale

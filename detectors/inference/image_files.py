@@ -3,14 +3,14 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from detectors.errors import Unusable
+from detectors.utils.printable import counted
 
-SUFFIXES = tuple(
-    f".{kind}" for kind in ("bmp", "gif", "jp2", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
-)
-"""Files of a folder with these suffixes are images."""
+UNDECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats that Pillow knows but decodes not at all, or by a program of others."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Found:
 def find_images(given: Sequence[Path]) -> list[Found]:
     """The image files among these files and folders, each once, in this order.
 
-    A folder stands for the images in it, sorted by name: files with one of SUFFIXES, not hidden,
+    A folder stands for the images in it, sorted by name: files with one of `suffixes`, not hidden,
     not in folders below. A file given by its own name is taken whatever it is called.
 
     Raises:
@@ -36,8 +36,9 @@ def find_images(given: Sequence[Path]) -> list[Found]:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if _is_image(p))
             if not inside:
+                others = counted(count_skipped([path]), "other file")
                 raise Unusable(
-                    f"{path}: no image files in this folder (folders below do not count)"
+                    f"{path}: no image files in this folder, {others} (folders below do not count)"
                 )
         elif path.is_file():
             inside = [path]
@@ -48,8 +49,24 @@ def find_images(given: Sequence[Path]) -> list[Found]:
     return [Found(number, *file) for number, file in enumerate(files.values(), 1)]
 
 
+def count_skipped(given: Sequence[Path]) -> int:
+    """How many files in these folders, each counted once, are not those of find_images."""
+    folders = {os.path.abspath(path): path for path in given if path.is_dir()}
+    inside = (file for folder in folders.values() for file in folder.iterdir())
+    return sum(not file.is_dir() and not _is_image(file) for file in inside)
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Files of a folder with these suffixes are images: all that Pillow decodes by itself."""
+    from PIL import Image
+
+    kinds = Image.registered_extensions()
+    return frozenset(k for k, kind in kinds.items() if kind in Image.OPEN.keys() - UNDECODED)
+
+
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in suffixes() and not path.name.startswith(".") and path.is_file()
 
 
 def refuse_used(out: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from detectors.data.dataset import CocoDetection
 from detectors.inference.detect import detect
+from detectors.utils.printable import printable
 
 WINDOW = 256
 """Pixels a side: of a larger image, the part of this size with the most objects is shown."""
@@ -81,11 +82,11 @@ def frame(axes: Axes, boxes: Tensor, style: Style) -> None:
 def legend(figure: Figure, entries: Sequence[tuple[Style, str]], columns: int) -> None:
     """A legend below the panels, on grey, as bright colours are hard to see on white."""
     handles = [
-        Line2D([], [], color=colour, linestyle=line, linewidth=2.2, label=label)
-        for (colour, line), label in entries
+        Line2D([], [], color=colour, linestyle=line, linewidth=2.2) for (colour, line), _ in entries
     ]
-    figure.legend(
-        handles=handles,
+    made = figure.legend(
+        handles,
+        [" "] * len(handles),  # as labels, names would be read: "_" first hides, "$" is mathematics
         loc="outside lower center",
         ncols=columns,
         fontsize=12,
@@ -93,3 +94,5 @@ def legend(figure: Figure, entries: Sequence[tuple[Style, str]], columns: int) -
         facecolor="#404040",
         labelcolor="white",
     )
+    for text, (_, label) in zip(made.get_texts(), entries, strict=True):
+        text.set(text=printable(label), parse_math=False)

@@ -12,6 +12,8 @@ from typing import Self
 import torch
 from tqdm import tqdm
 
+from detectors.utils.printable import printable_lines
+
 SECONDS_BETWEEN_LINES = 15.0
 BAR = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 
@@ -82,7 +84,7 @@ class Progress:
         """Print a line without breaking the bar."""
         with self._heard():
             if self._leads:
-                tqdm.write(f"{self._title}: {text}", file=sys.stderr)
+                tqdm.write(printable_lines(f"{self._title}: {text}"), file=sys.stderr)
 
     @contextmanager
     def _heard(self) -> Iterator[None]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from detectors.utils.printable import csv_cell, printable
+
 WIDTH = 100
 """Of text, in characters."""
 FORMATS = ("text", "markdown", "csv")
@@ -50,7 +52,7 @@ def aligned(rows: Iterable[Sequence[str]], labels: int = 1) -> list[str]:
         labels: the first N columns hold words and stand at the left of their column; the others
             hold numbers and stand at the right.
     """
-    table = list(rows)
+    table = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(_padded(row, widths, labels)).rstrip() for row in table]
 
@@ -70,7 +72,7 @@ def markdown(
 
 
 def _cells(row: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    return "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in row) + " |"
 
 
 def _text(grid: Grid) -> str:
@@ -110,5 +112,6 @@ def _csv(grid: Grid) -> str:
     out = io.StringIO()
     at = grid.labels
     rows = [[*row[:at], *(cell.replace(",", "") for cell in row[at:])] for row in grid.rows]
-    csv.writer(out, lineterminator="\n").writerows([grid.header, *rows])
+    cells = ([csv_cell(cell) for cell in row] for row in [grid.header, *rows])
+    csv.writer(out, lineterminator="\n").writerows(cells)
     return out.getvalue()

@@ -103,11 +103,11 @@ def test_files_are_pooled(small: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert lines[0][:4] == ["4", "images,", "6", "objects;"]
     assert row(lines, "mean")[0] == f"{(91 + 20) / 6:.2f}"
     assert row(lines, "car") == ["4"] and row(lines, "ship") == ["2"]
-    other = write(tmp_path / "other.json", [(64, 64)], [], names=("ship", "car"))
+    other = write(tmp_path / "other.json", [(64, 64)], [], names=("ship", "tank"))
     assert main(["data", "stats", "--annotations", str(small), str(other)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("jol data stats: ") and str(other) in error
-    assert "categories ['ship', 'car'], but" in error
+    assert f"categories 'tank', which {small} does not have" in error
 
 
 def test_simd_constants_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +151,7 @@ def test_positives_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert " ".join(none[-1]) == "iou without them: objects of <8 px, 8-16 px and 16-32 px" + (
         " get no positives."
     )
-    # every second image: the second is left out
+    # every second image: the second is skipped
     lines = stats(capsys, *given, "--every", 2)
     assert row(lines, "objects") == ["0", "2", "1", "0", "0"]
     assert ["image", "1", "of", "every", "2:", "2", "of", "3"] in lines
@@ -334,7 +334,7 @@ def test_the_row_of_table_1_by_hand(small: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.fixture(scope="module")
 def visdrone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VisDrone's validation boxes as COCO JSON; objects not to be counted are left out."""
+    """VisDrone's validation boxes as COCO JSON; without objects not to be counted."""
     with np.load(VISDRONE / "val.npz") as file:
         rows, sizes = file["rows"].tolist(), file["wh"].tolist()
     names = ["pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle"]

@@ -161,7 +161,7 @@ def test_cropped_boxes_lie_where_the_pixels_are(width, height, size, rectangles,
             box = out["boxes"][out["labels"].tolist().index(label)]
             x1, y1, x2, y2 = box.int().tolist()
             assert (box == box.int()).all() and drawn[y1:y2, x1:x2].all()
-            assert drawn.sum() == (x2 - x1) * (y2 - y1)  # tight: no drawn pixel is left out
+            assert drawn.sum() == (x2 - x1) * (y2 - y1)  # tight: no drawn pixel is outside
             assert drawn.sum() == full or (min(x2 - x1, y2 - y1) >= 2 and drawn.sum() > 0.2 * full)
         else:  # dropped: less than 40 % is left, or a sliver
             ys, xs = drawn.nonzero()
@@ -175,3 +175,28 @@ def test_padding_is_the_mean_colour():
     window, _ = _crop(image, target, 24, np.random.default_rng(0))
     assert (window[:, :10, :10] == image).all()
     assert (window[:, 10:] == np.array([124, 116, 104])[:, None, None]).all()
+
+
+def test_regions_to_ignore_move_with_the_pixels():
+    """White where an image is to be ignored: in every batch, cropped, padded or mirrored."""
+    image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    image[:, 10:30, 20:55] = 255
+    target = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "ignored": torch.tensor([[20.0, 10, 55, 30]]),
+        "image_id": 0,
+    }
+    dataset = Drawn(1)
+    seen = set()
+    for crop in (None, 16, 48):
+        dataset.samples = [(image, target)]
+        for images, targets in collect(dataset, crop=crop, batch_size=1, steps=40):
+            white, ignored = images[0][0] == 1, targets[0]["ignored"]
+            assert ignored.dtype == torch.float32 and ignored.shape[1] == 4
+            marked = torch.zeros_like(white)
+            for x1, y1, x2, y2 in ignored.int().tolist():
+                marked[y1:y2, x1:x2] = True
+            assert torch.equal(white, marked)
+            seen.add(len(ignored))
+    assert seen == {0, 1}

@@ -99,7 +99,7 @@ def test_convert_says_what_it_leaves_out(
     words = ["--dataset", "coco", "--data-root", str(tmp_path), "--split", "val"]
     assert main(["data", "convert", *words, "--out", str(tmp_path / "val.json")]) == 0
     printed = capsys.readouterr().out
-    assert "skipped: 1 of zero size\n2 images, 1 annotations in " in printed
+    assert "skipped: 1 of zero size\n2 images, 1 object, 0 crowd or ignored in " in printed
 
 
 OWN = (
@@ -266,7 +266,7 @@ def test_check_goes_on_after_a_name_that_cannot_be_printed(
 
 
 def test_check_names_every_problem_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each kind of problem, all in one file; none hides another or is told twice."""
+    """Each kind of problem, all in one file; none hides another or is reported twice."""
     write_pictures(tmp_path, ["1.png", "2.png"])
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:5000])
     write_pictures(tmp_path, ["3.png"], size=32)
@@ -282,7 +282,7 @@ def test_check_names_every_problem_once(tmp_path: Path, capsys: pytest.CaptureFi
         {"id": 6, "image_id": 77, "category_id": 78, "bbox": [8, 8, 12]},
         {"id": 7, "image_id": 1, "category_id": 1, "bbox": [80, 8, 12, 12]},
         {"id": 8, "image_id": 1, "category_id": 1, "bbox": [8, 8, 12, 12], "area": "a"},
-        {"image_id": 1},
+        {"image_id": 1, "bbox": []},
     ]
     content["categories"].append({"id": 3, "name": "car"})
     status, lines, error = check(tmp_path, content, capsys)
@@ -302,7 +302,8 @@ def test_check_names_every_problem_once(tmp_path: Path, capsys: pytest.CaptureFi
             "wanted four finite numbers [x, y, w, h]",
             "D/boxes.json: annotation 7: bbox [80, 8, 12, 12] lies outside image 1 (64x64)",
             "D/boxes.json: annotation 8: area is 'a', wanted a finite number",
-            "D/boxes.json: annotations[9]: no key 'id'",
+            "D/boxes.json: annotation 9: no key 'category_id'",
+            "D/boxes.json: read as its tool wrote it: annotations without id, numbered (1)",
             "D/boxes.json: image 3: D/3.png is 32x32 pixels, the annotation file says 64x64",
             *[line for line in lines if "2.png cannot be decoded" in line],
             lines[-1],

@@ -105,7 +105,7 @@ BAD_ANNOTATIONS = {
     "outside at the right": ({"bbox": [40, 2, 3, 4]}, "lies outside image 7 (40x30)"),
     "outside above": ({"bbox": [1, -4, 3, 4]}, "lies outside image 7 (40x30)"),
     "outside by far": ({"bbox": [1e300, 1e300, 1e308, 4]}, "lies outside image 7 (40x30)"),
-    "image id is a text": ({"image_id": "7"}, "image_id is '7', wanted an integer"),
+    "image id is a text": ({"image_id": "b"}, "image_id is 'b', wanted an integer"),
     "category is null": ({"category_id": None}, "category_id is None, wanted an integer"),
     "a mark is a text": ({"iscrowd": "no"}, "iscrowd is 'no', wanted 0 or 1"),
     "another mark": ({"ignore": 2}, "ignore is 2, wanted 0 or 1"),
@@ -163,7 +163,7 @@ BAD_FILES = {
     "boxes missing": ({k: GOOD[k] for k in ("images", "categories")}, "no key 'annotations'"),
     "no list": ({**GOOD, "annotations": {}}, "'annotations' is a dict, wanted a list"),
     "no object": ({**GOOD, "annotations": [4]}, "annotations[0] is a int, wanted an object"),
-    "no id": ({**GOOD, "annotations": [{}]}, "annotations[0]: no key 'id'"),
+    "no id": ({**GOOD, "images": [{}]}, "images[0]: no key 'id'"),
     "a list": ([], "a JSON list, wanted an object"),
     "not JSON": ('{"images": [\n  1,, 2]}', "not valid JSON: Expecting value at line 2, column 5"),
     "empty": ("", "not valid JSON"),
@@ -193,10 +193,10 @@ def test_files_that_are_not_there(tmp_path):
 def test_degenerate_boxes_are_skipped_and_named(tmp_path):
     content = annotation(bbox=[1, 2, 0, 8])
     content["annotations"].append(
-        {"id": 13, "image_id": 3, "category_id": 2, "bbox": [1, 2, 3, -1]}
+        {"id": 13, "image_id": 3, "category_id": 2, "bbox": [1, 2, 3, -0.01]}
     )
     data = CocoDetection(*write(tmp_path, content))
-    assert data.skipped == ["annotation 11: width 0", "annotation 13: height -1"]
+    assert data.skipped == ["annotation 11: width 0", "annotation 13: height -0.01"]
     assert [a["id"] for a in data.ground_truth["annotations"]] == [12]
     assert data[0][1]["labels"].tolist() == [0] and len(data[1][1]["boxes"]) == 0
 
@@ -215,7 +215,10 @@ def test_overhanging_boxes_are_clipped_and_named(tmp_path):
 @pytest.mark.parametrize("mark", ["iscrowd", "ignore"])
 def test_crowds_are_no_targets_but_stay_in_the_ground_truth(tmp_path, mark):
     data = CocoDetection(*write(tmp_path, annotation(**{mark: 1})))
-    assert data.skipped == ["annotation 11: crowd or ignored, not a target"]
+    assert data.skipped == [] and data.ignored == 1
+    assert data.counts == "2 images, 1 object, 1 crowd or ignored"
+    assert data[0][1]["ignored"].tolist() == [[1, 2, 11, 10]]
+    assert data[1][1]["ignored"].shape == (0, 4)
     assert [a["iscrowd"] for a in data.ground_truth["annotations"]] == [1, 0]
     assert data[0][1]["labels"].tolist() == [0]
 
@@ -292,28 +295,6 @@ def test_image_modes_become_rgb(tmp_path, mode, suffix):
     assert error.max() <= (24 if suffix == "jpg" else 1) and error.mean() <= 4
 
 
-def save_turned(file: Path, orientation: int) -> None:
-    """40 x 30 stored pixels, the left half white, with an EXIF orientation."""
-    picture = Image.new("RGB", (40, 30))
-    picture.paste((255, 255, 255), (0, 0, 20, 30))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    picture.save(file, exif=exif)
-
-
-def test_orientation_is_followed_only_where_the_size_asks_for_it(tmp_path):
-    folder, file = write(tmp_path, GOOD)
-    save_turned(folder / "a.png", 6)
-    image, _ = CocoDetection(folder, file)[0]
-    assert image[0, 15, 5] == 255 and image[0, 15, 35] == 0
-    # 6: to be shown turned a quarter to the right, so the left half comes up
-    write(tmp_path, changed("images", 0, width=30, height=40) | {"annotations": []})
-    save_turned(folder / "a.png", 6)
-    image, _ = CocoDetection(folder, file)[0]
-    assert image.shape == (3, 40, 30)
-    assert image[0, 5, 15] == 255 and image[0, 35, 15] == 0
-
-
 def bomb(png, side):
     """A PNG of side x side pixels, by its header, whose few bytes no decoder should unfold."""
     size = b"IHDR" + side.to_bytes(4, "big") * 2 + png[24:29]
@@ -336,9 +317,6 @@ def test_image_of_another_size_or_broken(tmp_path):
             data[0]
     (folder / "a.png").write_text("no picture")
     with pytest.raises(DataError, match=r"image 7: .*a\.png cannot be decoded"):
-        data[0]
-    Image.fromarray(np.ones((30, 40), np.float32)).save(folder / "a.png", format="TIFF")
-    with pytest.raises(DataError, match=r"image 7: .*a\.png cannot be decoded: floating-point"):
         data[0]
 
 
@@ -384,7 +362,7 @@ def test_nuclei_end_to_end():
     assert len(data) == 578 and data.class_names == ["nucleus"]
     crowds = sum(record["iscrowd"] for record in data.ground_truth["annotations"])
     assert crowds == 43 and len(data.ground_truth["annotations"]) == 23_511 + 43
-    assert data.skipped and all("crowd or ignored" in line for line in data.skipped)
+    assert data.skipped == [] and data.ignored == 43
     assert sum(len(data._targets[i][0]) for i in range(578)) == 23_511
     for index in range(0, 578, 40):
         image, target = data[index]

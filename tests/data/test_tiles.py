@@ -65,10 +65,10 @@ def scenes(draw: st.DrawFn) -> tuple[dict, list[dict]]:
 @given(scenes(), st.randoms(use_true_random=False))
 def test_boxes_come_back_to_where_they_were(scene, random) -> None:
     image, objects = scene
-    places, detections, seen = {}, [], set()
+    positions, detections, seen = {}, [], set()
     scores = {record["id"]: 1 - record["id"] / 100 for record in objects}
     for number, (tile, there) in enumerate(cut_image(image, objects), start=1):
-        places[number] = (tile["whole"], *tile["corner"])
+        positions[number] = (tile["whole"], *tile["corner"])
         left, top = tile["corner"]
         for part in there:
             x, y, w, h = part["bbox"]
@@ -91,7 +91,7 @@ def test_boxes_come_back_to_where_they_were(scene, random) -> None:
     # No object is larger than the overlap: each is whole on one tile at least.
     assert seen == set(scores)
     random.shuffle(detections)
-    merged = merge(detections, places)
+    merged = merge(detections, positions)
     assert all(record["image_id"] == 5 for record in merged)
     found = sorted((d["score"], d["category_id"], d["bbox"]) for d in merged)
     wanted = sorted((scores[r["id"]], r["category_id"], r["bbox"]) for r in survivors(objects))
@@ -124,21 +124,21 @@ def test_clip_by_hand() -> None:
 
 
 def test_merging_keeps_images_and_classes_apart() -> None:
-    places = {1: (7, 0, 0), 2: (7, 650, 0), 3: (8, 0, 0)}
+    positions = {1: (7, 0, 0), 2: (7, 650, 0), 3: (8, 0, 0)}
 
     def found(tile: int, x: float, category: int, score: float) -> dict:
         return {"image_id": tile, "category_id": category, "bbox": [x, 5, 10, 10], "score": score}
 
     merged = merge(
         [found(1, 700, 1, 0.6), found(2, 51, 1, 0.9), found(2, 50, 2, 0.5), found(3, 700, 1, 0.1)],
-        places,
+        positions,
     )
     assert [(d["image_id"], d["category_id"], d["bbox"], d["score"]) for d in merged] == [
         (7, 1, [701, 5, 10, 10], 0.9),
         (7, 2, [700, 5, 10, 10], 0.5),
         (8, 1, [700, 5, 10, 10], 0.1),
     ]
-    assert merge([], places) == []
+    assert merge([], positions) == []
 
 
 def test_regions_are_painted_whole_and_nothing_else() -> None:
@@ -220,10 +220,14 @@ def test_training_tiles(sodad: Path, capsys: pytest.CaptureFixture[str]) -> None
     # (790, 300, 25, 20) keeps 10 of 25 columns here: 0.40, so it is to be ignored
     assert target["boxes"].tolist() == [[100, 100, 120, 120]]
     ignored = [a for a in data.ground_truth["annotations"] if a["iscrowd"]]
-    assert [(a["image_id"], a["bbox"]) for a in ignored] == [
-        (1, [790, 300, 10, 20]),
-        (3, [790, 280, 10, 20]),
+    assert [(a["image_id"], a["category_id"], a["bbox"]) for a in ignored] == [
+        (1, 2, [790, 300, 10, 20]),
+        *((2, k, [350, 400, 60, 40]) for k in (1, 2)),
+        (3, 2, [790, 280, 10, 20]),
+        *((4, k, [350, 380, 60, 40]) for k in (1, 2)),
     ]
+    assert target["ignored"].tolist() == [[790, 300, 800, 320]]
+    assert data[1][1]["ignored"].tolist() == [[350, 400, 410, 440]]
     image, target = data[1]
     assert target["boxes"].tolist() == [[140, 300, 165, 320]] and target["labels"].tolist() == [1]
     # the region (1000, 400, 60, 40) is black on the tile that begins at 650
@@ -295,7 +299,7 @@ def test_tiles_that_do_not_fit(sodad: Path) -> None:
         evaluation_data("sodad", sodad)
     del last["corner"]
     file.write_text(json.dumps({**content, "images": [*content["images"], last]}))
-    with pytest.raises(DataError, match="says not where the tiles lie"):
+    with pytest.raises(DataError, match="does not say where each tile is"):
         evaluation_data("sodad", sodad)
     file.unlink()
     with pytest.raises(DataError, match=r"no such file; write the tiles with jol data convert"):

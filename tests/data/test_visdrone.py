@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from detectors.cli import main
+from detectors.commands.data_options import report_skipped
 from detectors.commands.data_stats import describe
 from detectors.data import CocoDetection
 from detectors.data.catalog import evaluation_data, read_split
@@ -63,7 +64,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_each_rule(root: Path) -> None:
     split = read_split("visdrone", root, "val")
-    assert split.left_out == {"of zero size": 1, "of category others": 1}
+    assert split.skipped == {"of zero size": 1, "of category others": 1}
     content = split.content
     names = [image["file_name"] for image in content["images"]]
     assert names == [f"VisDrone2019-DET-val/images/{stem}.jpg" for stem in "ab"]
@@ -118,13 +119,50 @@ def test_convert_and_back(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ]
 
 
+def test_ignored_regions_are_one_thing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A region of ten classes and an object of score 0 are two in every count, and no warning."""
+    whole = "2 images, 2 objects, 2 crowd or ignored"
+    data = evaluation_data("visdrone", root)
+    assert data.counts == whole and data.skipped == [] and data.remarks == []
+    assert data[1][1]["ignored"].tolist() == [[0, 30, 50, 60], [60, 10, 68, 18]]
+    report_skipped(data)
+    assert capsys.readouterr().err == f"{root}/VisDrone2019-DET-val: {whole}\n"
+    out = root / "val.json"
+    arguments = ["--dataset", "visdrone", "--data-root", str(root), "--split", "val"]
+    assert main(["data", "convert", *arguments, "--out", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(f"\n{whole} in {out}\n")
+    assert CocoDetection(root, out).counts == whole
+    assert main(["data", "check", *arguments]) == 0
+    assert f"{whole}; 0 clipped" in capsys.readouterr().out
+    assert main(["data", "stats", *arguments]) == 0
+    assert "2 images, 2 objects; skipped: 2 crowd or ignored" in capsys.readouterr().out
+
+
+def test_hidden_files_are_skipped(root: Path) -> None:
+    """macOS copies "._a.jpg" next to each file that it copies to another system."""
+    folder = root / "VisDrone2019-DET-val"
+    for name in ("images/._a.jpg", "annotations/._a.txt", "annotations/._b.txt"):
+        (folder / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    assert len(evaluation_data("visdrone", root)) == 2
+
+
+def test_a_split_of_which_nothing_is_left_is_a_problem(root: Path) -> None:
+    text = root / "VisDrone2019-DET-val" / "annotations" / "b.txt"
+    text.write_text("70,40,8,8,1,11,0,0\n70,50,0,8,1,4,0,0\n0,30,50,30,0,0,0,0\n")
+    with pytest.raises(DataError, match=r"val: none of its objects .* 1 of zero size, 1 of cat"):
+        evaluation_data("visdrone", root)
+    text.write_text("70,40,-8,8,1,4,0,0\n")
+    with pytest.raises(DataError, match=r"b\.txt line 1: box 70,40,-8,8 has a negative size"):
+        evaluation_data("visdrone", root)
+
+
 def test_check_names_every_problem_in_one_pass(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["data", "check", "--dataset", "visdrone", "--data-root", str(root)]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == (
+    assert lines[-1] == (
         f"{root}/VisDrone2019-DET-val: 2 images, 2 objects, 2 crowd or ignored; "
         "0 clipped; skipped: 1 of zero size, 1 of category others"
     )
@@ -240,11 +278,11 @@ def row(lines: Sequence[str], *label: str) -> list[str]:
 def test_the_published_counts(names, images, objects, zero, size, shares, splits) -> None:
     """Counts, mean size ± deviation and shares by size, to every digit of the data's facts.
 
-    The box of zero size is among the facts' objects and is left out, and counted, here.
+    The box of zero size is among the facts' objects and is skipped, and counted, here.
     """
     used = [splits[name] for name in names.split()]
-    left_out = sum((Counter(published.left_out) for published, _ in used), Counter())
-    pool = make_pool([(published.source, coco) for published, coco in used], left_out)
+    skipped = sum((Counter(published.skipped) for published, _ in used), Counter())
+    pool = make_pool([(published.source, coco) for published, coco in used], skipped)
     lines = list(describe(pool))
     assert lines[0].startswith(f"{images} images, {objects - zero:,} objects; skipped: ")
     assert f"{zero:,} of zero size" in lines[0]

@@ -24,7 +24,7 @@ from detectors.inference.drawing import (
     draw_detections,
     enlargement,
 )
-from detectors.inference.image_files import Found, find_images
+from detectors.inference.image_files import Found, count_skipped, find_images
 from detectors.inference.predict import AHEAD, batches
 from detectors.training import checkpoints
 
@@ -155,7 +155,16 @@ def test_find_images(tmp_path: Path) -> None:
     found = find_images([scan, b / "2.JPG", b, Path(os.path.relpath(scan)), b / "deep"])
     assert [image.name for image in found] == ["scan", "2.JPG", "1.png", "10.tif", "3.png"]
     assert [image.id for image in found] == [1, 2, 3, 4, 5]
-    for given, wanted in ((tmp_path, "no image files"), (b / "4.png", "no such file")):
+    assert count_skipped([scan, b, b / ".", b / "deep"]) == 2  # the notes, and a hidden file
+    for name in ("a.jpe", "a.jfif", "a.AVIF", "a.pgm", "a.j2k", "a.tga", "a.eps", "a.mpg", "a.h5"):
+        (tmp_path / "kinds" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "kinds" / name).write_bytes(b"")
+    os.mkfifo(tmp_path / "kinds" / "fifo.png")
+    found = find_images([tmp_path / "kinds"])
+    names = ["a.AVIF", "a.j2k", "a.jfif", "a.jpe", "a.pgm", "a.tga"]
+    assert [image.name for image in found] == names and count_skipped([tmp_path / "kinds"]) == 4
+    no_images = "no image files in this folder, 1 other file"
+    for given, wanted in ((tmp_path, no_images), (b / "4.png", "no such file")):
         with pytest.raises(Unusable, match=wanted):
             find_images([scan, given])
 

@@ -1,0 +1,61 @@
+"""Names of classes and files as text that cannot act: on a terminal, in a picture or spreadsheet.
+
+They are data, and may hold anything that JSON or a file system allows.
+"""
+
+import unicodedata
+from collections.abc import Iterable
+
+_ACTING = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode's categories of control characters, half surrogate pairs, and separators of lines."""
+_REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction of the text after them."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What spreadsheets take for the beginning of a formula; OWASP, "CSV Injection"."""
+
+
+def printable(text: str) -> str:
+    """The text, every character that a terminal would obey replaced by a Python escape."""
+    if text.isprintable() and _REORDERING.isdisjoint(text):
+        return text
+    return "".join(_escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    if unicodedata.category(letter) in _ACTING or letter in _REORDERING:
+        return letter.encode("unicode_escape", "surrogatepass").decode()
+    return letter
+
+
+def printable_lines(text: str) -> str:
+    """`printable` of each line of a text that we broke into lines ourselves."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def csv_cell(text: str) -> str:
+    """A cell that spreadsheets show and do not compute; numbers stay what they are."""
+    text = printable(text)
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def from_csv_cell(cell: str) -> str:
+    """The text that `csv_cell` made this cell of, but for escapes."""
+    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(_FORMULA) else cell
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as "1 image" or "2,000 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def first_few(names: Iterable[str], shown: int = 3) -> str:
+    """The first names in quotes, and how many more there are."""
+    every = list(names)
+    words = ", ".join(repr(name) for name in every[:shown])
+    return words + (f" and {len(every) - shown:,} more" if len(every) > shown else "")
