@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,23 +123,30 @@ def run(args: argparse.Namespace) -> None:
         run_folder.refuse_other(out, settings, data)
     elif same_data:
         run_folder.refuse_other_data(str(config), data_was, data)
-    with connected(settings.device) as world, deterministic(settings.deterministic):
+    with (
+        connected(settings.device) as world,
+        deterministic(settings.deterministic),
+        ExitStack() as held,
+    ):
         if settings.batch_size % world.size:
             raise Unusable(
                 f"--batch-size {settings.batch_size}: wanted a multiple of {world.size} processes"
             )
-        checkpoint, problems = (
-            checkpoints.load_last(out, dataclasses.asdict(settings)) if resumed else (None, [])
-        )
+        if resumed:  # before its checkpoints are read, which no other process may replace
+            held.enter_context(world.claimed(out))
+        begun = resumed and checkpoints.exist(out)
         try:
             model = loop.make_model(
-                settings,
-                len(train_data.class_names),
-                resumed=checkpoint is not None,
-                world=world,
+                settings, len(train_data.class_names), resumed=begun, world=world
             )
         except (ValueError, NotImplementedError, OSError) as error:
             raise Unusable(str(error)) from error
+        checkpoint, problems = None, list[str]()
+        if begun:
+            was = dataclasses.asdict(settings)
+            checkpoint, problems = checkpoints.load_last(out, was, model, val_data.class_names)
+        if not resumed:  # after everything that may be refused, as it makes the folder
+            held.enter_context(world.claimed(out))
         world.wait()  # until all have seen what was in the folder
         if world.leads:
             if not resumed:
