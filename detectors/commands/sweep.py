@@ -24,7 +24,7 @@ from detectors.paper.table_plan import Cell
 from detectors.training.settings import MAY_CHANGE
 from detectors.utils import files
 from detectors.utils.argument_types import choice, count
-from detectors.utils.locks import writer
+from detectors.utils.locks import claimed, writer
 from detectors.utils.parser import Parser
 
 TABLES = tuple(range(2, 10))
@@ -188,9 +188,8 @@ def sweep(
         print(f"[{number}/{len(planned)}] {run.name}: {state}", flush=True)
         if state == "done" or who:
             continue
-        out.mkdir(parents=True, exist_ok=True)
-        # Read anew: a sweep of other seeds may be running into the same folder.
-        files.write_json(out / RECORD, {**_read_record(out), run.name: values[run.name]})
+        with claimed(out):  # and read anew: a sweep of other seeds may write here too
+            files.write_json(out / RECORD, {**_read_record(out), run.name: values[run.name]})
         status = launch(words)
         if status or _state(folder) != "done":
             failed.append(f"{run.name} (status {status})")

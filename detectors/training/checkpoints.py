@@ -35,19 +35,22 @@ class Checkpoints:
 
     Args:
         folder: the run's.
-        step: that of the checkpoint the run goes on from; None: there is none.
+        resumed: the checkpoint the run goes on from, from load_last; None: there is none.
         leads: False: nothing is written, because another process does.
 
     Attributes:
         kept: what messages say of the newest one.
     """
 
-    def __init__(self, folder: Path, step: int | None = None, *, leads: bool = True) -> None:
+    def __init__(
+        self, folder: Path, resumed: Mapping[str, Any] | None = None, *, leads: bool = True
+    ) -> None:
         self.folder, self._leads = folder, leads
         self._saved_at = time.monotonic()
         self.kept = f"no checkpoint was written in {folder} before"
-        if step is not None:
-            self._note(step)
+        self._last_is_bad = resumed is not None and resumed.get("file") == PREVIOUS
+        if resumed is not None:
+            self._note(resumed["step"])
 
     def are_old(self) -> bool:
         """Whether the newest one is older than SAVE_SECONDS."""
@@ -60,7 +63,10 @@ class Checkpoints:
             OSError: as `save`.
         """
         if self._leads:
-            save(self.folder / LAST, checkpoint, previous=self.folder / PREVIOUS)
+            # A bad one is not kept: between two renames it would be the only one there.
+            previous = None if self._last_is_bad else self.folder / PREVIOUS
+            save(self.folder / LAST, checkpoint, previous=previous)
+            self._last_is_bad = False
         self._saved_at = time.monotonic()
         self._note(checkpoint["step"])
 
@@ -147,7 +153,8 @@ def load_last(
         class_names: the run's classes, with `model`.
 
     Returns:
-        The checkpoint, None where the run has not come to its first; a line for each problem.
+        The checkpoint with its name at "file", None where the run has not come to its first; a
+        line for each problem.
 
     Raises:
         RunError: there are checkpoints, and none can be used.
@@ -169,7 +176,7 @@ def load_last(
                     check_fit(checkpoint, model, class_names, settings["steps"])
                 except ValueError as error:
                     raise RunError(f"{path}: does not fit the run: {error}") from error
-            return checkpoint, problems
+            return {**checkpoint, "file": path.name}, problems
         except RunError as error:
             problems.append(str(error))
     if problems:

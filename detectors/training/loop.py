@@ -104,7 +104,7 @@ def train(
     if checkpoint is not None:
         stepper.load(checkpoint)
         state = State(**checkpoint["state"])
-    checkpoints = Checkpoints(out, state.step if checkpoint else None, leads=world.leads)
+    checkpoints = Checkpoints(out, checkpoint, leads=world.leads)
     with (
         Stopping() as stopping,
         Progress(title, state.step, settings.steps, leads=world.leads) as progress,

@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +240,45 @@ def test_loading_processes_that_die_too_often_end_the_run(
 ) -> None:
     with pytest.raises(errors.TrainingError, match=r"step \d: DataLoader worker.*; no checkpoint"):
         run(replace(settings, workers=1), deadly(scenes, tmp_path / "l", 1), tmp_path / "r", data)
+
+
+class Stuck(CocoDetection):
+    """As on a disk that does not answer; if it `stops`, SIGTERM comes meanwhile."""
+
+    stops: bool
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 1 and torch.utils.data.get_worker_info():
+            if self.stops:
+                os.kill(os.getppid(), signal.SIGTERM)
+            while True:
+                time.sleep(60)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_loading_process_that_is_stuck(
+    stops: bool,
+    settings: TrainSettings,
+    data: CocoDetection,
+    scenes: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ends the run, however many bad steps are allowed; a signal does while it is waited for."""
+    monkeypatch.setattr("detectors.data.loading.WAIT", 60 if stops else 3)
+    settings = replace(settings, workers=1, max_bad_steps=9)
+    stuck = Stuck(*scenes)
+    stuck.stops = stops
+    wanted = (
+        (errors.Stopped, r"step \d of 5: stopped by SIGTERM; the last checkpoint, of step \d")
+        if stops
+        else (errors.TrainingError, r"step \d: no batch came from 1 loading processes in 3 sec")
+    )
+    began = time.monotonic()
+    with pytest.raises(wanted[0], match=wanted[1]):
+        run(settings, stuck, tmp_path / "run", data)
+    assert time.monotonic() - began < 40
 
 
 class Faulty(CocoDetection):
