@@ -1,4 +1,4 @@
-"""`jol train`: a new run, an earlier one again (--config), or one that goes on (--resume).
+"""`jol train`: a new run, an earlier one again (--config), or one that is resumed (--resume).
 
 Its options are the fields of TrainSettings (detectors/training/settings.py) and a few of its own.
 """
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     same_data = bool(data_was) and not data_options.names_data(args)
     if same_data:
         data_options.name_data(args, data_was)
-    # Here and not above, so that what is wrong with the arguments is said without torch.
+    # Here and not above, so that wrong arguments are reported without torch.
     from detectors.training import checkpoints, loop
     from detectors.utils.distributed import connected
 
@@ -207,10 +207,10 @@ def _report_start(
     args: argparse.Namespace, checkpoint: dict[str, Any] | None, problems: list[str]
 ) -> None:
     for problem in problems:
-        print(f"jol train: {problem}; the one before is used", file=sys.stderr)
+        print(f"jol train: {problem}; using the previous one", file=sys.stderr)
     if "resume" in args:
         step = 0 if checkpoint is None else checkpoint["step"]
-        what = f"going on after step {step}" if step else "no checkpoint yet, beginning at step 1"
+        what = f"resuming after step {step}" if step else "no checkpoint yet, starting at step 1"
         print(f"jol train: {args.out}: {what}", file=sys.stderr)
 
 
@@ -240,7 +240,7 @@ def _add_options(command: Parser) -> None:
     add(
         "--resume",
         action="store_true",
-        help="go on with the run in --out, whose settings and data hold; begin it if there is none",
+        help="continue the run in --out with its settings and data; start it if there is none",
     )
     data = command.add_argument_group(
         "data", "DATA is a data set of the paper, or images and COCO JSON files."

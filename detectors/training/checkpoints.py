@@ -35,7 +35,7 @@ class Checkpoints:
 
     Args:
         folder: the run's.
-        resumed: the checkpoint the run goes on from, from load_last; None: there is none.
+        resumed: the checkpoint the run resumes from, as load_last returns it; None: there is none.
         leads: False: nothing is written, because another process does.
 
     Attributes:
@@ -57,7 +57,7 @@ class Checkpoints:
         return time.monotonic() - self._saved_at > SAVE_SECONDS
 
     def save_last(self, checkpoint: Mapping[str, Any]) -> None:
-        """Write what a run goes on from: all of NEEDED and TO_GO_ON but sha256.
+        """Write what a run resumes from: all of NEEDED and TO_GO_ON but sha256.
 
         Raises:
             OSError: as `save`.
@@ -95,13 +95,13 @@ def save(path: Path, checkpoint: Mapping[str, Any], *, previous: Path | None = N
         OSError: it cannot be written; what was at `path` still is, there or at `previous`.
     """
     whole = {**checkpoint, "sha256": digest(checkpoint)}
-    beside = path if previous is None else path.with_name(path.name + ".new")
+    written = path if previous is None else path.with_name(path.name + ".new")
     with files.naming(path):
-        files.replace(beside, lambda file: _write(whole, file))
+        files.replace(written, lambda file: _write(whole, file))
         if previous is not None:
             if path.exists():
                 path.replace(previous)
-            beside.replace(path)
+            written.replace(path)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ PATIENCE = timedelta(hours=2)
 
 
 MESSAGE = 1000
-"""Bytes of a message that ranks tell each other."""
+"""Bytes of a message that ranks exchange."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ ALONE = World()
 
 
 def means_lost(error: RuntimeError) -> bool:
-    """Whether it is how torch says that another rank has ended or cannot be reached."""
+    """Whether this is how torch reports that another rank has ended or cannot be reached."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 

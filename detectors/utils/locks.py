@@ -1,4 +1,4 @@
-"""One writer a folder: a lock that ends with the process that holds it, however it ends."""
+"""One writer per folder: a lock that is released however the process that holds it ends."""
 
 import fcntl
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 from detectors.errors import RunError
 
 LOCK = "run.lock"
-"""File in a folder while a process writes there. One without a process locks nothing."""
+"""The file in a folder while a process writes there; left by a killed process it locks nothing."""
 PATIENCE = 1.0
-"""Seconds for which a lock is asked for: `writer` holds one for a moment."""
+"""Seconds for which a lock is requested: `writer` takes one for a moment."""
 _held: set[int] = set()
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a step is named, and the run stops or leaves the step out, as it was told."""
+"""What is wrong with a step is named, and the run stops or skips the step, as its settings say."""
 
 import errno
 import math
@@ -337,7 +337,7 @@ HALF_HANDED_OVER = [EOFError(), ConnectionResetError(104, "reset"), FileNotFound
 @pytest.mark.parametrize("error", HALF_HANDED_OVER, ids=lambda error: type(error).__name__)
 def test_a_loading_process_that_dies_while_it_hands_over_is_dead(error: Exception) -> None:
     """Then no message of torch's comes, but what its connection makes of that."""
-    asked, told = [], []
+    asked, notes = [], []
 
     def load(step: int) -> Any:
         asked.append(step)
@@ -348,10 +348,10 @@ def test_a_loading_process_that_dies_while_it_hands_over_is_dead(error: Exceptio
 
     def taken(restarts: int, leaving: bool) -> list[Any]:
         asked.clear()
-        return list(feed(load, 0, 3, restarts, told.append, lambda: leaving))
+        return list(feed(load, 0, 3, restarts, notes.append, lambda: leaving))
 
     assert taken(1, False) == [([], [0]), ([], [1]), ([], [2])]
-    assert told == ["step 2: DataLoader worker died; loading processes started again"]
+    assert notes == ["step 2: DataLoader worker died; loading processes started again"]
     assert taken(0, True) == [([], [0]), "DataLoader worker died"]
     with pytest.raises(errors.TrainingError, match="step 2: DataLoader worker died"):
         taken(0, False)

@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or starved of disk goes on as if nothing had happened."""
+"""A run that is killed, stopped or out of disk space resumes with the same result."""
 
 import json
 import os
@@ -283,7 +283,7 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_used(
     harm(interrupted / "last.pt")
     said = finish(words, interrupted, whole[0]).said
     assert f"{interrupted / 'last.pt'}: " in said and wanted in said
-    assert "the one before is used" in said and "going on after step 3" in said
+    assert "using the previous one" in said and "resuming after step 3" in said
 
 
 def test_only_bad_checkpoints_are_an_error(interrupted: Path, words: list[str]) -> None:
