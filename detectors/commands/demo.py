@@ -18,6 +18,7 @@ from detectors.evaluation.protocols import METRICS
 from detectors.training import run_folder
 from detectors.training.settings import TrainSettings, resolve
 from detectors.utils.argument_types import count
+from detectors.utils.locks import LOCK, claimed
 from detectors.utils.parser import Parser
 from detectors.utils.text_tables import aligned
 
@@ -107,17 +108,22 @@ def compare(out: Path, *, seed: int = 0, size: DemoSize | None = None) -> None:
         size: how much to do.
 
     Raises:
-        RunError: `out` holds something that is no demo.
+        RunError: `out` holds something that is no demo, or another process writes there.
     """
+    _refuse_other(out)
+    with claimed(out):
+        _clear(out)
+        _compare(out, seed, size or DemoSize())
+
+
+def _compare(out: Path, seed: int, size: DemoSize) -> None:
     from detectors.data.dataset import CocoDetection
     from detectors.data.synthetic import write_scenes
     from detectors.evaluation.curves import NAMES, pr_curves
     from detectors.paper.side_by_side import detections
     from detectors.training import loop
 
-    size = size or DemoSize()
     began = time.perf_counter()
-    _clear(out)
     train_data = CocoDetection(
         *write_scenes(out / "train", images=size.train_images, seed=2 * seed, size=size.pixels)
     )
@@ -152,18 +158,24 @@ def compare(out: Path, *, seed: int = 0, size: DemoSize | None = None) -> None:
     print(f"the whole demo took {(time.perf_counter() - began) / 60:.1f} minutes")
 
 
-def _clear(out: Path) -> None:
-    """Make `out` an empty folder; only what a demo wrote, which left MARK there, is removed."""
+def _refuse_other(out: Path) -> None:
+    """Raise RunError unless `out` is empty, or holds what a demo wrote, which left MARK there."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file, wanted a folder")
-    found = {p.name for p in out.iterdir()} if out.exists() else set()
-    if found:
-        ours = {MARK, "train", "val", "base", "jol", "pr_curves.png", "detections.png", "table.txt"}
-        if MARK not in found or not found <= ours:
-            raise RunError(f"{out}: holds what no demo wrote; not touched")
-        shutil.rmtree(out)
+    found = {p.name for p in out.iterdir()} - {LOCK} if out.exists() else set()
+    ours = {MARK, "train", "val", "base", "jol", "pr_curves.png", "detections.png", "table.txt"}
+    if found and (MARK not in found or not found <= ours):
+        raise RunError(f"{out}: holds what no demo wrote; not touched")
+
+
+def _clear(out: Path) -> None:
+    """Remove what a demo wrote into `out`, which is locked, and leave MARK there."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        for path in out.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
         (out / MARK).touch()
     except OSError as error:
         raise RunError(f"{out}: cannot be written: {error.strerror}") from error

@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.out.exists() and not args.out.is_dir():
         raise RunError(f"{args.out}: is a file, wanted a folder")
-    model = checkpoints.load_detector(checkpoint)
+    model = checkpoints.load_detector(checkpoint, args.checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be made is an error before the work
-    with distributed.connected(device) as world:
+    with distributed.connected(device) as world, world.claimed(args.out):
         model = model.to(device)
         if world.leads:
             data_options.report_skipped(dataset)
@@ -75,10 +75,10 @@ def run(args: argparse.Namespace) -> None:
         evaluation = model_evaluation.evaluate_model(
             model, dataset, device, args.evaluator, protocol, world=world
         )
-    if evaluation is not None:
-        write_results(args.out, evaluation, checkpoint["settings"]["loss"])
-        print(class_table(evaluation))
-        print(f"results in {args.out}")
+        if evaluation is not None:
+            write_results(args.out, evaluation, checkpoint["settings"]["loss"])
+            print(class_table(evaluation))
+            print(f"results in {args.out}")
 
 
 def _protocol(args: argparse.Namespace, trained: str | None) -> str:

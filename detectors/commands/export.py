@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
     from detectors.training import checkpoints
 
     checkpoint = checkpoints.load(args.checkpoint)
-    model, detector = checkpoints.load_detector(checkpoint), checkpoint["settings"]["detector"]
+    model = checkpoints.load_detector(checkpoint, args.checkpoint)
+    detector = checkpoint["settings"]["detector"]
     size = (args.image_size[0], args.image_size[1])
     program = export.export(model, size)
     count, apart = export.check(program, model, size)

@@ -122,7 +122,7 @@ def _draw_from_models(args: argparse.Namespace, folders: dict[str, Path]) -> Non
         )
         if checkpoint["settings"]["loss"] != name:
             raise Unusable(f"--{name} {folders[name]}: trained with another loss")
-        models[name] = checkpoints.load_detector(checkpoint).to(device)
+        models[name] = checkpoints.load_detector(checkpoint, folders[name]).to(device)
     if args.figure == 1:
         collected = {
             name: loss_samples.collect(model, dataset, device, args.images or 100)

@@ -7,6 +7,7 @@ from typing import Any
 from detectors.commands.options import add_settings, checkpoint_option, find_device, share
 from detectors.training.settings import TrainSettings
 from detectors.utils.argument_types import file_or_folder, positive
+from detectors.utils.locks import claimed
 from detectors.utils.parser import Parser
 from detectors.utils.printable import counted
 
@@ -72,16 +73,18 @@ def run(args: argparse.Namespace) -> None:
     device = find_device(args.device)
     checkpoint = checkpoints.load(args.checkpoint)
     names = checkpoint["class_names"]
-    summary, bad = predict.predict(
-        checkpoints.load_detector(checkpoint).to(device),
-        names,
-        checkpoint.get("category_ids") or list(range(1, len(names) + 1)),
-        images,
-        args.out,
-        batch_size=args.batch_size,
-        device=device,
-        threshold=args.score_threshold,
-    )
+    model = checkpoints.load_detector(checkpoint, args.checkpoint).to(device)
+    with claimed(args.out):
+        summary, bad = predict.predict(
+            model,
+            names,
+            checkpoint.get("category_ids") or list(range(1, len(names) + 1)),
+            images,
+            args.out,
+            batch_size=args.batch_size,
+            device=device,
+            threshold=args.score_threshold,
+        )
     print(summary)
     skipped = count_skipped(args.images)
     if skipped:

@@ -1,6 +1,7 @@
 """`jol sweep`: the runs that a table of the paper needs, each `jol train` in a process of its own.
 
-A finished run is skipped, an interrupted one resumed, one that fails does not end the sweep.
+A finished run is skipped, an interrupted one resumed, one that another process is writing passed
+over; one that fails does not end the sweep.
 sweep.json in the sweep's folder keeps the arguments of each run, so that a run of other arguments
 is never taken for this one.
 """
@@ -23,6 +24,7 @@ from detectors.paper.table_plan import Cell
 from detectors.training.settings import MAY_CHANGE
 from detectors.utils import files
 from detectors.utils.argument_types import choice, count
+from detectors.utils.locks import claimed, writer
 from detectors.utils.parser import Parser
 
 TABLES = tuple(range(2, 10))
@@ -37,7 +39,7 @@ Launch = Callable[[list[str]], int]
 
 
 class SweepError(JolError, RuntimeError):
-    """Runs of a sweep that failed, by name."""
+    """Runs of a sweep that failed or that other processes are writing, by name."""
 
 
 def add(subparsers: Any) -> None:
@@ -172,23 +174,32 @@ def sweep(
                     f"{out / name}: {key} was {given[0]}, is now {given[1]}; give another --out"
                 )
     failed: list[str] = []
+    busy: list[str] = []
     for number, run in enumerate(planned, start=1):
         folder, words = out / run.name, _command(run, out)
         state = _state(folder)
         if dry:
             print(f"# {run.name} is done" if state == "done" else shlex.join(["jol", *words]))
             continue
+        who = writer(folder) if state != "done" else ""
+        if who:
+            state = f"under way, {who} is writing there; passed over"
+            busy.append(run.name)
         print(f"[{number}/{len(planned)}] {run.name}: {state}", flush=True)
-        if state == "done":
+        if state == "done" or who:
             continue
-        out.mkdir(parents=True, exist_ok=True)
-        # Read anew: a sweep of other seeds may be running into the same folder.
-        files.write_json(out / RECORD, {**_read_record(out), run.name: values[run.name]})
+        with claimed(out):  # and read anew: a sweep of other seeds may write here too
+            files.write_json(out / RECORD, {**_read_record(out), run.name: values[run.name]})
         status = launch(words)
         if status or _state(folder) != "done":
             failed.append(f"{run.name} (status {status})")
-    if failed:
-        raise SweepError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}")
+    problems = [
+        f"{len(names)} of {len(planned)} runs {what}: {', '.join(names)}"
+        for what, names in (("failed", failed), ("are under way", busy))
+        if names
+    ]
+    if problems:
+        raise SweepError("; ".join(problems))
 
 
 def _command(run: Planned, out: Path) -> list[str]:
@@ -213,11 +224,14 @@ def _read_record(out: Path) -> dict[str, dict[str, str]]:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file, wanted a folder")
     try:
-        return dict(json.loads((out / RECORD).read_text()))
+        record = json.loads(files.read_bytes(out / RECORD))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{out / RECORD}: is not what a sweep writes") from error
+    except (OSError, ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not all(isinstance(run, dict) for run in record.values()):
+        raise RunError(f"{out / RECORD}: is not what a sweep writes")
+    return record
 
 
 def _launch(words: list[str]) -> int:

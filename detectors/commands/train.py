@@ -1,4 +1,4 @@
-"""`jol train`: a new run, an earlier one again (--config), or one that goes on (--resume).
+"""`jol train`: a new run, an earlier one again (--config), or one that is resumed (--resume).
 
 Its options are the fields of TrainSettings (detectors/training/settings.py) and a few of its own.
 """
@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     same_data = bool(data_was) and not data_options.names_data(args)
     if same_data:
         data_options.name_data(args, data_was)
-    # Here and not above, so that what is wrong with the arguments is said without torch.
+    # Here and not above, so that wrong arguments are reported without torch.
     from detectors.training import checkpoints, loop
     from detectors.utils.distributed import connected
 
@@ -123,23 +123,30 @@ def run(args: argparse.Namespace) -> None:
         run_folder.refuse_other(out, settings, data)
     elif same_data:
         run_folder.refuse_other_data(str(config), data_was, data)
-    with connected(settings.device) as world, deterministic(settings.deterministic):
+    with (
+        connected(settings.device) as world,
+        deterministic(settings.deterministic),
+        ExitStack() as held,
+    ):
         if settings.batch_size % world.size:
             raise Unusable(
                 f"--batch-size {settings.batch_size}: wanted a multiple of {world.size} processes"
             )
-        checkpoint, problems = (
-            checkpoints.load_last(out, dataclasses.asdict(settings)) if resumed else (None, [])
-        )
+        if resumed:  # before its checkpoints are read, which no other process may replace
+            held.enter_context(world.claimed(out))
+        begun = resumed and checkpoints.exist(out)
         try:
             model = loop.make_model(
-                settings,
-                len(train_data.class_names),
-                resumed=checkpoint is not None,
-                world=world,
+                settings, len(train_data.class_names), resumed=begun, world=world
             )
         except (ValueError, NotImplementedError, OSError) as error:
             raise Unusable(str(error)) from error
+        checkpoint, problems = None, list[str]()
+        if begun:
+            was = dataclasses.asdict(settings)
+            checkpoint, problems = checkpoints.load_last(out, was, model, val_data.class_names)
+        if not resumed:  # after everything that may be refused, as it makes the folder
+            held.enter_context(world.claimed(out))
         world.wait()  # until all have seen what was in the folder
         if world.leads:
             if not resumed:
@@ -200,10 +207,10 @@ def _report_start(
     args: argparse.Namespace, checkpoint: dict[str, Any] | None, problems: list[str]
 ) -> None:
     for problem in problems:
-        print(f"jol train: {problem}; the one before is used", file=sys.stderr)
+        print(f"jol train: {problem}; using the previous one", file=sys.stderr)
     if "resume" in args:
         step = 0 if checkpoint is None else checkpoint["step"]
-        what = f"going on after step {step}" if step else "no checkpoint yet, beginning at step 1"
+        what = f"resuming after step {step}" if step else "no checkpoint yet, starting at step 1"
         print(f"jol train: {args.out}: {what}", file=sys.stderr)
 
 
@@ -233,7 +240,7 @@ def _add_options(command: Parser) -> None:
     add(
         "--resume",
         action="store_true",
-        help="go on with the run in --out, whose settings and data hold; begin it if there is none",
+        help="continue the run in --out with its settings and data; start it if there is none",
     )
     data = command.add_argument_group(
         "data", "DATA is a data set of the paper, or images and COCO JSON files."

@@ -1,8 +1,8 @@
 """Samples loaded by other processes, which may be stuck, die or lack memory and files.
 
 A batch is handed over as a file without a name, whose descriptor travels through a socket. torch's
-own way takes room in /dev/shm (64 MB in a Docker container by default) and several open files for
-each image, and a batch that finds neither is lost: the loader then waits for ever.
+own way needs room in /dev/shm (64 MB in a Docker container by default) and several open files for
+each image. Where there is too little of either the batch is lost, and the loader waits forever.
 """
 
 import errno
@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
 from typing import IO, Any
 
 import numpy as np
@@ -29,9 +30,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from detectors.errors import LoadingError
 
 WAIT = 300
-"""Seconds without a batch after which loading processes count as stuck; slow disks need some."""
+"""Seconds without a batch after which loading processes count as stuck; generous to slow disks."""
 POLL = 1
-"""Seconds between two looks at signals and at the processes."""
+"""Seconds between checks for signals and dead processes."""
 ALIGNED = 64
 """Arrays in a file begin at a multiple of this many bytes."""
 SHARED_MEMORY = "/dev/shm"
@@ -50,7 +51,7 @@ def load(
         dataset: from key to sample: a tuple (tensor, dict), or an exception that stands for it.
         schedule: the keys of each batch.
         workers: number of loading processes; 0: this process loads.
-        leaving: asked every second while there is no batch: whether to wait no longer.
+        leaving: asked every second while there is no batch: whether to stop waiting.
 
     Raises:
         LoadingError: no loading processes, or none that bring the next batch.
@@ -63,8 +64,8 @@ def load(
     with ExitStack() as stack:
         batches, sockets = _start(dataset, schedule, workers, stack)
         if threading.current_thread() is threading.main_thread():
-            # torch's handler raises wherever the program is, in the middle of an optimizer step
-            # too. Without it a dead worker is noticed where its batch is missed.
+            # torch's handler raises anywhere, even in the middle of an optimizer step. Without it
+            # a dead worker is noticed when its batch is missing.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             while (handed := _next(batches, workers, leaving)) is not None:
@@ -79,12 +80,11 @@ def load(
 def _start(
     dataset: Dataset[Any], schedule: Iterable[Sequence[Any]], workers: int, stack: ExitStack
 ) -> tuple[Iterator[Any], list[socket.socket]]:
-    """What the processes answer, batch by batch, and a socket to each; `stack` ends them."""
+    """The processes' answers, one per batch, and a socket to each; `stack` ends the processes."""
     before = set(multiprocessing.active_children())
     hook = sys.unraisablehook
     try:
         pairs = [[stack.enter_context(end) for end in socket.socketpair()] for _ in range(workers)]
-        stack.callback(_end, before)
         loader = DataLoader(
             dataset,
             batch_sampler=schedule,  # type: ignore[arg-type]  # any iterable will do
@@ -96,13 +96,14 @@ def _start(
         )
         return iter(loader), [ours for ours, _ in pairs]
     except OSError as error:
-        # torch cannot take a loader apart that it has half made, and says so
+        # torch reports an error of its own while it discards the half-made loader
         sys.unraisablehook = lambda _: None
         error.__traceback__ = None
         what = f"{workers} loading processes cannot be started: {error.strerror}"
         raise LoadingError(f"{what}{_remedy(error)}") from error
     finally:
         sys.unraisablehook = hook
+        stack.callback(_end, set(multiprocessing.active_children()) - before)
 
 
 def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
@@ -128,11 +129,12 @@ def _next(
     )
 
 
-def _end(before: set[Any]) -> None:
-    """Kill the processes started since that torch did not end, being stuck."""
-    for process in set(multiprocessing.active_children()) - before:
-        process.kill()
-        process.join(POLL)
+def _end(processes: Iterable[BaseProcess]) -> None:
+    """Kill those that torch did not end, because they are stuck."""
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join(POLL)
 
 
 class _HandOver:
@@ -217,7 +219,7 @@ def _nameless() -> IO[bytes]:
 
 
 def _remedy(error: OSError) -> str:
-    """What there is too little of, and what to do."""
+    """The resource that ran out, and what to do."""
     few = "; use fewer --workers, or 0"
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

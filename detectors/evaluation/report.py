@@ -7,9 +7,11 @@ pr_curves.png    precision and recall, mean over classes; pr_classes.png: of eac
 """
 
 import csv
+import io
 import json
 import math
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,11 @@ from detectors.utils.printable import csv_cell, from_csv_cell
 from detectors.utils.text_tables import aligned
 
 ARRAYS = ("precision", "recall_points", "iou_thresholds")
+BROKEN = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, RecursionError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, csv.Error),
+)
+"""What reading results that something else wrote may raise."""
 
 
 def write_results(out: Path, evaluation: Evaluation, name: str) -> None:
@@ -52,22 +59,29 @@ def read_results(out: Path) -> Evaluation:
     """
     try:
         path = out / "results.json"
-        metrics = json.loads(path.read_text())
+        metrics = json.loads(files.read_bytes(path))
+        if not isinstance(metrics, dict) or not all(
+            value is None or isinstance(value, int | float) for value in metrics.values()
+        ):
+            raise ValueError("not numbers by name")
         path = out / "pr_curves.npz"
+        files.refuse_endless(path)
         with np.load(path) as stored:
-            arrays = {array: stored[array] for array in ARRAYS}
+            arrays = {array: np.asarray(stored[array], dtype=float) for array in ARRAYS}
+        shape = (arrays["iou_thresholds"].size, arrays["recall_points"].size)
+        if arrays["precision"].ndim != 3 or arrays["precision"].shape[:2] != shape:
+            raise ValueError("not curves at these thresholds and points")
         path = out / "per_class.csv"
-        with path.open(newline="", encoding="utf-8") as file:
-            head, *rows = csv.reader(file)
+        head, *rows = csv.reader(io.StringIO(files.read_bytes(path).decode(), newline=""))
         per_class = {
             from_csv_cell(label): dict(
                 zip(metrics, (float(v or "nan") for v in values), strict=True)
             )
             for label, *values in rows
         }
-        if head != ["class", *metrics] or len(rows) != arrays["precision"].shape[2]:
+        if head != ["class", *metrics] or len(per_class) != arrays["precision"].shape[2]:
             raise ValueError("not the file that belongs to the others")
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise errors.RunError(f"{path}: missing or broken, no results of an evaluation") from error
     return Evaluation(
         metrics={k: math.nan if v is None else v for k, v in metrics.items()},

@@ -15,16 +15,13 @@ from typing import Any
 
 from detectors.errors import RunError
 from detectors.paper.table_plan import Cell
-from detectors.training.settings import DEFAULTS, MAY_CHANGE, TrainSettings
+from detectors.training import run_folder
+from detectors.training.settings import DEFAULTS, FIELDS, MAY_CHANGE, TrainSettings
+from detectors.utils import files
+from detectors.utils.argument_types import shown, within
 
 JOINT = ("lam", "location_score", "class_score", "detach_weights")
 """Settings of JOL, without meaning in a base run."""
-KINDS: dict[Any, tuple[str, ...]] = {
-    int: ("seed", "steps", "batch_size"),
-    int | float: ("lr", "lam"),
-    str: ("detector", "loss", "preset", "backbone"),
-}
-"""Settings that tables compute with or sort by, and what they must be."""
 NEEDED = tuple(f.name for f in dataclasses.fields(TrainSettings) if f.name not in DEFAULTS)
 
 
@@ -74,15 +71,14 @@ class Run:
 
     def seconds(self) -> float:
         """Median time of a step over the lines of metrics.jsonl but the first, or NaN."""
-        logged = []
-        file = self.path / "metrics.jsonl"
-        for line in file.read_text().splitlines() if file.exists() else []:
-            try:
-                value = json.loads(line).get("seconds")
-            except (ValueError, AttributeError):
-                continue
-            if isinstance(value, int | float):
-                logged.append(float(value))
+        file = self.path / run_folder.METRICS
+        try:
+            lines = files.read_bytes(file).splitlines()
+        except OSError:
+            return math.nan
+        records = [record for line in lines if (record := run_folder.read_record(line))]
+        values = [record.get("seconds") for record in records]
+        logged = [float(value) for value in values if value is not None and within(value, least=0)]
         return statistics.median(logged[1:] or logged) if logged else math.nan
 
 
@@ -117,31 +113,33 @@ def read_run(folder: Path) -> Run:
     missing = [name for name in NEEDED if name not in settings]
     if missing:
         raise RunError(f"{folder}: config.json lacks the settings {', '.join(missing)}")
-    for kind, names in KINDS.items():
-        for name in names:
-            value = settings[name]
-            if not isinstance(value, kind):
-                raise RunError(f"{folder}: config.json: cannot use {name} {value!r}")
+    try:
+        TrainSettings.read({name: settings[name] for name in settings.keys() & FIELDS.keys()})
+    except ValueError as error:
+        raise RunError(f"{folder}: config.json: {error}") from error
     if not (folder / "results.json").exists():
         raise RunError(f"{folder}: not finished, it has no results.json")
     results = _json(folder / "results.json")
-    metrics = {name: math.nan if value is None else value for name, value in results.items()}
-    numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
-    if "AP" not in numbers:
+    for name, value in results.items():
+        good = isinstance(value, int | float) and within(value, least=0) and value <= 1
+        if value is not None and not good:
+            got = f"{shown(name)}: got {shown(value)}"
+            raise RunError(f"{folder}: results.json: {got}, wanted a number from 0 to 1")
+    if "AP" not in results:
         raise RunError(f"{folder}: results.json holds no AP")
     return Run(
         path=folder,
         settings={**DEFAULTS, **settings},
         dataset=None if data.get("dataset") is None else str(data["dataset"]),
         data={name: str(value) for name, value in data.items() if name.endswith("sha256")},
-        metrics=numbers,
+        metrics={k: math.nan if v is None else float(v) for k, v in results.items()},
     )
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(files.read_bytes(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path.parent}: {path.name} cannot be read") from error
     if not isinstance(content, dict):
         raise RunError(f"{path.parent}: {path.name} holds {type(content).__name__}, wanted object")

@@ -35,32 +35,38 @@ class Checkpoints:
 
     Args:
         folder: the run's.
-        step: that of the checkpoint the run goes on from; None: there is none.
+        resumed: the checkpoint the run resumes from, as load_last returns it; None: there is none.
         leads: False: nothing is written, because another process does.
 
     Attributes:
         kept: what messages say of the newest one.
     """
 
-    def __init__(self, folder: Path, step: int | None = None, *, leads: bool = True) -> None:
+    def __init__(
+        self, folder: Path, resumed: Mapping[str, Any] | None = None, *, leads: bool = True
+    ) -> None:
         self.folder, self._leads = folder, leads
         self._saved_at = time.monotonic()
         self.kept = f"no checkpoint was written in {folder} before"
-        if step is not None:
-            self._note(step)
+        self._last_is_bad = resumed is not None and resumed.get("file") == PREVIOUS
+        if resumed is not None:
+            self._note(resumed["step"])
 
     def are_old(self) -> bool:
         """Whether the newest one is older than SAVE_SECONDS."""
         return time.monotonic() - self._saved_at > SAVE_SECONDS
 
     def save_last(self, checkpoint: Mapping[str, Any]) -> None:
-        """Write what a run goes on from: all of NEEDED and TO_GO_ON but sha256.
+        """Write what a run resumes from: all of NEEDED and TO_GO_ON but sha256.
 
         Raises:
             OSError: as `save`.
         """
         if self._leads:
-            save(self.folder / LAST, checkpoint, previous=self.folder / PREVIOUS)
+            # A bad one is not kept: between two renames it would be the only one there.
+            previous = None if self._last_is_bad else self.folder / PREVIOUS
+            save(self.folder / LAST, checkpoint, previous=previous)
+            self._last_is_bad = False
         self._saved_at = time.monotonic()
         self._note(checkpoint["step"])
 
@@ -89,13 +95,13 @@ def save(path: Path, checkpoint: Mapping[str, Any], *, previous: Path | None = N
         OSError: it cannot be written; what was at `path` still is, there or at `previous`.
     """
     whole = {**checkpoint, "sha256": digest(checkpoint)}
-    beside = path if previous is None else path.with_name(path.name + ".new")
+    written = path if previous is None else path.with_name(path.name + ".new")
     with files.naming(path):
-        files.replace(beside, lambda file: _write(whole, file))
+        files.replace(written, lambda file: _write(whole, file))
         if previous is not None:
             if path.exists():
                 path.replace(previous)
-            beside.replace(path)
+            written.replace(path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -147,7 +153,8 @@ def load_last(
         class_names: the run's classes, with `model`.
 
     Returns:
-        The checkpoint, None where the run has not come to its first; a line for each problem.
+        The checkpoint with its name at "file", None where the run has not come to its first; a
+        line for each problem.
 
     Raises:
         RunError: there are checkpoints, and none can be used.
@@ -169,7 +176,7 @@ def load_last(
                     check_fit(checkpoint, model, class_names, settings["steps"])
                 except ValueError as error:
                     raise RunError(f"{path}: does not fit the run: {error}") from error
-            return checkpoint, problems
+            return {**checkpoint, "file": path.name}, problems
         except RunError as error:
             problems.append(str(error))
     if problems:

@@ -1,4 +1,4 @@
-"""The training loop, which can be killed anywhere and go on as if nothing had happened.
+"""The training loop, which can be killed at any point and resumed with the same result.
 
 `Trainer.run` is the loop. Data and draws of a step depend on the seed and the step only, so base
 and JOL runs of one seed see the same batches from the same initial weights. A checkpoint is written
@@ -84,8 +84,8 @@ def train(
         model: changed in place.
         train_data: images to learn from.
         val_data: images to evaluate on, with the same classes.
-        out: the run's folder; run_folder says what is in it.
-        checkpoint: what checkpoints.load_last returned, to go on from there.
+        out: the run's folder; run_folder lists its files.
+        checkpoint: what checkpoints.load_last returned, to resume from.
         title: what the progress line is called.
         world: the processes that share the work; only the one that leads writes and prints.
 
@@ -104,7 +104,7 @@ def train(
     if checkpoint is not None:
         stepper.load(checkpoint)
         state = State(**checkpoint["state"])
-    checkpoints = Checkpoints(out, state.step if checkpoint else None, leads=world.leads)
+    checkpoints = Checkpoints(out, checkpoint, leads=world.leads)
     with (
         Stopping() as stopping,
         Progress(title, state.step, settings.steps, leads=world.leads) as progress,
@@ -244,7 +244,7 @@ class Trainer:
             outcome = self.stepper(batch, state.step + 1, rate, bool(self.stopping.asked))
         except TrainingError as error:
             raise TrainingError(f"{error}; {self.checkpoints.kept}") from error
-        if outcome.stop and outcome.problem:  # the step is taken when the run goes on
+        if outcome.stop and outcome.problem:  # the step is taken when the run is resumed
             self._stop()
         state.step += 1
         self.seconds.append(time.perf_counter() - began)
@@ -338,7 +338,7 @@ class Trainer:
         asked = self.stopping.asked or "a signal to another rank"
         raise Stopped(
             f"{where} stopped by {asked}; {self.checkpoints.kept}; "
-            f"go on with the same command and --resume"
+            f"resume with the same command and --resume"
         )
 
     def _write(self, record: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 config.json     all settings, versions, where the data are and their digests
 metrics.jsonl   a line every logged step and every evaluation
-last.pt         everything needed to go on, previous.pt: the one before; best.pt: the weights with
+last.pt         everything needed to resume, previous.pt: the one before; best.pt: the weights with
                 the best AP so far; see checkpoints
 results.json    the final metrics by name; per_class.csv, pr_curves.npz, pr_curves.png and
                 pr_classes.png next to it: see detectors.evaluation.report
@@ -31,10 +31,10 @@ from detectors.utils.argument_types import shown
 from detectors.utils.files import finite, write_json
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pycocotools", "faster-coco-eval")
-PLACES = frozenset(
+PATHS = frozenset(
     {"data_root", "train_images", "train_annotations", "val_images", "val_annotations"}
 )
-"""What config.json says of where data lie, which may move."""
+"""Paths of the data in config.json; the data may move."""
 CONFIG, METRICS, BOARD = "config.json", "metrics.jsonl", "tensorboard"
 
 
@@ -63,7 +63,7 @@ def refuse_run(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file, wanted a folder")
     if holds_run(out):
-        raise RunError(f"{out}: holds a run already; give --resume to go on with it")
+        raise RunError(f"{out}: holds a run already; give --resume to continue it")
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -90,8 +90,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _check_data(data: Mapping[str, Any]) -> None:
-    """Raise ValueError unless what config.json says of where data lie can be used."""
-    for name in PLACES | {"dataset"}:
+    """Raise ValueError unless the paths and the name of the data in config.json can be used."""
+    for name in PATHS | {"dataset"}:
         value = data.get(name)
         if value is not None and not (isinstance(value, str) and value and "\0" not in value):
             raise ValueError(f"{name}: got {shown(value)}, wanted a path")
@@ -121,7 +121,7 @@ def refuse_other_settings(where: str, was: Mapping[str, Any], now: Mapping[str, 
 def refuse_other_data(where: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise RunError unless data are the same, wherever they lie."""
     for name, value in now.items():
-        if name not in PLACES and was.get(name) != value:
+        if name not in PATHS and was.get(name) != value:
             before = shown(was.get(name))
             raise RunError(f"{where}: {name} was {before}, is now {shown(value)}")
 

@@ -1,6 +1,6 @@
 """One optimizer step: precision, the ranks' gradients, clipping, and what is wrong with a bad one.
 
-Everything random in a step depends on the seed, the step and the image's place in the batch, so a
+Everything random in a step depends on the seed, the step and the image's index in the batch, so a
 resumed run, and one with another number of processes, draws the same.
 """
 
@@ -72,7 +72,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(settings.device, enabled=settings.amp == "fp16")
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs to go on as if nothing had happened, besides the model's state."""
+        """What `load` needs to continue exactly, besides the model's state."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
@@ -114,7 +114,7 @@ class Stepper:
             self._put_back(statistics)
         else:
             self._update(rate, values["grad_norm"], means["grad_norm"])
-        if not (problem and stopped):  # else the run goes on with this very step
+        if not (problem and stopped):  # else the resumed run takes this step again
             self.scaler.update()
         return Outcome(means, problem, stopped)
 
@@ -161,7 +161,7 @@ class Stepper:
         self.scaler.step(self.optimizer)
 
     def _seed(self, step: int, images: int) -> None:
-        """Draws of this step: the samplers' from each image's place, all others from the rank."""
+        """Seed this step: the samplers from each image's index, everything else from the rank."""
         first = ((step - 1) * self.world.size + self.world.rank) * images
         seeds = [_number(self.settings.seed, 2, first + i) for i in range(images)]
         torch.manual_seed(_number(self.settings.seed, 3, step, self.world.rank))
@@ -188,11 +188,11 @@ class Stepper:
         if not problem and own and (self.world.size == 1 or own.keys() != {"grad_norm"}):
             what = ", ".join(f"{k} = {v}" for k, v in own.items())
             problem = f"{what}; {_ids(targets)}"
-        told = self.world.tell(problem)
+        problems = self.world.tell(problem)
         if self.world.size == 1:
             return problem
-        said = [f"rank {rank}: {text}" for rank, text in enumerate(told) if text]
-        return "; ".join(said) or "the gradient of all ranks is not finite, their losses are"
+        by_rank = [f"rank {rank}: {text}" for rank, text in enumerate(problems) if text]
+        return "; ".join(by_rank) or "the gradient of all ranks is not finite, their losses are"
 
     def _blank(self) -> Batch:
         """A batch of this rank's size with nothing in it."""

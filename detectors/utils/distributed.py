@@ -7,20 +7,24 @@ Rank 0 leads: it alone writes and prints. Tensors on the CPU travel by gloo, on 
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from detectors.errors import RunError
+from detectors.utils import locks
 
 PATIENCE = timedelta(hours=2)
 """How long ranks wait for each other; rank 0 computes AP while the others wait."""
 
 
 MESSAGE = 1000
-"""Bytes of a message that ranks tell each other."""
+"""Bytes of a message that ranks exchange."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,24 @@ class World:
         dist.all_gather(every, mine, group=self.group)
         return [bytes(m.tolist()).rstrip(b"\0").decode(errors="replace") for m in every]
 
+    @contextmanager
+    def claimed(self, folder: Path) -> Iterator[None]:
+        """Let the ranks, of which one writes, be the only ones to write into a folder.
+
+        Raises:
+            RunError: on all of them, as locks.claimed.
+        """
+        with ExitStack() as stack:
+            problem = ""
+            if self.leads:
+                try:
+                    stack.enter_context(locks.claimed(folder))
+                except RunError as error:
+                    problem = str(error)
+            for refusal in filter(None, self.tell(problem)):
+                raise RunError(refusal)
+            yield
+
     def follow(self, tensors: Iterable[Tensor]) -> None:
         """Make these tensors on every rank what they are on rank 0."""
         if self.group is not None:
@@ -87,7 +109,7 @@ ALONE = World()
 
 
 def means_lost(error: RuntimeError) -> bool:
-    """Whether it is how torch says that another rank has ended or cannot be reached."""
+    """Whether this is how torch reports that another rank has ended or cannot be reached."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 

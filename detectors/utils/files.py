@@ -1,4 +1,4 @@
-"""Reading files that end, and replacing them such that who is killed leaves the old one whole."""
+"""Reading regular files, and replacing them so that a killed process leaves the old one whole."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ PART = ".part"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file; of a pipe or device, which may have no end, nothing is read.
+    """The content of a file; a pipe or device, which may never end, is refused.
 
     Raises:
         OSError: it cannot be read, or is no regular file.
@@ -26,13 +26,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def refuse_endless(path: Path) -> None:
-    """Raise OSError if `path` is a pipe or a device, which may wait or go on for ever."""
+    """Raise OSError if `path` is a pipe or a device, which may block or never end."""
     if stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Put what `write` writes in the place of `path`: all of it, on the disk, or nothing.
+    """Replace `path` by what `write` writes: all of it, on the disk, or nothing.
 
     Raises:
         OSError: it cannot be written; `path` is as it was.

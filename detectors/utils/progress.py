@@ -32,7 +32,7 @@ class Progress:
     def __init__(
         self, title: str, start: int, steps: int, *, quiet: bool = False, leads: bool = True
     ) -> None:
-        # tqdm draws nothing on a terminal that says it has no lines
+        # tqdm draws nothing on a terminal that reports no lines
         terminal = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).lines > 0
         self._title, self._steps, self._leads = title, steps, leads
         self._lines = leads and not terminal and not quiet
@@ -88,7 +88,7 @@ class Progress:
 
     @contextmanager
     def _heard(self) -> Iterator[None]:
-        """Go on in silence once nobody can listen: `tee` or the terminal has ended, not the run."""
+        """Continue silently once nobody can read: `tee` or the terminal has ended, the run not."""
         try:
             yield
         except OSError:

@@ -1,6 +1,7 @@
 """`jol sweep`: which runs, skipping, resuming, failing; and two real runs of a few steps."""
 
 import json
+import os
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from detectors.cli import main
 from detectors.commands import sweep
 from detectors.data.synthetic import write_scenes
+from detectors.utils.locks import claimed
 
 DATA = [
     *("--train-images", "a", "--train-annotations", "a.json"),
@@ -144,6 +146,27 @@ def test_a_failing_run_does_not_end_the_sweep(
     train.calls.clear()
     assert main(command) == 0
     assert train.names == ["faster_rcnn-jol-seed1"]
+
+
+def test_a_run_under_way_is_passed_over_and_reported(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", "2", "--out", str(tmp_path), "--", *ONE]
+    with claimed(tmp_path / "faster_rcnn-jol-seed1"):
+        assert main(command) == 1
+    printed = capsys.readouterr()
+    assert train.names == ["faster_rcnn-jol-seed0", "faster_rcnn-jol-seed2"]
+    assert f"[2/3] faster_rcnn-jol-seed1: under way, process {os.getpid()} on" in printed.out
+    assert printed.err == "jol sweep: 1 of 3 runs are under way: faster_rcnn-jol-seed1\n"
+
+
+@pytest.mark.parametrize("text", ["[]", '{"x": 5}', "[" * 100_000, "", '"x"'])
+def test_a_record_that_is_none(
+    text: str, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    assert main(["sweep", "2", "--out", str(tmp_path), "--", *ONE]) == 2
+    assert "sweep.json: is not what a sweep writes" in capsys.readouterr().err
 
 
 def test_status_0_without_results_is_a_failure(

@@ -95,11 +95,11 @@ def wait_for_ever(index: int) -> None:
 def test_a_process_that_is_stuck_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a second try: it would wait as long. The process ignores SIGTERM, as in a run."""
     monkeypatch.setattr(loading, "WAIT", 2)
-    told: list[str] = []
+    notes: list[str] = []
     began = time.monotonic()
     with Stopping(), pytest.raises(TrainingError, match=r"step \d: no batch came from 2 loading"):
-        list(feed(lambda step: batches(Made(wait_for_ever), 2), 0, 12, 9, told.append, bool))
-    assert time.monotonic() - began < 10 and not told
+        list(feed(lambda step: batches(Made(wait_for_ever), 2), 0, 12, 9, notes.append, bool))
+    assert time.monotonic() - began < 10 and not notes
 
 
 def test_a_signal_is_obeyed_while_a_process_is_stuck() -> None:

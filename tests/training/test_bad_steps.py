@@ -1,9 +1,10 @@
-"""What is wrong with a step is named, and the run stops or leaves the step out, as it was told."""
+"""What is wrong with a step is named, and the run stops or skips the step, as its settings say."""
 
 import errno
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -241,6 +242,45 @@ def test_loading_processes_that_die_too_often_end_the_run(
         run(replace(settings, workers=1), deadly(scenes, tmp_path / "l", 1), tmp_path / "r", data)
 
 
+class Stuck(CocoDetection):
+    """As on a disk that does not answer; if it `stops`, SIGTERM comes meanwhile."""
+
+    stops: bool
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 1 and torch.utils.data.get_worker_info():
+            if self.stops:
+                os.kill(os.getppid(), signal.SIGTERM)
+            while True:
+                time.sleep(60)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_loading_process_that_is_stuck(
+    stops: bool,
+    settings: TrainSettings,
+    data: CocoDetection,
+    scenes: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ends the run, however many bad steps are allowed; a signal does while it is waited for."""
+    monkeypatch.setattr("detectors.data.loading.WAIT", 60 if stops else 3)
+    settings = replace(settings, workers=1, max_bad_steps=9)
+    stuck = Stuck(*scenes)
+    stuck.stops = stops
+    wanted = (
+        (errors.Stopped, r"step \d of 5: stopped by SIGTERM; the last checkpoint, of step \d")
+        if stops
+        else (errors.TrainingError, r"step \d: no batch came from 1 loading processes in 3 sec")
+    )
+    began = time.monotonic()
+    with pytest.raises(wanted[0], match=wanted[1]):
+        run(settings, stuck, tmp_path / "run", data)
+    assert time.monotonic() - began < 40
+
+
 class Faulty(CocoDetection):
     """Fails as a bug does, not as an image."""
 
@@ -297,7 +337,7 @@ HALF_HANDED_OVER = [EOFError(), ConnectionResetError(104, "reset"), FileNotFound
 @pytest.mark.parametrize("error", HALF_HANDED_OVER, ids=lambda error: type(error).__name__)
 def test_a_loading_process_that_dies_while_it_hands_over_is_dead(error: Exception) -> None:
     """Then no message of torch's comes, but what its connection makes of that."""
-    asked, told = [], []
+    asked, notes = [], []
 
     def load(step: int) -> Any:
         asked.append(step)
@@ -308,10 +348,10 @@ def test_a_loading_process_that_dies_while_it_hands_over_is_dead(error: Exceptio
 
     def taken(restarts: int, leaving: bool) -> list[Any]:
         asked.clear()
-        return list(feed(load, 0, 3, restarts, told.append, lambda: leaving))
+        return list(feed(load, 0, 3, restarts, notes.append, lambda: leaving))
 
     assert taken(1, False) == [([], [0]), ([], [1]), ([], [2])]
-    assert told == ["step 2: DataLoader worker died; loading processes started again"]
+    assert notes == ["step 2: DataLoader worker died; loading processes started again"]
     assert taken(0, True) == [([], [0]), "DataLoader worker died"]
     with pytest.raises(errors.TrainingError, match="step 2: DataLoader worker died"):
         taken(0, False)

@@ -29,6 +29,7 @@ from detectors.evaluation.model_evaluation import Interrupted, evaluate_model
 from detectors.training import checkpoints, loop, run_folder
 from detectors.training.settings import TrainSettings
 from detectors.training.step import Stepper
+from detectors.utils import locks
 from detectors.utils.distributed import World
 
 
@@ -189,6 +190,22 @@ def test_each_machine_says_what_is_wrong_with_its_data(
     words = "train --detector fcos --loss jol --out none --train-images no --train-annotations no"
     assert cli.main([*words.split(), "--val-images", "no", "--val-annotations", "no"]) == 2
     assert bool(capsys.readouterr().err) == says
+
+
+def test_all_ranks_are_refused_where_another_process_writes(tmp_path: Path) -> None:
+    with locks.claimed(tmp_path):
+        first, second = in_processes(refused, tmp_path)
+    assert first == second and f"process {os.getpid()} on" in first
+    assert in_processes(refused, tmp_path) == ["", ""]
+
+
+def refused(rank: int, folder: Path) -> str:
+    try:
+        with world(rank).claimed(folder):
+            dist.barrier()
+    except errors.RunError as error:
+        return str(error)
+    return ""
 
 
 def trained(
@@ -366,7 +383,7 @@ def test_torchrun_stopped_and_resumed(scenes: tuple[Path, Path], tmp_path: Path)
     child = torchrun(words, tmp_path)
     printed, said = child.communicate(timeout=300)
     assert child.returncode == 0, said
-    assert f"going on after step {step}" in said
+    assert f"resuming after step {step}" in said
     assert printed.count("results in run") == 1 and said.count("step 40: AP") == 1
     assert checkpoints.load(run / "last.pt")["step"] == 40
     assert "AP" in json.loads((run / "results.json").read_text())
@@ -400,7 +417,7 @@ def test_torchrun_killed_and_resumed_ends_with_the_same_bits(
     child.communicate()
     child = torchrun([*words, "killed"], tmp_path)
     _, said = child.communicate(timeout=300)
-    assert child.returncode == 0 and "going on after step" in said, said
+    assert child.returncode == 0 and "resuming after step" in said, said
     ends = [checkpoints.load(tmp_path / name / "last.pt") for name in ("whole", "killed")]
     assert any(name.endswith("running_mean") for name in ends[0]["model"])
     for part in ("model", "optimizer"):

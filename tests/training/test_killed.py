@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or starved of disk goes on as if nothing had happened."""
+"""A run that is killed, stopped or out of disk space resumes with the same result."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from children import Child, run_jol
 from detectors.data.synthetic import write_scenes
 from detectors.training import checkpoints, loop, run_folder
 from detectors.utils import files
+from detectors.utils.locks import LOCK
 
 STEPS = 7
 EPOCH = 3  # 5 images, 2 a step
@@ -171,6 +172,29 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     finish(words, out, whole[0])
 
 
+def test_a_second_process_is_refused_by_name(
+    words: list[str], whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    child = run_jol([*words, "--out", str(out)], tmp_path)
+    child.wait_for(lambda: (out / "metrics.jsonl").exists() and '"step": 1' in log(out))
+    child.signal(signal.SIGSTOP)  # or it might end meanwhile
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    others = [
+        ["train", "--resume", "--out", str(out)],
+        ["eval", "--checkpoint", str(whole[0] / "best.pt"), *words[-4:], "--out", str(out)],
+    ]
+    for other in others:
+        second = run_jol(other, tmp_path)
+        assert second.end() == 2
+        assert f"{out}: process {child.process.pid} on " in second.said
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    child.signal(signal.SIGCONT)
+    assert child.end() == 0, child.said
+    assert_same(out, whole[0])
+    assert not (out / LOCK).exists()
+
+
 def log(out: Path) -> str:
     return (out / "metrics.jsonl").read_text()
 
@@ -226,6 +250,12 @@ def of_another_run(path: Path) -> None:
     checkpoints.save(path, checkpoint | {"settings": settings})
 
 
+def with_momentum_of_another_shape(path: Path) -> None:
+    checkpoint = {k: v for k, v in checkpoints.load(path).items() if k != "sha256"}
+    checkpoint["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3)
+    checkpoints.save(path, checkpoint)
+
+
 def with_a_text_for_settings(path: Path) -> None:
     checkpoint = {k: v for k, v in checkpoints.load(path).items() if k != "sha256"}
     checkpoints.save(path, checkpoint | {"settings": "seed 0"})
@@ -239,6 +269,7 @@ def with_a_text_for_settings(path: Path) -> None:
         (other_file, "lacks model"),
         (older, "cannot be resumed from, it lacks scaler"),
         (of_another_run, "of another run: seed was 7, is now 0"),
+        (with_momentum_of_another_shape, "the momentum of parameter 0 is [3] of float32, wanted"),
         (with_a_text_for_settings, "its settings are a str, wanted a dict"),
     ],
 )
@@ -252,12 +283,13 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_used(
     harm(interrupted / "last.pt")
     said = finish(words, interrupted, whole[0]).said
     assert f"{interrupted / 'last.pt'}: " in said and wanted in said
-    assert "the one before is used" in said and "going on after step 3" in said
+    assert "using the previous one" in said and "resuming after step 3" in said
 
 
 def test_only_bad_checkpoints_are_an_error(interrupted: Path, words: list[str]) -> None:
     for name in ("last.pt", "previous.pt"):
         cut(interrupted / name)
+    (interrupted / LOCK).unlink()  # of the process that was killed
     before = {p.name: p.read_bytes() for p in interrupted.iterdir()}
     child = run_jol([*words, "--out", str(interrupted), "--resume"], interrupted.parent)
     assert child.end() == 2

@@ -282,6 +282,12 @@ def test_the_checkpoint_before_is_used_and_nothing_is_written(tmp_path: Path) ->
         assert wanted in problem
         assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
         assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        kept = checkpoints.Checkpoints(tmp_path, found)
+        kept.save_last(good | {"step": 5})
+        assert checkpoints.load(tmp_path / "previous.pt")["step"] == 4  # not the bad one
+        kept.save_last(good | {"step": 6})
+        assert checkpoints.load(tmp_path / "previous.pt")["step"] == 5
+        checkpoints.save(tmp_path / "previous.pt", good)
 
 
 def test_kinds_of_tensors_that_no_run_writes(tmp_path: Path) -> None:

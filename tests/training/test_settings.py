@@ -232,7 +232,7 @@ def test_resume_takes_the_runs_own_settings(
     assert main([*words, *data(scenes), *out]) == 0
     capsys.readouterr()
     assert main(["train", "--resume", *out]) == 0
-    assert "going on after step 2" in capsys.readouterr().err
+    assert "resuming after step 2" in capsys.readouterr().err
     assert main(["train", "--resume", *out, "--lam", "3"]) == 2
     assert "cannot resume: lam was 2.0, is now 3.0" in capsys.readouterr().err
     config = tmp_path / "run" / "config.json"

@@ -1,0 +1,118 @@
+"""One writer per folder: a lock that is released however the process that holds it ends."""
+
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from detectors.errors import RunError
+
+LOCK = "run.lock"
+"""The file in a folder while a process writes there; left by a killed process it locks nothing."""
+PATIENCE = 1.0
+"""Seconds for which a lock is requested: `writer` takes one for a moment."""
+_held: set[int] = set()
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder, and let no other process that asks write there meanwhile.
+
+    Folders that were made and stay empty are removed again.
+
+    Raises:
+        RunError: another process writes there, or the folder cannot be written.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        number = _locked(folder)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {error.strerror}") from error
+    _held.add(number)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        _held.discard(number)
+        os.close(number)
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def writer(folder: Path) -> str:
+    """Who writes into a folder, such as "process 7 on host"; "" if nobody does."""
+    try:
+        number = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _name(number)
+    except OSError:
+        pass  # a file system without locks
+    finally:
+        os.close(number)
+    return ""
+
+
+def _locked(folder: Path) -> int:
+    """The number of the open lock file, which is locked where the file system can do that."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        except FileNotFoundError:  # another writer has just removed the folder it had made
+            if time.monotonic() > until:
+                raise
+            continue
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = _name(number)
+            os.close(number)
+            if time.monotonic() > until:
+                raise RunError(f"{folder}: {who} is writing there; wait for it to end") from None
+            time.sleep(PATIENCE / 10)
+            continue
+        except OSError as error:
+            print(
+                f"{folder}: no locks on this file system ({error.strerror}); nothing keeps a "
+                "second run from writing there",
+                file=sys.stderr,
+            )
+        if _is(number, folder / LOCK):
+            os.truncate(number, 0)
+            os.write(number, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return number
+        os.close(number)  # the last writer has removed it since it was opened
+
+
+def _is(number: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(number), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _name(number: int) -> str:
+    text = os.pread(number, 200, 0).decode(errors="replace")
+    return text if text.isprintable() and text else "another process"
+
+
+def _close_in_child() -> None:
+    """A loading process may outlive its run, which would stay locked."""
+    for number in _held:
+        with suppress(OSError):
+            os.close(number)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
