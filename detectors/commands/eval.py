@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         Unusable, DataError, RunError
     """
     from detectors.evaluation import model_evaluation
-    from detectors.evaluation.report import class_table, write_results
+    from detectors.evaluation.report import about_ap, class_table, write_results
     from detectors.training import checkpoints
     from detectors.utils import distributed
 
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
     if evaluation is not None:
         write_results(args.out, evaluation, checkpoint["settings"]["loss"])
         print(class_table(evaluation))
+        print(about_ap(evaluation))
         print(f"results in {args.out}")
 
 

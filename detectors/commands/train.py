@@ -208,10 +208,11 @@ def _report_start(
 
 
 def _report_end(result: "TrainResult", settings: TrainSettings, images: int, out: Path) -> None:
-    """The summary: final and best AP, time, where the files are."""
-    from detectors.evaluation.report import metrics_line
+    """The summary: AP of each class and of all, best AP, time, where the files are."""
+    from detectors.evaluation.report import about_ap, class_table
 
-    print(metrics_line(result.evaluation))
+    print(class_table(result.evaluation, narrow=True))
+    print(about_ap(result.evaluation))
     if not math.isnan(result.best):
         epoch = result.best_step * settings.batch_size / images
         print(f"best AP {100 * result.best:.1f} at step {result.best_step} (epoch {epoch:.1f})")

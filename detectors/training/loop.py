@@ -21,7 +21,7 @@ from detectors.data.batches import Batch, train_batches
 from detectors.data.dataset import CocoDetection
 from detectors.errors import BadEvaluation, BadSteps, DataError, Stopped, TrainingError
 from detectors.evaluation.average_precision import Evaluation
-from detectors.evaluation.model_evaluation import Interrupted, evaluate_model
+from detectors.evaluation.model_evaluation import evaluate_model
 from detectors.evaluation.report import metrics_line, write_results
 from detectors.models.build import build_detector, compile_model
 from detectors.training.batch_feed import feed
@@ -33,7 +33,7 @@ from detectors.training.state import State, TrainResult, losses_line
 from detectors.training.step import Outcome, Stepper
 from detectors.utils.distributed import ALONE, World, means_lost
 from detectors.utils.progress import Progress, peak_memory
-from detectors.utils.signals import Stopping
+from detectors.utils.signals import Interrupted, Stopping
 
 LOG_EVERY = 20
 """Steps between two lines of the log, each with the means over these steps."""
@@ -196,9 +196,9 @@ class Trainer:
                 self.step(batches)
                 if self._checkpoint_is_due():
                     self._save()
+        self._write_results(evaluation)
         if evaluation is None:
             return None
-        write_results(self.checkpoints.folder, evaluation, self.settings.loss)
         median = statistics.median(self.seconds) if self.seconds else math.nan
         return TrainResult(evaluation, median, self.state.best, self.state.best_step)
 
@@ -297,6 +297,7 @@ class Trainer:
                 settings.protocol,
                 world=self.stepper.world,
                 leaving=lambda: self.stopping.asked,
+                at_once=self.stopping.at_once,
             )
         except DataError as error:
             what = f"step {state.step}: its evaluation: {error}"
@@ -305,11 +306,25 @@ class Trainer:
             self._leave(f"step {state.step}: its evaluation was")
         if evaluation is not None:
             self._write({"evaluation": evaluation.metrics})
-            self.progress.note(f"step {state.step}: {metrics_line(evaluation)}")
+            what = f"step {state.step}: "
+            line = metrics_line(evaluation, before=f"{self.progress.title}: {what}")
+            self.progress.note(f"{what}{line}")
             if not evaluation.metrics["AP"] <= state.best:  # NaN too, where there are no objects
                 state.best, state.best_step = evaluation.metrics["AP"], state.step
                 self.checkpoints.save_best(self._weights())
         return evaluation
+
+    def _write_results(self, evaluation: Evaluation | None) -> None:
+        """Write and draw the last evaluation, on the rank that has it."""
+        left = False
+        if evaluation is not None:
+            folder, at_once = self.checkpoints.folder, self.stopping.at_once
+            try:
+                write_results(folder, evaluation, self.settings.loss, at_once=at_once)
+            except Interrupted:
+                left = True
+        if self.stepper.world.sum(torch.tensor([float(left)])):
+            self._leave(f"step {self.state.step}: the pictures of its evaluation were")
 
     def _checkpoint_is_due(self) -> bool:
         step = self.state.step

@@ -1,0 +1,40 @@
+"""Lists of names in messages and pictures: the first few, and how many more there are."""
+
+from collections.abc import Mapping, Sequence
+
+SHOWN = 5
+"""Names of a list that a message has."""
+LONGEST = 36
+"""Characters of a name that a message or a picture has."""
+
+
+def shortened(name: str, most: int = LONGEST) -> str:
+    """The name on one line, cut off after `most` characters."""
+    name = " ".join(name.split())
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Such as "['car', 'ship']", and of more than SHOWN "['car', ... and 1,198 more]"."""
+    shown = ", ".join(repr(shortened(str(name))) for name in names[:SHOWN])
+    more = len(names) - SHOWN
+    return f"[{shown} and {more:,} more]" if more > 0 else f"[{shown}]"
+
+
+def unlike(here: Sequence[str], there: Sequence[str]) -> str:
+    """What `listed` does not show of the difference between two lists; nothing of short ones."""
+    if max(len(here), len(there)) <= SHOWN:
+        return ""
+    known, others = set(here), set(there)
+    only = [name for name in here if name not in others]
+    lacking = [name for name in there if name not in known]
+    words = [f"only here {listed(only)}"] if only else []
+    words += [f"only there {listed(lacking)}"] if lacking else []
+    return f"; {', '.join(words) or 'their order differs'}"
+
+
+def unlike_runs(classes: Mapping[str, Sequence[str]]) -> str:
+    """Different lists of several runs by the runs' names."""
+    first, *_, last = classes.values()
+    shown = ", ".join(f"{run!r}: {listed(names)}" for run, names in classes.items())
+    return f"{{{shown}}}{unlike(first, last)}"
