@@ -47,6 +47,7 @@ def build_detector(
     strides: Sequence[int] | None = None,
     centreness_weights: bool | None = None,
     score_threshold: float | None = None,
+    detections: int | None = None,
     load_weights: bool = True,
     sync_group: dist.ProcessGroup | None = None,
 ) -> nn.Module:
@@ -80,6 +81,9 @@ def build_detector(
         centreness_weights: FCOS only: whether each box loss is weighted by its point's centreness,
             as in MMDetection, or not, as in torchvision; None: with preset paper.
         score_threshold: least score of a detection; None: 0.05, FCOS with preset torchvision 0.2.
+        detections: most detections of an image, chosen from at least as many proposals or boxes of
+            a level; None: the preset's: torchvision's 100 (RetinaNet 300) of 1000, slim 1500 (of
+            1000 proposals), paper 3000. `jol train` gives what its protocol counts.
         load_weights: False: build the layers for `backbone_weights` but leave them random,
             because a checkpoint is loaded next.
         sync_group: the processes that share the batch. The mean over them of each loss and its
@@ -117,6 +121,7 @@ def build_detector(
     for size in sizes:
         _check_range("image_size", size, 1)
     _check_range("score_threshold", score_threshold, 0, 1)
+    _check_range("detections", detections, 1)
     centreness = centreness_weights
     if centreness is None:
         centreness = row.centreness_weights is not None and row.centreness_weights[preset]
@@ -127,6 +132,8 @@ def build_detector(
         anchors,
         centreness,
         row.score_threshold[preset] if score_threshold is None else score_threshold,
+        detections or row.detections[preset],
+        detections or 0,
         {
             "lam": lam,
             "location_score": location_score,
@@ -142,6 +149,7 @@ def build_detector(
         sizes = () if preset == "slim" else (800,)
     model.transform = make_transform(sorted(filter(None, sizes)), row.least_side)
     model.detector = row  # type: ignore[assignment]  # no parameter, no module
+    model.detections = plan.detections  # type: ignore[assignment]
     sample_by_image(model)
     model.register_forward_pre_hook(partial(_check_labels, num_classes), with_kwargs=True)
     return model
@@ -189,6 +197,11 @@ LOSS_NAMES: dict[str, tuple[str, ...]] = {
 def detector_of(model: nn.Module) -> Detector:
     """The row of DETECTORS that build_detector made this model from."""
     return model.detector  # type: ignore[return-value]
+
+
+def detections_of(model: nn.Module) -> int:
+    """The most detections of an image that this model, from build_detector, reports."""
+    return model.detections  # type: ignore[return-value]
 
 
 def joint_head(model: nn.Module) -> Any:
