@@ -50,6 +50,12 @@ def add(subparsers: Any) -> None:
         default=4,
         help="images of one size at a time (default: %(default)s)",
     )
+    add_settings(
+        command,
+        TrainSettings,
+        ["detections"],
+        help="most detections of an image (default: as trained)",
+    )
     add_settings(command, TrainSettings, ["device"])
     command.set_defaults(run=run)
 
@@ -72,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = checkpoints.load(args.checkpoint)
     names = checkpoint["class_names"]
     summary, bad = predict.predict(
-        checkpoints.load_detector(checkpoint).to(device),
+        checkpoints.load_detector(checkpoint, args.detections).to(device),
         names,
         checkpoint.get("category_ids") or list(range(1, len(names) + 1)),
         images,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from detectors import errors
 from detectors.commands import data_options
 from detectors.commands.options import Options, add_settings, find_device
+from detectors.commands.warnings import warn_of_crowds
 from detectors.errors import Unusable
 from detectors.models.compatibility import misfits
 from detectors.training import run_folder
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
     if same_data:
         data_options.name_data(args, data_was)
     # Here and not above, so that what is wrong with the arguments is said without torch.
+    from detectors.models.build import detections_of
     from detectors.training import checkpoints, loop
     from detectors.utils.distributed import connected
 
@@ -146,6 +148,7 @@ def run(args: argparse.Namespace) -> None:
                 run_folder.start(out, settings, data)
             for dataset in (train_data, val_data):
                 data_options.report_skipped(dataset)
+                warn_of_crowds(dataset, detections_of(model), settings.protocol, settings.counted)
             _report_start(args, checkpoint, problems)
         with _reported_before_any_ends(world):
             result = loop.train(

@@ -17,7 +17,7 @@ import contextlib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,6 +63,7 @@ def evaluate(
     *,
     protocol: str = "aitod",
     evaluator: str = "faster",
+    counted: int | None = None,
 ) -> Evaluation:
     """Compare detections with a ground truth.
 
@@ -76,6 +77,8 @@ def evaluate(
             AP_gS, AP_N (at 100, and AP of objects up to 1024 pixels² alone).
         evaluator: "faster" (faster-coco-eval) or "pycocotools": the same numbers, ten times
             slower.
+        counted: detections of a class and image that count, those of highest score; None: as many
+            as the protocol says.
 
     Raises:
         ValueError: an unknown protocol or evaluator; a detection whose image or category is not
@@ -87,6 +90,7 @@ def evaluate(
     if evaluator not in EVALUATORS:
         raise ValueError(f"evaluator is {evaluator!r}, wanted 'faster' or 'pycocotools'")
     rules = PROTOCOLS[protocol]
+    rules = replace(rules, max_dets=counted or rules.max_dets)
     categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
     objects = read_objects(ground_truth)

@@ -22,11 +22,12 @@ def evaluate_model(
     evaluator: str = "faster",
     protocol: str = "aitod",
     *,
+    counted: int | None = None,
     world: World = ALONE,
     leaving: Callable[[], object] = lambda: False,
     at_once: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Evaluation | None:
-    """Detect on every image of `dataset` and compare with its ground truth.
+    """Detect on every image of `dataset` and compare with its ground truth as `evaluate` does.
 
     Of several processes each takes every size-th image, so that no image counts twice, and rank 0
     evaluates; the result is None elsewhere. All use rank 0's buffers, which a checkpoint holds: in
@@ -66,7 +67,11 @@ def evaluate_model(
                 rows = rows[rows[:, 0].argsort(stable=True)]  # the order of one process
                 results = dataset.assemble(as_results(rows, dataset))
                 evaluation = evaluate(
-                    dataset.ground_truth, results, protocol=protocol, evaluator=evaluator
+                    dataset.ground_truth,
+                    results,
+                    protocol=protocol,
+                    evaluator=evaluator,
+                    counted=counted,
                 )
         except Interrupted:
             left = True

@@ -178,8 +178,10 @@ def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     torch.save(checkpoint, file)
 
 
-def load_detector(checkpoint: dict[str, Any]) -> nn.Module:
+def load_detector(checkpoint: dict[str, Any], detections: int | None = None) -> nn.Module:
     """The detector of a checkpoint, with its weights, on the CPU.
+
+    `detections`: most detections of an image; None: as it was trained with.
 
     Raises:
         RunError: the weights do not fit the settings stored with them.
@@ -190,7 +192,7 @@ def load_detector(checkpoint: dict[str, Any]) -> nn.Module:
             settings.detector,
             len(checkpoint["class_names"]),
             settings.loss,
-            **settings.model_arguments(),
+            **settings.model_arguments() | ({"detections": detections} if detections else {}),
             load_weights=False,
         )
         model.load_state_dict(checkpoint["model"])

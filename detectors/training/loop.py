@@ -295,6 +295,7 @@ class Trainer:
                 settings.device,
                 settings.evaluator,
                 settings.protocol,
+                counted=settings.counted,
                 world=self.stepper.world,
                 leaving=lambda: self.stopping.asked,
                 at_once=self.stopping.at_once,
