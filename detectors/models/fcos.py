@@ -30,16 +30,19 @@ def inside_only(matches: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
     return matches.masked_fill((matches >= 0) & ~inside, IGNORED)
 
 
-def centre_sampling(boxes: Tensor, priors: Tensor, levels: Sequence[Level]) -> Tensor:
+def centre_sampling(
+    boxes: Tensor, priors: Tensor, levels: Sequence[Level], radius: float = 1.5
+) -> Tensor:
     """torchvision's rule for FCOS as an assigner.
 
-    The priors [A, 4] are squares of ATSS_SCALE strides around the points.
+    The priors [A, 4] are squares around the points of ATSS_SCALE times the size that ranges and
+    the radius of the centre are measured in, with preset torchvision a stride.
     """
     heard: list[Tensor] = []
     half = (priors[:, 2:] - priors[:, :2]) / (2 * ATSS_SCALE)
     points = torch.cat([centres(priors) - half, centres(priors) + half], 1)
     head = SimpleNamespace(compute_loss=lambda *given: heard.extend(given[-1]))
-    asked: Any = SimpleNamespace(center_sampling_radius=1.5, head=head)
+    asked: Any = SimpleNamespace(center_sampling_radius=radius, head=head)
     FCOS.compute_loss(asked, [{"boxes": boxes}], {}, [points], [level.priors for level in levels])
     return heard[0]
 
