@@ -7,7 +7,7 @@ from typing import Any
 
 from detectors.commands import data_options
 from detectors.commands.options import add_settings, checkpoint_option, find_device
-from detectors.commands.warnings import warn_of_crowds
+from detectors.commands.warnings import warn, warn_of_crowds
 from detectors.data.catalog import DATASETS
 from detectors.errors import RunError
 from detectors.training.settings import DEFAULTS, TrainSettings, usual_detections
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from detectors.evaluation import model_evaluation
     from detectors.evaluation.report import about_ap, class_table, write_results
+    from detectors.inference.scale import other_scale, scale_of
     from detectors.models.build import detections_of
     from detectors.training import checkpoints
     from detectors.utils import distributed
@@ -82,6 +83,9 @@ def run(args: argparse.Namespace) -> None:
         if world.leads:
             data_options.report_skipped(dataset)
             warn_of_crowds(dataset, detections_of(model), protocol, counted)
+            scale = scale_of(dataset, checkpoint["settings"], training=False)
+            for difference in other_scale(scale, checkpoint.get("scale")):
+                warn(f"{dataset.source}: {difference}")
         evaluation = model_evaluation.evaluate_model(
             model, dataset, device, args.evaluator, protocol, counted=counted, world=world
         )

@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
     if same_data:
         data_options.name_data(args, data_was)
     # Here and not above, so that what is wrong with the arguments is said without torch.
+    from detectors.inference.scale import scale_of
     from detectors.models.build import detections_of
     from detectors.training import checkpoints, loop
     from detectors.utils.distributed import connected
@@ -145,7 +146,9 @@ def run(args: argparse.Namespace) -> None:
         world.wait()  # until all have seen what was in the folder
         if world.leads:
             if not resumed:
-                run_folder.start(out, settings, data)
+                given = dataclasses.asdict(settings)
+                scale = {"scale": scale_of(train_data, given, training=True)}
+                run_folder.start(out, settings, data | scale)
             for dataset in (train_data, val_data):
                 data_options.report_skipped(dataset)
                 warn_of_crowds(dataset, detections_of(model), settings.protocol, settings.counted)

@@ -11,6 +11,8 @@ SUFFIXES = tuple(
     f".{kind}" for kind in ("bmp", "gif", "jp2", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
 )
 """Files of a folder with these suffixes are images."""
+MEASURED = 1000
+"""Images whose sizes are looked at before any is decoded."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,20 @@ def find_images(given: Sequence[Path]) -> list[Found]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def image_sizes(images: Sequence[Found]) -> list[tuple[int, int]]:
+    """Width and height of the first MEASURED images, without those that are no images."""
+    from PIL import Image
+
+    sizes = []
+    for image in images[:MEASURED]:
+        try:
+            with Image.open(image.path) as picture:
+                sizes.append(picture.size)
+        except Exception:  # Pillow raises many kinds; it is reported where the image is decoded
+            continue
+    return sizes
 
 
 def refuse_used(out: Path) -> None:

@@ -132,6 +132,20 @@ def longer_side(size: int) -> int:
     return round(size * 1333 / 800)
 
 
+def image_fit(
+    preset: str, image_size: int | Sequence[int] | None, *, largest: bool = False
+) -> tuple[int, int] | None:
+    """Longer and shorter side that images are resized to fit in; None: they are not.
+
+    Of several image sizes the smallest or, as in evaluation, the largest.
+    """
+    if image_size is None:
+        return None if preset == "slim" else (longer_side(800), 800)
+    sizes = image_size if isinstance(image_size, Sequence) else (image_size,)
+    size = max(sizes) if largest else min(sizes)
+    return longer_side(size), size
+
+
 def plan_layout(
     detector: str,
     preset: str,
@@ -155,10 +169,7 @@ def plan_layout(
     plan = plan_anchors(
         detector, preset, assigner, scale=anchor_scale, ratios=anchor_ratios, strides=strides
     )
-    if image_size is None and preset != "slim":
-        image_size = 800
-    size = min(image_size) if isinstance(image_size, Sequence) else image_size
-    fit = None if size is None else (longer_side(size), size)
+    fit = image_fit(preset, image_size)
     shared: dict[str, Any] = {"ratios": plan.ratios, "fit": fit, "crop": crop}
     if plan.scale is None:
         sizes = tuple(tuple(map(float, SLIM_SIZES[s][: plan.octaves])) for s in plan.strides)

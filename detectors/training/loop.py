@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from detectors.errors import BadEvaluation, BadSteps, DataError, Stopped, Traini
 from detectors.evaluation.average_precision import Evaluation
 from detectors.evaluation.model_evaluation import evaluate_model
 from detectors.evaluation.report import metrics_line, write_results
+from detectors.inference.scale import Scale, scale_of
 from detectors.models.build import build_detector, compile_model
 from detectors.training.batch_feed import feed
 from detectors.training.checkpoints import Checkpoints
@@ -335,6 +337,10 @@ class Trainer:
         state = {"state": dataclasses.asdict(self.state)}
         self.checkpoints.save_last({**self._weights(), **self.stepper.state(), **state})
 
+    @cached_property
+    def _scale(self) -> Scale:
+        return scale_of(self.train_data, dataclasses.asdict(self.settings), training=True)
+
     def _weights(self) -> dict[str, Any]:
         """What is needed to use the model: plain values and tensors only."""
         return {
@@ -342,6 +348,7 @@ class Trainer:
             "settings": dataclasses.asdict(self.settings),
             "class_names": self.val_data.class_names,
             "category_ids": self.val_data.category_ids,
+            "scale": self._scale,
             "step": self.state.step,
         }
 

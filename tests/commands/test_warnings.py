@@ -16,6 +16,7 @@ from detectors.commands.eval import _limits
 from detectors.commands.warnings import warn_of_crowds
 from detectors.data import CocoDetection
 from detectors.evaluation import evaluate
+from detectors.inference.scale import other_scale, scale_of
 from detectors.models import DETECTORS, PRESETS
 from detectors.training import checkpoints
 from detectors.training.settings import DEFAULTS, PROTOCOLS, TrainSettings, resolve
@@ -159,3 +160,75 @@ def test_a_checkpoint_of_an_earlier_version_keeps_its_limit(tmp_path: Path) -> N
     model: Any = checkpoints.load_detector(state)
     assert (model.detections_per_img, model.topk_candidates) == (1500, 1500)
     assert checkpoints.load_detector(state, 20).detections_per_img == 20
+
+
+@pytest.mark.parametrize(
+    ("given", "objects"),
+    [
+        ({"preset": "slim"}, 7),
+        ({"preset": "slim", "crop": 32}, 7),
+        ({"image_size": 128}, 14),
+        ({"image_size": [64, 128]}, 14),
+        ({"image_size": 128, "crop": 32}, 28),
+    ],
+)
+def test_objects_are_as_large_as_the_detector_gets_them(
+    data: CocoDetection, given: dict[str, Any], objects: float
+) -> None:
+    """Images of 64 pixels with objects of 7; crops are resized as images are."""
+    settings = dataclasses.asdict(settings_of(**given))
+    wanted = {"objects": pytest.approx(objects), "images": 64}
+    assert scale_of(data, settings, training=True) == wanted
+    if settings["crop"] == 32:
+        whole = 7 if settings["preset"] == "slim" else 14
+        assert scale_of(data, settings, training=False)["objects"] == pytest.approx(whole)
+
+
+def test_another_scale_is_told() -> None:
+    trained = {"objects": 10.0, "images": 100.0}
+    for size in (6.7, 10, 14.9):
+        assert not list(other_scale({"objects": size, "images": 900}, trained))
+    (line,) = other_scale({"objects": 24, "images": 100}, trained)
+    assert line.startswith("objects are 2.4 times as large as in training: median sqrt(w h) as the")
+    assert "gets them 24, was 10 pixels" in line
+    (line,) = other_scale({"objects": None, "images": 50}, trained)
+    assert line.startswith("images are 0.5 times as large as in training: median sqrt(w h) 50, was")
+    for nothing in (None, {}, {"objects": None, "images": None}, {"images": "large"}, [3]):
+        assert not list(other_scale({"objects": 24, "images": 900}, nothing))
+
+
+def test_eval_and_predict_warn_of_another_scale(
+    data: CocoDetection, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "best.pt"
+    write_checkpoint(checkpoint, "fcos")
+    state = checkpoints.load(checkpoint)
+    del state["sha256"]
+    images = Path(data.source).parent
+    evaluate_it = ["eval", "--val-images", str(images), "--val-annotations", data.source]
+    for trained, told in ((7.0, []), (3.5, ["objects are 2 times", "images are 2 times"])):
+        scale = {"objects": trained, "images": 64 * trained / 7}
+        checkpoints.save(checkpoint, {**state, "scale": scale})
+        said = []
+        for words in (evaluate_it, ["predict", str(images)]):
+            out = tmp_path / f"{words[0]} {trained}"
+            words += ["--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu"]
+            assert main(words) == 0
+            said += [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+            del words[-6:]
+        assert len(said) == len(told)
+        assert all(part in line for part, line in zip(told, said, strict=True))
+
+
+def test_a_run_keeps_its_scale(data: CocoDetection, tmp_path: Path) -> None:
+    images = str(Path(data.source).parent)
+    words = ["train", "--detector", "fcos", "--loss", "base", "--preset", "slim", "--device", "cpu"]
+    words += ["--max-steps", "1", "--batch-size", "1", "--crop", "32", "--out", str(tmp_path / "r")]
+    for split in ("train", "val"):
+        words += [f"--{split}-images", images, f"--{split}-annotations", data.source]
+    assert main(words) == 0
+    wanted = {"objects": 7, "images": 64}
+    assert json.loads((tmp_path / "r" / "config.json").read_text())["data"]["scale"] == wanted
+    for name in ("last.pt", "best.pt"):
+        assert checkpoints.load(tmp_path / "r" / name)["scale"] == wanted
+    assert main([*words, "--resume"]) == 0
