@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from detectors import errors
 from detectors.commands import data_options
 from detectors.commands.options import Options, add_settings, find_device
-from detectors.commands.warnings import warn_of_crowds
+from detectors.commands.warnings import warn_of_crowds, warn_of_slow_bfloat16
 from detectors.errors import Unusable
 from detectors.models.compatibility import misfits
 from detectors.training import run_folder
@@ -152,6 +152,7 @@ def run(args: argparse.Namespace) -> None:
             for dataset in (train_data, val_data):
                 data_options.report_skipped(dataset)
                 warn_of_crowds(dataset, detections_of(model), settings.protocol, settings.counted)
+            warn_of_slow_bfloat16(settings.amp, settings.device)
             _report_start(args, checkpoint, problems)
         with _reported_before_any_ends(world):
             result = loop.train(

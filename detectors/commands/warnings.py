@@ -39,6 +39,17 @@ def warn_of_crowds(
         )
 
 
+def warn_of_slow_bfloat16(amp: str, device: str) -> None:
+    """Say that a CPU without units for bfloat16 computes in it more slowly than in float32."""
+    import torch
+
+    if (amp, device) == ("bf16", "cpu") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        warn(
+            "--amp bf16: this CPU has no units for bfloat16, so a step takes longer than with "
+            "--amp off"
+        )
+
+
 def warn(text: str) -> None:
     """Print a warning."""
     print(f"warning: {text}", file=sys.stderr)

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from evaluation_cases import perfect, truth
 from PIL import Image
 from untrained import CLASSES, write_checkpoint
 
 from detectors.cli import main
 from detectors.commands.eval import _limits
-from detectors.commands.warnings import warn_of_crowds
+from detectors.commands.warnings import warn_of_crowds, warn_of_slow_bfloat16
 from detectors.data import CocoDetection
 from detectors.evaluation import evaluate
 from detectors.inference.scale import other_scale, scale_of
@@ -232,3 +233,25 @@ def test_a_run_keeps_its_scale(data: CocoDetection, tmp_path: Path) -> None:
     for name in ("last.pt", "best.pt"):
         assert checkpoints.load(tmp_path / "r" / name)["scale"] == wanted
     assert main([*words, "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("amp", "device", "units", "told"),
+    [
+        ("bf16", "cpu", False, True),
+        ("bf16", "cpu", True, False),
+        ("off", "cpu", False, False),
+        ("bf16", "cuda", False, False),
+    ],
+)
+def test_bfloat16_without_units_for_it(
+    amp: str,
+    device: str,
+    units: bool,
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: units)
+    warn_of_slow_bfloat16(amp, device)
+    assert ("no units for bfloat16" in capsys.readouterr().err) == told
