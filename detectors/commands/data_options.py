@@ -13,6 +13,7 @@ from detectors.data.coco import fail
 from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
 from detectors.utils.argument_types import choice, file, folder
+from detectors.utils.names import listed, unlike
 
 if TYPE_CHECKING:
     from detectors.data.dataset import CocoDetection
@@ -138,8 +139,10 @@ def splits(args: argparse.Namespace, report: Report = fail) -> list["Published"]
 def refuse_other_classes(dataset: "CocoDetection", other: object, names: list[str]) -> None:
     """Raise DataError unless the data have these classes, which `other` has."""
     if dataset.class_names != names:
+        found = dataset.class_names
         raise DataError(
-            f"{dataset.source}: categories {dataset.class_names}, but {other} has {names}"
+            f"{dataset.source}: categories {listed(found)}, but {other} has {listed(names)}"
+            f"{unlike(found, names)}"
         )
 
 

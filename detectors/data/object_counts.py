@@ -11,6 +11,7 @@ from detectors.data.coco import CocoFile, read_coco
 from detectors.data.object_sizes import box_sizes
 from detectors.data.visdrone import ZERO_SIZE
 from detectors.errors import DataError
+from detectors.utils.names import listed, unlike
 
 Image = tuple[Tensor, tuple[int, int]]
 """boxes [G, 4], x1 y1 x2 y2 in native pixels, and the image's (height, width)."""
@@ -64,10 +65,11 @@ def make_pool(
         names = {category["id"]: category["name"] for category in file.categories}
         if not classes:
             classes = dict.fromkeys(names.values(), 0)
-        if list(names.values()) != list(classes):
+        mine, wanted = list(names.values()), list(classes)
+        if mine != wanted:
             raise DataError(
-                f"{source}: categories {list(names.values())}, "
-                f"but {files[0][0]} has {list(classes)}"
+                f"{source}: categories {listed(mine)}, but {files[0][0]} has {listed(wanted)}"
+                f"{unlike(mine, wanted)}"
             )
         boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in file.images}
         for record in file.annotations:

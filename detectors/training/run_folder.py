@@ -26,6 +26,7 @@ from detectors.errors import RunError, Unusable
 from detectors.training.settings import DEFAULTS, MAY_CHANGE, TrainSettings
 from detectors.utils import files
 from detectors.utils.files import finite, write_json
+from detectors.utils.names import changed
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pycocotools", "faster-coco-eval")
 PLACES = frozenset(
@@ -93,14 +94,14 @@ def refuse_other_settings(where: str, was: Mapping[str, Any], now: Mapping[str, 
     for name, value in now.items():
         before = was.get(name, DEFAULTS.get(name))
         if name not in MAY_CHANGE and before != value:
-            raise RunError(f"{where}: {name} was {before!r}, is now {value!r}")
+            raise RunError(f"{where}: {changed(name, before, value)}")
 
 
 def refuse_other_data(where: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise RunError unless data are the same, wherever they lie."""
     for name, value in now.items():
         if name not in PLACES and was.get(name) != value:
-            raise RunError(f"{where}: {name} was {was.get(name)!r}, is now {value!r}")
+            raise RunError(f"{where}: {changed(name, was.get(name), value)}")
 
 
 class MetricsLog:
