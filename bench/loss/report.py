@@ -167,6 +167,14 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
+def marked(text: str, r: Row) -> str:
+    """The text, marked as noise if 20 to 80 % of the samples are wider apart than half the median.
+
+    Such a number says what else the machine did.
+    """
+    return f"{text} (noise)" if r.high - r.low > abs(r.median) / 2 else text
+
+
 def measures(rows: Iterable[Row]) -> list[str]:
     """The measures there are, in their order."""
     return list(dict.fromkeys(r.measure for r in rows))
@@ -176,8 +184,8 @@ def speed_table(rows: Sequence[Row], measure: str) -> str:
     """A line a case and dtype: milliseconds of our loss, and the others' times over ours.
 
     Ratios are medians over pairs taken in one round, with half the width of their 20 to 80 %
-    range. A provider that failed its check has "wrong" in its cell, and without our own time
-    there are no ratios.
+    range. What is noise is marked. A provider that failed its check has "wrong" in its cell, and
+    without our own time there are no ratios.
     """
     providers = list(dict.fromkeys(r.provider for r in rows if r.measure == "agrees"))
     places = list(dict.fromkeys((r.case, r.rows, r.columns, r.dtype) for r in rows))
@@ -197,8 +205,9 @@ def speed_table(rows: Sequence[Row], measure: str) -> str:
             elif mine is None or ratio is None:
                 cells.append("")
             else:
-                cells.append(f"{number(ratio.median)} ± {number((ratio.high - ratio.low) / 2)}")
-        first = "wrong" if mine is None else number(mine.median)
+                spread = number((ratio.high - ratio.low) / 2)
+                cells.append(marked(f"{number(ratio.median)} ± {spread}", ratio))
+        first = "wrong" if mine is None else marked(number(mine.median), mine)
         lines.append([case, f"{n:,}", f"{columns:,}", dtype, first, *cells])
     return table(["case", "N", "C", "dtype", f"{Name.OURS}, ms", *others], lines) if lines else ""
 
@@ -242,9 +251,9 @@ def _steps(rows: Sequence[Row]) -> str:
     lines = [
         [
             name,
-            number(cells["base s"].median),
-            number(cells["jol s"].median),
-            f"{cells[f'jol {RATIO}'].median:.3f}",
+            marked(number(cells["base s"].median), cells["base s"]),
+            marked(number(cells["jol s"].median), cells["jol s"]),
+            marked(f"{cells[f'jol {RATIO}'].median:.3f}", cells[f"jol {RATIO}"]),
             f"{cells[f'jol {RATIO}'].low:.3f} to {cells[f'jol {RATIO}'].high:.3f}",
         ]
         for name, cells in found.items()
@@ -265,7 +274,7 @@ def _bandwidth(rows: Sequence[Row]) -> str:
     if not copy or not mine:
         return ""
     lines = [
-        [r.case, r.dtype, number(share), number(100 * share / copy[0])]
+        [r.case, r.dtype, marked(number(share), r), number(100 * share / copy[0])]
         for r in mine
         for share in [model_bytes(r) / r.median / 1e6]
     ]

@@ -23,12 +23,15 @@ from detectors.data.coco import (
 )
 from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
-from detectors.models.anchor_plans import paper_layout
-from detectors.training.settings import TrainSettings
+from detectors.models.anchor_plans import plan_layout
+from detectors.training.settings import FIELDS, TrainSettings, resolve
 from detectors.utils.argument_types import file, positive
 from detectors.utils.files import replace
 from detectors.utils.parser import Parser
 from detectors.utils.printable import counted, printable
+
+SIZES = ("anchor_scale", "anchor_ratios", "strides", "image_size", "crop")
+"""Settings that decide how priors lie and how large objects are."""
 
 
 def add(subparsers: Any) -> None:
@@ -85,15 +88,11 @@ def _add_stats(actions: Any) -> None:
         TrainSettings,
         ["detector"],
         default="faster_rcnn",
-        help="detector whose anchors, with preset paper, are looked at (default: %(default)s)",
+        help="detector whose anchors are looked at (default: %(default)s)",
     )
     add_settings(command, TrainSettings, PRIORS)
-    add(
-        "--image-size",
-        metavar="S",
-        type=positive,
-        help="resize the shorter side to S pixels (default: 800, longer side at most 1333)",
-    )
+    for name in ("preset", "image_size", "crop"):  # in the namespace only where they are given
+        add_settings(command, TrainSettings, [name], default=argparse.SUPPRESS)
     add(
         "--positives",
         action="store_true",
@@ -160,15 +159,14 @@ def stats(args: argparse.Namespace) -> None:
     from detectors.commands import data_stats
     from detectors.data import object_counts
 
-    sizes = {
-        name: getattr(args, name)
-        for name in ("anchor_scale", "anchor_ratios", "strides", "image_size")
-    }
+    given = {name: value for name, value in vars(args).items() if name in FIELDS}
+    settings = resolve({**given, "loss": "base", "assigner_settings": {}}, 1, args.dataset, {})
+    preset, sizes = settings.preset, {name: getattr(settings, name) for name in SIZES}
     try:
-        anchors = paper_layout(args.detector, **sizes)
-        layout = paper_layout(args.detector, args.assigner, **sizes)
+        anchors = plan_layout(args.detector, preset, **sizes)
+        layout = plan_layout(args.detector, preset, args.assigner, **sizes)
         name, assign = data_stats.pick_assigner(
-            args.detector, args.assigner, dict(args.assigner_settings or [])
+            args.detector, args.assigner, dict(args.assigner_settings or []), preset
         )
     except ValueError as error:
         raise Unusable(str(error)) from error
@@ -184,9 +182,9 @@ def stats(args: argparse.Namespace) -> None:
         for remark in coco.remarks:
             print(printable(f"{source}: {remark}"), file=sys.stderr)
     print("\n".join(data_stats.describe(pool)))
-    print("\n" + "\n".join(data_stats.describe_simd(pool, args.detector, anchors)), flush=True)
+    print("\n" + "\n".join(data_stats.describe_simd(pool, settings, anchors)), flush=True)
     if args.positives:
-        table = data_stats.describe_positives(pool, args.detector, name, assign, layout, args.every)
+        table = data_stats.describe_positives(pool, settings, name, assign, layout, args.every)
         print("\n" + "\n".join(table))
 
 

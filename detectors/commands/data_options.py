@@ -13,7 +13,8 @@ from detectors.data.coco import fail
 from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
 from detectors.utils.argument_types import choice, file, folder
-from detectors.utils.printable import first_few, printable_lines
+from detectors.utils.names import listed
+from detectors.utils.printable import printable_lines
 
 if TYPE_CHECKING:
     from detectors.data.dataset import CocoDetection
@@ -161,8 +162,8 @@ def refuse_other_classes(
     unknown = [name for number, name in own.items() if number in used and name not in names]
     if unknown:
         raise DataError(
-            f"{dataset.source}: categories {first_few(unknown)}, which {other} does not have; "
-            f"it has {first_few(names)}"
+            f"{dataset.source}: categories {listed(unknown)}, which {other} does not have; "
+            f"it has {listed(names)}"
         )
     shared = len(set(names) & set(own.values()))
     dataset.take_classes(names, ids or list(range(1, len(names) + 1)))

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from detectors.assigners.make import make_assigner
 from detectors.assigners.priors import Assigner, Level
 from detectors.assigners.similarities import centres
 from detectors.data.object_counts import Image, Pool, not_counted, sizes
@@ -22,6 +23,7 @@ from detectors.models.anchor_plans import Layout
 from detectors.models.assigner_choice import choose_assigner
 from detectors.models.fcos import centre_sampling, inside_only
 from detectors.models.presets import DETECTORS
+from detectors.training.settings import TrainSettings
 from detectors.utils.progress import Progress
 from detectors.utils.text_tables import aligned
 
@@ -50,48 +52,69 @@ def describe(pool: Pool) -> Iterator[str]:
     yield from _table([[name, f"{count:,}"] for name, count in pool.classes.items()])
 
 
-def describe_simd(pool: Pool, detector: str, layout: Layout) -> Iterator[str]:
+def describe_simd(pool: Pool, settings: TrainSettings, layout: Layout) -> Iterator[str]:
     """The lines on SimD's m and n, written as --assigner-settings takes them."""
     yield "SimD's constants"
-    if DETECTORS[detector].has_points:
-        yield f"  none with {detector}, whose points have no boxes to compare"
+    if DETECTORS[settings.detector].has_points:
+        yield f"  none with {settings.detector}, whose points have no boxes to compare"
         return
     m, n = simd_constants(pool.images, layout)
-    yield f"  {_words(detector, layout)}"
+    yield f"  {_words(settings, layout)}"
     yield f"  m={m:.3f} n={n:.3f}"
 
 
 def pick_assigner(
-    detector: str, name: str | None, settings: Mapping[str, float]
+    detector: str, name: str | None, settings: Mapping[str, float], preset: str
 ) -> tuple[str, Assigner]:
     """The assigner that `detector` would train with, and its name; None: the detector's own.
 
     Raises:
         ValueError: an unknown name or setting, or one that cannot be used.
     """
-    own = DETECTORS[detector].has_points and name is None
-    assign = choose_assigner(detector, name if own else name or "iou", dict(settings), "paper")
-    return ("centre sampling", centre_sampling) if assign is None else (name or "iou", assign)
+    row = DETECTORS[detector]
+    if settings and not row.has_points:
+        name = name or "iou"
+    assign = choose_assigner(detector, name, dict(settings), preset)
+    if assign is None and row.has_points:
+        return "centre sampling", partial(_centre_sampling, row.scale[preset] or 1.0)
+    if assign is None:  # torchvision's own rule
+        lowest = {"min_low_quality": 0.0}
+        assign = make_assigner("iou", **{**lowest, **row.assigner_settings.get("iou", {})})
+    return name or "iou", assign
+
+
+def _centre_sampling(
+    scale: float, boxes: Tensor, priors: Tensor, levels: Sequence[Level]
+) -> Tensor:
+    """FCOS's rule with ranges that are measured in `scale` strides and a radius of 1.5 strides."""
+    middle, half = centres(priors), scale * (priors[:, 2:] - priors[:, :2]) / 2
+    squares = torch.cat([middle - half, middle + half], 1).to(priors.dtype)
+    return centre_sampling(boxes, squares, levels, 1.5 / scale)
 
 
 def describe_positives(
-    pool: Pool, detector: str, name: str, assign: Assigner, layout: Layout, every: int
+    pool: Pool,
+    settings: TrainSettings,
+    name: str,
+    assign: Assigner,
+    layout: Layout,
+    every: int,
 ) -> Iterator[str]:
     """The table of the positives an object gets by size, and which sizes get none."""
     images = pool.images[::every]
-    settings = {
+    numbers = {
         key: parameter.default
         for key, parameter in inspect.signature(assign).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     rules = {name: assign}
-    if LOW_QUALITY in settings:
+    if LOW_QUALITY in numbers:
         rules = {
             "with low-quality matches": assign,
             "without them": partial(assign, **{LOW_QUALITY: None}),
         }
     counted: dict[str, list[Bucket]] = {}
-    points = DETECTORS[detector].has_points
+    points = DETECTORS[settings.detector].has_points
     with Progress("assigning", 0, len(rules) * len(images), quiet=True) as progress:
         for done, (label, rule) in enumerate(rules.items()):
             seen = _ticking(images, progress, done * len(images))
@@ -99,9 +122,9 @@ def describe_positives(
     buckets = next(iter(counted.values()))
 
     yield "Positives an object gets, by its size sqrt(w h) in pixels of the resized image"
-    yield f"  {_words(detector, layout)}"
-    if settings:
-        values = {k: "none" if v is None else f"{v:g}" for k, v in settings.items()}
+    yield f"  {_words(settings, layout)}"
+    if numbers:
+        values = {k: "none" if v is None else f"{v:g}" for k, v in numbers.items()}
         yield f"  {name}: " + " ".join(f"{key}={value}" for key, value in values.items())
     if every > 1:
         yield f"  image 1 of every {every}: {len(images):,} of {len(pool.images):,}"
@@ -110,6 +133,7 @@ def describe_positives(
     rows += [[label, *map(_mean, found)] for label, found in counted.items()]
     yield from _table(rows)
     yield ""
+    yield f"As jol train with these arguments: preset {settings.preset}, {_images(layout)}."
     for label, found in counted.items():
         which = "" if label == name else f" {label}"
         if any(bucket.objects for bucket in found):
@@ -147,11 +171,21 @@ def _ticking(images: Iterable[Image], progress: Progress, done: int) -> Iterator
         progress.step(number)
 
 
-def _words(detector: str, layout: Layout) -> str:
+def _words(settings: TrainSettings, layout: Layout) -> str:
+    detector = settings.detector
     what = "points" if DETECTORS[detector].has_points else "anchors"
-    scales = " ".join(f"{scale:.3g}" for scale in layout.scales)
-    long, short = layout.fit or (0, 0)
-    return f"{detector}'s {what} (preset paper): scale {scales}, images resized to {long} x {short}"
+    sizes = "scale " + " ".join(f"{scale:.3g}" for scale in layout.scales)
+    if not layout.scales:
+        sizes = f"{layout.sizes[0][0]:g} to {layout.sizes[-1][-1]:g} pixels by level"
+    return f"{detector}'s {what} (preset {settings.preset}): {sizes}, {_images(layout)}"
+
+
+def _images(layout: Layout) -> str:
+    """How images come to the detector."""
+    what = f"crops of {layout.crop} x {layout.crop}" if layout.crop else "images"
+    if layout.fit is None:
+        return f"{what} as they are"
+    return f"{what} resized to {max(layout.fit)} x {min(layout.fit)}"
 
 
 def _table(rows: Iterable[Sequence[str]], labels: int = 1) -> Iterator[str]:

@@ -1,14 +1,16 @@
 """`jol eval`: what a checkpoint's detections of a data set are worth."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from detectors.commands import data_options
 from detectors.commands.options import add_settings, checkpoint_option, find_device
+from detectors.commands.warnings import warn, warn_of_crowds
 from detectors.data.catalog import DATASETS
 from detectors.errors import RunError
-from detectors.training.settings import DEFAULTS, TrainSettings
+from detectors.training.settings import DEFAULTS, TrainSettings, usual_detections
 from detectors.utils.parser import Parser
 
 
@@ -40,6 +42,13 @@ def add(subparsers: Any) -> None:
         help="size ranges and detection limits of the evaluation (default: the data set's, else "
         f"the run's, else {DEFAULTS['protocol']})",
     )
+    add_settings(
+        options,
+        TrainSettings,
+        ["detections"],
+        help="most detections of an image, and of a class that count (default: as trained, but at "
+        "least what --protocol counts)",
+    )
     add_settings(options, TrainSettings, ["evaluator"], default=DEFAULTS["evaluator"])
     add_settings(options, TrainSettings, ["device"])
     command.check = lambda args: data_options.problems(args, *data_options.EVALUATION)
@@ -53,7 +62,9 @@ def run(args: argparse.Namespace) -> None:
         Unusable, DataError, RunError
     """
     from detectors.evaluation import model_evaluation
-    from detectors.evaluation.report import class_table, write_results
+    from detectors.evaluation.report import about_ap, class_table, write_results
+    from detectors.inference.scale import other_scale, scale_of
+    from detectors.models.build import detections_of
     from detectors.training import checkpoints
     from detectors.utils import distributed
 
@@ -65,19 +76,25 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.out.exists() and not args.out.is_dir():
         raise RunError(f"{args.out}: is a file, wanted a folder")
-    model = checkpoints.load_detector(checkpoint, args.checkpoint)
+    protocol = _protocol(args, checkpoint["settings"].get("protocol"))
+    detections, counted = _limits(args.detections, protocol, checkpoint["settings"])
+    model = checkpoints.load_detector(checkpoint, args.checkpoint, detections)
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be made is an error before the work
     with distributed.connected(device) as world, world.claimed(args.out):
         model = model.to(device)
         if world.leads:
             data_options.report_skipped(dataset)
-        protocol = _protocol(args, checkpoint["settings"].get("protocol"))
+            warn_of_crowds(dataset, detections_of(model), protocol, counted)
+            scale = scale_of(dataset, checkpoint["settings"], training=False)
+            for difference in other_scale(scale, checkpoint.get("scale")):
+                warn(f"{dataset.source}: {difference}")
         evaluation = model_evaluation.evaluate_model(
-            model, dataset, device, args.evaluator, protocol, world=world
+            model, dataset, device, args.evaluator, protocol, counted=counted, world=world
         )
         if evaluation is not None:
             write_results(args.out, evaluation, checkpoint["settings"]["loss"])
             print(class_table(evaluation))
+            print(about_ap(evaluation))
             print(f"results in {args.out}")
 
 
@@ -85,3 +102,18 @@ def _protocol(args: argparse.Namespace, trained: str | None) -> str:
     """What was given, else the data set's, else what the run was evaluated by in training."""
     own = DATASETS[args.dataset].protocol if args.dataset else trained
     return args.protocol or own or str(DEFAULTS["protocol"])
+
+
+def _limits(
+    given: int | None, protocol: str, settings: Mapping[str, Any]
+) -> tuple[int | None, int | None]:
+    """Most detections of an image, and of a class that count; None: as trained, as the protocol.
+
+    Nothing follows the protocol in a checkpoint of an earlier version, which does not name them.
+    """
+    trained = settings.get("detections")
+    if given or not trained:
+        return given, given
+    if trained == usual_detections(**settings):
+        return usual_detections(**{**settings, "protocol": protocol}), None
+    return trained, trained

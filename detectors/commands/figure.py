@@ -1,15 +1,17 @@
 """`jol figure`: the paper's figures drawn from runs."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from detectors.commands import data_options
 from detectors.commands.options import add_settings, find_device
 from detectors.errors import Unusable
+from detectors.training import run_folder
 from detectors.training.settings import TrainSettings
 from detectors.utils.argument_types import folder, positive
+from detectors.utils.names import unlike_runs
 from detectors.utils.parser import Parser
 
 KINDS = (".png", ".pdf", ".svg", ".eps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
@@ -20,8 +22,8 @@ def add(subparsers: Any) -> None:
     command: Parser = subparsers.add_parser(
         "figure",
         help="the paper's figures of a base and a JOL run",
-        usage="jol figure 1|4|5 --out FILE [--base DIR] [--jol DIR] DATA [OPTION ...]\n"
-        "       jol figure 7 --out FILE --base DIR|--jol DIR DATA [OPTION ...]\n"
+        usage="jol figure 1|4|5 --out FILE [--base DIR] [--jol DIR] [DATA] [OPTION ...]\n"
+        "       jol figure 7 --out FILE --base DIR|--jol DIR [DATA] [OPTION ...]\n"
         "       jol figure 6 --out FILE [--base DIR] [--jol DIR]\n"
         "       jol figure 3 --out FILE",
     )
@@ -50,7 +52,9 @@ def add(subparsers: Any) -> None:
     )
     add_settings(command, TrainSettings, ["device"])
     data = command.add_argument_group(
-        "data", "DATA is a data set of the paper, or images and COCO JSON files."
+        "data",
+        "DATA is a data set of the paper, or images and COCO JSON files (default: those that the "
+        "run's config.json names).",
     )
     data_options.add_dataset(data, splits="the one the paper evaluates on")
     data_options.add_evaluation(data)
@@ -80,8 +84,34 @@ def _problems(args: argparse.Namespace) -> Iterator[str]:
         yield "figure 7 is of one run: wanted --base DIR or --jol DIR"
     if args.figure in (1, 4, 5, 6) and not (args.base or args.jol):
         yield "wanted --base DIR, --jol DIR or both"
-    if args.figure in (1, 4, 5, 7):
+    runs = [run for run in (args.base, args.jol) if run]
+    told = any((run / run_folder.CONFIG).is_file() for run in runs)
+    if args.figure in (1, 4, 5, 7) and (_names_data(args) or not told):
         yield from data_options.problems(args, *data_options.EVALUATION)
+
+
+def _names_data(args: argparse.Namespace) -> bool:
+    return data_options.names_data(args) or args.split is not None
+
+
+def _take_data(args: argparse.Namespace, folders: Iterable[Path]) -> None:
+    """Put the data that the runs were evaluated on into the arguments.
+
+    Raises:
+        Unusable: their config.json do not say where they are, or are of different data.
+        RunError: a config.json that cannot be read.
+    """
+    known = [(run, run_folder.read_config(run / run_folder.CONFIG)[1]) for run in folders]
+    (first, data), *others = known
+    for run, other in others:
+        if other.get("val_sha256") != data.get("val_sha256"):
+            raise Unusable(
+                f"{first} and {run} were evaluated on different data; wanted --val-images and "
+                "--val-annotations, or --dataset"
+            )
+    data_options.name_data(args, data)
+    for problem in data_options.problems(args, *data_options.EVALUATION):
+        raise Unusable(f"{first / run_folder.CONFIG} does not say where the data are: {problem}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -100,8 +130,8 @@ def run(args: argparse.Namespace) -> None:
     elif args.figure == 6:
         found = {name: read_results(folder) for name, folder in folders.items()}
         classes = {name: list(one.per_class) for name, one in found.items()}
-        if classes.get("base") != classes.get("jol") and len(classes) > 1:
-            raise Unusable(f"runs of different classes: {classes}")
+        if len(classes) > 1 and classes["base"] != classes["jol"]:
+            raise Unusable(f"runs of different classes: {unlike_runs(classes)}")
         pr_thresholds(found, args.out)
     else:
         _draw_from_models(args, folders)
@@ -113,6 +143,8 @@ def _draw_from_models(args: argparse.Namespace, folders: dict[str, Path]) -> Non
     from detectors.training import checkpoints
 
     device = find_device(args.device)
+    if not _names_data(args):
+        _take_data(args, folders.values())
     found = {k: checkpoints.load(v / checkpoints.BEST) for k, v in folders.items()}
     dataset = data_options.evaluation(args)
     models = {}

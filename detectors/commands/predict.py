@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from detectors.commands.options import add_settings, checkpoint_option, find_device, share
+from detectors.commands.warnings import warn
 from detectors.training.settings import TrainSettings
 from detectors.utils.argument_types import file_or_folder, positive
 from detectors.utils.locks import claimed
@@ -52,6 +53,12 @@ def add(subparsers: Any) -> None:
         default=4,
         help="images of one size at a time (default: %(default)s)",
     )
+    add_settings(
+        command,
+        TrainSettings,
+        ["detections"],
+        help="most detections of an image (default: as trained)",
+    )
     add_settings(command, TrainSettings, ["device"])
     command.set_defaults(run=run)
 
@@ -63,17 +70,26 @@ def run(args: argparse.Namespace) -> None:
         Unusable, RunError: before anything is written.
         PredictError: images that could not be decoded, after all others were done.
     """
-    from detectors.inference.image_files import count_skipped, find_images, refuse_used
+    from detectors.inference.image_files import (
+        count_skipped,
+        find_images,
+        image_sizes,
+        refuse_used,
+    )
 
     refuse_used(args.out)
     images = find_images(args.images)
     from detectors.inference import predict
+    from detectors.inference.scale import image_scale, other_scale
     from detectors.training import checkpoints
 
     device = find_device(args.device)
     checkpoint = checkpoints.load(args.checkpoint)
     names = checkpoint["class_names"]
-    model = checkpoints.load_detector(checkpoint, args.checkpoint).to(device)
+    model = checkpoints.load_detector(checkpoint, args.checkpoint, args.detections).to(device)
+    sizes = image_sizes(images)
+    for difference in other_scale(image_scale(sizes) if sizes else {}, checkpoint.get("scale")):
+        warn(difference)
     with claimed(args.out):
         summary, bad = predict.predict(
             model,

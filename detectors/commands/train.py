@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from detectors import errors
 from detectors.commands import data_options
 from detectors.commands.options import Options, add_settings, find_device
+from detectors.commands.warnings import warn_of_crowds, warn_of_slow_bfloat16
 from detectors.errors import Unusable
 from detectors.models.compatibility import misfits
 from detectors.training import run_folder
@@ -106,6 +107,8 @@ def run(args: argparse.Namespace) -> None:
     if same_data:
         data_options.name_data(args, data_was)
     # Here and not above, so that wrong arguments are reported without torch.
+    from detectors.inference.scale import scale_of
+    from detectors.models.build import detections_of
     from detectors.training import checkpoints, loop
     from detectors.utils.distributed import connected
 
@@ -150,9 +153,13 @@ def run(args: argparse.Namespace) -> None:
         world.wait()  # until all have seen what was in the folder
         if world.leads:
             if not resumed:
-                run_folder.start(out, settings, data)
+                given = dataclasses.asdict(settings)
+                scale = {"scale": scale_of(train_data, given, training=True)}
+                run_folder.start(out, settings, data | scale)
             for dataset in (train_data, val_data):
                 data_options.report_skipped(dataset)
+                warn_of_crowds(dataset, detections_of(model), settings.protocol, settings.counted)
+            warn_of_slow_bfloat16(settings.amp, settings.device)
             _report_start(args, checkpoint, problems)
         with _reported_before_any_ends(world):
             result = loop.train(
@@ -215,10 +222,11 @@ def _report_start(
 
 
 def _report_end(result: "TrainResult", settings: TrainSettings, images: int, out: Path) -> None:
-    """The summary: final and best AP, time, where the files are."""
-    from detectors.evaluation.report import metrics_line
+    """The summary: AP of each class and of all, best AP, time, where the files are."""
+    from detectors.evaluation.report import about_ap, class_table
 
-    print(metrics_line(result.evaluation))
+    print(class_table(result.evaluation, narrow=True))
+    print(about_ap(result.evaluation))
     if not math.isnan(result.best):
         epoch = result.best_step * settings.batch_size / images
         print(f"best AP {100 * result.best:.1f} at step {result.best_step} (epoch {epoch:.1f})")

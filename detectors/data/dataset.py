@@ -41,6 +41,8 @@ class CocoDetection(Dataset[Sample]):
         class_names: label → name; labels follow the category ids in ascending order.
         category_ids: label → COCO category id.
         image_ids: index → COCO image id, in the order of the file.
+        file_names: index → the image's file_name in the annotations.
+        image_sizes: index → width and height in pixels.
         ground_truth: COCO dict (images, annotations, categories) with the boxes as used.
         skipped: a line for each box that was skipped or clipped.
         remarks: in words, what had to be done to read the file, and what is odd about it.
@@ -72,6 +74,8 @@ class CocoDetection(Dataset[Sample]):
         self.category_ids: list[int] = [category["id"] for category in coco.categories]
         self.class_names: list[str] = [category["name"] for category in coco.categories]
         self.image_ids: list[int] = [image["id"] for image in coco.images]
+        self.file_names: list[str] = [image["file_name"] for image in coco.images]
+        self.image_sizes: list[tuple[int, int]] = [(i["width"], i["height"]) for i in coco.images]
         self.ground_truth: dict[str, Any] = coco.content()
         self.skipped: list[str] = coco.checked.skipped
         self.remarks: list[str] = coco.remarks

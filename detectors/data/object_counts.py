@@ -10,7 +10,7 @@ from torch import Tensor
 from detectors.data.coco import BOXLESS, ZERO_SIZE, CocoFile, read_coco
 from detectors.data.object_sizes import box_sizes
 from detectors.errors import DataError
-from detectors.utils.printable import first_few
+from detectors.utils.names import listed
 
 Image = tuple[Tensor, tuple[int, int]]
 """boxes [G, 4], x1 y1 x2 y2 in native pixels, and the image's (height, width)."""
@@ -67,7 +67,7 @@ def make_pool(
         unknown = [name for name in names.values() if name not in classes]
         if unknown:
             raise DataError(
-                f"{source}: categories {first_few(unknown)}, which {files[0][0]} does not have"
+                f"{source}: categories {listed(unknown)}, which {files[0][0]} does not have"
             )
         boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in file.images}
         for record in file.annotations:

@@ -8,20 +8,28 @@ Both sort by score stably, within an image and over all images (faster-coco-eval
 std::stable_sort), so of equal scores the one in the image with the lower id, then the one given
 first, comes first. An image's detections beyond the limit change nothing for those before them;
 the limits at which the benchmarks report recall alone are skipped.
+
+The libraries get a few classes at a time: both hold something for every image and class of a call,
+and faster-coco-eval hears no signal within one.
 """
 
 import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from detectors.evaluation.arrays import Detections, Objects, read_detections, read_objects
 from detectors.evaluation.olrp import OLRP, match, optimal_lrp
 from detectors.evaluation.protocols import EVALUATORS, PROTOCOLS, Protocol
+
+AT_ONCE = 50_000
+"""Objects, detections and pairs of image and class that a library gets in one call, unless they are
+of one class alone."""
+Records = TypeVar("Records", Objects, Detections)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class Evaluation:
             classes without objects.
         recall_points: [R], 0 to 1.
         iou_thresholds: [T], 0.5 to 0.95.
+        objects: class name → how many objects the other numbers are of; empty where a file of an
+            earlier version does not say.
     """
 
     metrics: dict[str, float]
@@ -44,6 +54,7 @@ class Evaluation:
     precision: np.ndarray
     recall_points: np.ndarray
     iou_thresholds: np.ndarray
+    objects: Mapping[str, int] = field(default_factory=dict)
 
 
 def evaluate(
@@ -52,6 +63,7 @@ def evaluate(
     *,
     protocol: str = "aitod",
     evaluator: str = "faster",
+    counted: int | None = None,
 ) -> Evaluation:
     """Compare detections with a ground truth.
 
@@ -65,6 +77,8 @@ def evaluate(
             AP_gS, AP_N (at 100, and AP of objects up to 1024 pixels² alone).
         evaluator: "faster" (faster-coco-eval) or "pycocotools": the same numbers, ten times
             slower.
+        counted: detections of a class and image that count, those of highest score; None: as many
+            as the protocol says.
 
     Raises:
         ValueError: an unknown protocol or evaluator; a detection whose image or category is not
@@ -76,16 +90,22 @@ def evaluate(
     if evaluator not in EVALUATORS:
         raise ValueError(f"evaluator is {evaluator!r}, wanted 'faster' or 'pycocotools'")
     rules = PROTOCOLS[protocol]
+    rules = replace(rules, max_dets=counted or rules.max_dets)
     categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
     objects = read_objects(ground_truth)
     found = read_detections(ground_truth, detections)
-    sizes = (len(ground_truth["images"]), len(names))
     # pycocotools prints its progress and has no switch for it
     with contextlib.redirect_stdout(io.StringIO()):
-        precision, ious, recalls = _precision(objects, found, sizes, rules, evaluator)
+        parts = [
+            _precision(_of(some, objects), _of(some, found), some, rules, evaluator)
+            for some in _shares(objects, found, len(names), len(ground_truth["images"]))
+        ]
+    precision = np.concatenate([part for part, _, _ in parts], axis=2)
     precision = np.where(precision < 0, np.nan, precision)  # [T, R, K, A]
-    olrp = optimal_lrp(match(objects, found, len(names), rules.whole, rules.max_dets))
+    _, ious, recalls = parts[0]
+    matches = match(objects, found, len(names), rules.whole, rules.max_dets)
+    olrp = optimal_lrp(matches)
     return Evaluation(
         metrics=_metrics(precision, olrp, ious, rules),
         per_class={
@@ -95,10 +115,31 @@ def evaluate(
         precision=precision[..., 0],
         recall_points=recalls,
         iou_thresholds=ious,
+        objects=dict(zip(names, matches.objects.tolist(), strict=True)),
     )
 
 
-def _dataset(records: Objects | Detections, sizes: tuple[int, int]) -> dict[str, Any]:
+def _shares(objects: Objects, detections: Detections, classes: int, images: int) -> Iterator[range]:
+    """The classes in shares of AT_ONCE, or of one class."""
+    counts = np.bincount(np.concatenate([objects.label, detections.label]), minlength=classes)
+    start, held = 0, 0
+    for label, count in enumerate((counts + images).tolist()):
+        if held + count > AT_ONCE and label > start:
+            yield range(start, label)
+            start, held = label, 0
+        held += count
+    yield range(start, classes)
+
+
+def _of(labels: range, records: Records) -> Records:
+    """Those of the classes `labels`."""
+    here = (records.label >= labels.start) & (records.label < labels.stop)
+    return type(records)(*(getattr(records, each.name)[here] for each in fields(records)))
+
+
+def _dataset(
+    records: Objects | Detections, images: Sequence[int], labels: Sequence[int]
+) -> dict[str, Any]:
     """A COCO dict for the libraries, which write into it.
 
     Ids of annotations count from 1: the libraries mark a match by its id and take 0 as none.
@@ -111,8 +152,8 @@ def _dataset(records: Objects | Detections, sizes: tuple[int, int]) -> dict[str,
     columns = (records.image, records.label, records.box, records.area, values)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return {
-        "images": [{"id": image} for image in range(sizes[0])],
-        "categories": [{"id": label} for label in range(sizes[1])],
+        "images": [{"id": image} for image in images],
+        "categories": [{"id": label} for label in labels],
         "annotations": [
             dict(zip(keys, (number, *row), strict=True)) for number, row in enumerate(rows, 1)
         ],
@@ -122,11 +163,14 @@ def _dataset(records: Objects | Detections, sizes: tuple[int, int]) -> dict[str,
 def _precision(
     objects: Objects,
     detections: Detections,
-    sizes: tuple[int, int],
+    labels: range,
     rules: Protocol,
     evaluator: str,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision [T, R, K, A] (A: whole, then the buckets), -1: no objects; thresholds; recalls."""
+    """Precision [T, R, K, A] of the K classes `labels`; thresholds; recalls.
+
+    A: whole, then the buckets; -1: no objects.
+    """
     if evaluator == "faster":
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
@@ -136,7 +180,10 @@ def _precision(
 
     # Not loadRes: pycocotools' fails on an empty list.
     truth, found = COCO(), COCO()
-    truth.dataset, found.dataset = _dataset(objects, sizes), _dataset(detections, sizes)
+    images = np.union1d(objects.image, detections.image).tolist() or [0]
+    truth.dataset, found.dataset = (
+        _dataset(records, images, labels) for records in (objects, detections)
+    )
     truth.createIndex()
     found.createIndex()
     run = COCOeval(truth, found, iouType="bbox")

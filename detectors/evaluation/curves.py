@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from detectors.evaluation.average_precision import Evaluation
+from detectors.utils.names import shortened, unlike_runs
 from detectors.utils.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION
 from detectors.utils.printable import printable
 
@@ -26,7 +27,8 @@ AREA_OF = {0.50: "AP50", 0.75: "AP75", None: "AP"}
 """What the area under a mean curve is called, by IoU."""
 THRESHOLDS = {0.5: BLUE, 0.6: SKY_BLUE, 0.7: GREEN, 0.8: ORANGE, 0.9: VERMILION}
 """IoU → its colour in Figure 6."""
-LONGEST = 36  # characters of a class's name, which has the width of a panel
+PANELS = 30
+"""Most panels of a figure: of more classes those with the most objects are shown."""
 
 
 def pr_curves(evaluations: Mapping[str, Evaluation], path: Path) -> None:
@@ -57,23 +59,29 @@ def pr_curves(evaluations: Mapping[str, Evaluation], path: Path) -> None:
 
 
 def pr_classes(evaluations: Mapping[str, Evaluation], path: Path) -> None:
-    """Draw precision over recall of every class as a PNG at `path`: a panel each.
+    """Draw precision over recall of the classes as a PNG at `path`: a panel each.
 
-    Thick lines are IoU 0.5, thin ones 0.75; otherwise as pr_curves. A panel's title has AP50 and
-    AP75 of each run in the order of the legend.
+    Of more classes than PANELS, those with the most objects. Thick lines are IoU 0.5, thin ones
+    0.75; otherwise as pr_curves. A panel's title has AP50 and AP75 of each run in the order of the
+    legend.
 
     Raises:
         ValueError: no runs, or runs of different classes.
     """
-    names = _class_names(evaluations)
+    names, note = _class_names(evaluations, PANELS)
     columns = min(len(names), max(4, math.ceil(math.sqrt(len(names)))))
     # not so narrow that the legend is cut
     figure, panels = _grid(len(names), columns, least_width=1.9 * 2 * len(evaluations))
-    for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        _class_panel(axes, evaluations, k, name)
+    for axes, (label, name) in zip(panels, names.items(), strict=True):
+        _class_panel(axes, evaluations, label, name)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=2 * len(evaluations), handlelength=3
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=2 * len(evaluations),
+        handlelength=3,
+        title=note,
     )
     figure.savefig(path, dpi=150)
 
@@ -81,31 +89,40 @@ def pr_classes(evaluations: Mapping[str, Evaluation], path: Path) -> None:
 def pr_thresholds(evaluations: Mapping[str, Evaluation], path: Path) -> None:
     """Draw precision over recall at the IoU thresholds of THRESHOLDS as a PNG at `path`.
 
-    The first panel is the mean over the classes that have objects; each class has one of its own.
-    A colour is a threshold; "base" is solid and "jol" dashed. A panel's title has AP of each run
-    in the order of the legend.
+    The first panel is the mean over the classes that have objects; each class has one of its own,
+    at most PANELS in all. A colour is a threshold; "base" is solid and "jol" dashed. A panel's
+    title has AP of each run in the order of the legend.
 
     Raises:
         ValueError: no runs, or runs of different classes.
     """
-    names = _class_names(evaluations)
+    names, note = _class_names(evaluations, PANELS - 1)
     columns = math.ceil(math.sqrt(1 + len(names)))
     figure, (mean, *panels) = _grid(1 + len(names), columns, least_width=6.2)  # the legend's
     _threshold_panel(mean, evaluations, None, "mean over classes")
-    for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        _threshold_panel(axes, evaluations, k, name)
-    _legends(figure, evaluations)
+    for axes, (label, name) in zip(panels, names.items(), strict=True):
+        _threshold_panel(axes, evaluations, label, name)
+    _legends(figure, evaluations, note)
     figure.savefig(path, dpi=150)
 
 
-def _class_names(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """The classes, which all the runs share."""
+def _class_names(
+    evaluations: Mapping[str, Evaluation], most: int
+) -> tuple[dict[int, str], str | None]:
+    """Label → name of the classes to show, and what to say where these are not all."""
     if not evaluations:
         raise ValueError("no runs to draw, wanted at least one")
-    names = [list(evaluation.per_class) for evaluation in evaluations.values()]
-    if any(other != names[0] for other in names):
-        raise ValueError(f"runs of different classes: {names}")
-    return names[0]
+    names = {run: list(evaluation.per_class) for run, evaluation in evaluations.items()}
+    every, *others = names.values()
+    if any(other != every for other in others):
+        raise ValueError(f"runs of different classes: {unlike_runs(names)}")
+    objects = next(iter(evaluations.values())).objects
+    order = sorted(range(len(every)), key=lambda label: -objects.get(every[label], 0))
+    shown = {label: every[label] for label in sorted(order[:most])}
+    if len(shown) == len(every):
+        return shown, None
+    which = "with the most objects" if objects else "in the order of the data"
+    return shown, f"{len(shown)} of {len(every):,} classes, those {which}"
 
 
 def _grid(panels: int, columns: int, least_width: float) -> tuple[Figure, list[Axes]]:
@@ -162,8 +179,8 @@ def _threshold_panel(
     _finish(axes, title, {"AP": [_area(curve(e, None)) for e in evaluations.values()]})
 
 
-def _legends(figure: Figure, names: Iterable[str]) -> None:
-    """Above the panels what a line style means, below them what a colour means."""
+def _legends(figure: Figure, names: Iterable[str], note: str | None) -> None:
+    """Above the panels what a line style means, below them what a colour means, and the note."""
     runs = [
         Line2D([], [], **{**_line(name, position), "color": "#444444"}, label=NAMES.get(name, name))
         for position, name in enumerate(names)
@@ -173,7 +190,13 @@ def _legends(figure: Figure, names: Iterable[str]) -> None:
         for iou, colour in THRESHOLDS.items()
     ]
     figure.legend(handles=runs, loc="outside upper center", ncols=len(runs), handlelength=3)
-    figure.legend(handles=colours, loc="outside lower center", ncols=len(colours), handlelength=1)
+    figure.legend(
+        handles=colours,
+        loc="outside lower center",
+        ncols=len(colours),
+        handlelength=1,
+        title=note,
+    )
 
 
 def _area(curve: np.ndarray) -> str:
@@ -186,9 +209,8 @@ def _finish(axes: Axes, title: str, areas: Mapping[str, list[str]]) -> None:
     if all(set(values) == {"-"} for values in areas.values()):
         axes.text(0.5, 0.5, "no objects", ha="center", color="#555555")
     numbers = ", ".join(f"{name} {' / '.join(values)}" for name, values in areas.items())
-    title = printable(" ".join(title.split()))
-    title = title if len(title) <= LONGEST else f"{title[: LONGEST - 1]}…"
-    axes.set_title(f"{title}\n{numbers}", fontsize=9, parse_math=False)  # names may hold dollars
+    title = f"{printable(shortened(title))}\n{numbers}"
+    axes.set_title(title, fontsize=9, parse_math=False)  # names may hold dollars
 
 
 def _line(name: str, position: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A detector run on a data set and evaluated, by one process or several."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -11,10 +12,7 @@ from detectors.evaluation.average_precision import Evaluation, evaluate
 from detectors.inference.detect import as_results, find
 from detectors.utils.distributed import ALONE, World
 from detectors.utils.progress import Progress
-
-
-class Interrupted(RuntimeError):
-    """An evaluation was given up."""
+from detectors.utils.signals import Interrupted
 
 
 def evaluate_model(
@@ -24,10 +22,12 @@ def evaluate_model(
     evaluator: str = "faster",
     protocol: str = "aitod",
     *,
+    counted: int | None = None,
     world: World = ALONE,
     leaving: Callable[[], object] = lambda: False,
+    at_once: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Evaluation | None:
-    """Detect on every image of `dataset` and compare with its ground truth.
+    """Detect on every image of `dataset` and compare with its ground truth as `evaluate` does.
 
     Of several processes each takes every size-th image, so that no image counts twice, and rank 0
     evaluates; the result is None elsewhere. All use rank 0's buffers, which a checkpoint holds: in
@@ -35,7 +35,8 @@ def evaluate_model(
 
     Raises:
         DataError: on all of them, an image that cannot be read.
-        Interrupted: on all of them, as soon as `leaving`, asked after each image, says so on one.
+        Interrupted: on all of them, as soon as `leaving`, asked after each image, says so on one,
+            or a context of `at_once`, within which each works alone, raises it there.
     """
     world.follow(model.buffers())
     indices = range(world.rank, len(dataset), world.size)
@@ -45,20 +46,40 @@ def evaluate_model(
             progress.step(images)
             return leaving()
 
-        problem = ""
+        problem, left = "", False
         try:
-            mine = find(model, dataset, device, indices, on_image=done)
+            with at_once():
+                mine = find(model, dataset, device, indices, on_image=done)
         except DataError as error:
             problem = str(error)
+        except Interrupted:
+            left = True
     problems = list(filter(None, world.tell(problem)))
     if problems:
         raise DataError("; ".join(problems))
-    if world.sum(torch.tensor([float(bool(leaving()))])):
-        raise Interrupted
+    _leave_together(left or bool(leaving()), world)
     every = world.gather(mine)
-    if not world.leads:
-        return None
-    rows = torch.cat(every)
-    rows = rows[rows[:, 0].argsort(stable=True)]  # the order of one process
-    results = dataset.assemble(as_results(rows, dataset))
-    return evaluate(dataset.ground_truth, results, protocol=protocol, evaluator=evaluator)
+    evaluation = None
+    if world.leads:
+        try:
+            with at_once():
+                rows = torch.cat(every)
+                rows = rows[rows[:, 0].argsort(stable=True)]  # the order of one process
+                results = dataset.assemble(as_results(rows, dataset))
+                evaluation = evaluate(
+                    dataset.ground_truth,
+                    results,
+                    protocol=protocol,
+                    evaluator=evaluator,
+                    counted=counted,
+                )
+        except Interrupted:
+            left = True
+    _leave_together(left, world)
+    return evaluation
+
+
+def _leave_together(left: bool, world: World) -> None:
+    """Raise Interrupted on every rank if one has `left`."""
+    if world.sum(torch.tensor([float(left)])):
+        raise Interrupted

@@ -16,7 +16,7 @@ from detectors.assigners.priors import Assigner, Level
 from detectors.data.object_counts import Image
 from detectors.data.object_sizes import LIMITS, box_sizes, size_name, size_range
 from detectors.models.anchor_plans import Layout
-from detectors.models.anchors import PlainAnchors
+from detectors.models.anchors import LevelledAnchors, PlainAnchors
 
 BUCKETS = (*LIMITS[:-1], 96.0, float("inf"))
 """Limits of the sizes sqrt(w h), in pixels of the resized image; the lower one belongs to it."""
@@ -42,8 +42,7 @@ def resized(image: Image, layout: Layout) -> Image:
     boxes, (height, width) = image
     boxes = boxes.double()
     if layout.fit is not None:
-        long, short = max(layout.fit), min(layout.fit)
-        scale = min(long / max(height, width), short / min(height, width))
+        scale = layout.scale(height, width)
         old = (height, width)
         height, width = int(height * scale + 0.5), int(width * scale + 0.5)
         boxes = boxes * boxes.new_tensor([width / old[1], height / old[0]] * 2)
@@ -53,9 +52,14 @@ def resized(image: Image, layout: Layout) -> Image:
 
 def make_priors(layout: Layout, height: int, width: int) -> tuple[Tensor, list[Level]]:
     """The layout's anchors, float32 [A, 4], on an image of this padded size, and their levels."""
-    anchors = PlainAnchors(layout.strides, layout.scales, layout.ratios, layout.offset)
+    anchors: LevelledAnchors
+    if layout.whole:
+        anchors = LevelledAnchors(layout.strides, layout.level_sizes, layout.ratios)
+    else:
+        anchors = PlainAnchors(layout.strides, layout.scales, layout.ratios, layout.offset)
     grids = [[rows, columns] for _, rows, columns in _grids(layout, height, width)]
-    return torch.cat(anchors.grid_anchors(grids, None)), anchors.describe(grids)
+    strides = [[torch.tensor(stride)] * 2 for stride in layout.strides]
+    return torch.cat(anchors.grid_anchors(grids, strides)), anchors.describe(grids)
 
 
 def simd_constants(images: Iterable[Image], layout: Layout | None = None) -> tuple[float, float]:
@@ -132,8 +136,8 @@ def _grids(layout: Layout, height: int, width: int) -> list[tuple[int, int, int]
 def _sides(layout: Layout, stride: int) -> list[tuple[float, float]]:
     """(width, height) of the anchors at one location, scale after scale."""
     return [
-        (scale * stride / ratio**0.5, scale * stride * ratio**0.5)
-        for scale in layout.scales
+        (size / ratio**0.5, size * ratio**0.5)
+        for size in layout.level_sizes[layout.strides.index(stride)]
         for ratio in layout.ratios
     ]
 

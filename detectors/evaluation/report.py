@@ -1,17 +1,22 @@
 """An evaluation on disk and in print.
 
 results.json     the metrics by name, null where no class has such objects
-per_class.csv    the same of each class, a cell empty where there are no such objects
+per_class.csv    the same of each class and how many objects it has, a cell empty where there are no
+                 such objects
 pr_curves.npz    precision [T, R, K] with its IoU thresholds [T] and recall points [R]
-pr_curves.png    precision and recall, mean over classes; pr_classes.png: of each class
+pr_curves.png    precision and recall, mean over classes; pr_classes.png: of the classes with the
+                 most objects
 """
 
 import csv
 import io
 import json
 import math
+import textwrap
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +25,7 @@ from detectors import errors
 from detectors.evaluation.average_precision import Evaluation
 from detectors.evaluation.curves import pr_classes, pr_curves
 from detectors.utils import files
+from detectors.utils.names import listed, shortened
 from detectors.utils.printable import csv_cell, from_csv_cell
 from detectors.utils.text_tables import aligned
 
@@ -29,26 +35,41 @@ BROKEN = (
     *(zipfile.BadZipFile, zlib.error, csv.Error),
 )
 """What reading results that something else wrote may raise."""
+OBJECTS = "objects"
+"""Column of per_class.csv, which files of earlier versions lack."""
+FEW = 10
+"""AP of a class of fewer objects says little."""
+COLUMNS = 80
+"""Characters of a printed line."""
 
 
-def write_results(out: Path, evaluation: Evaluation, name: str) -> None:
-    """The files above, in the folder `out`; `name` stands for the run in the figures."""
+def write_results(
+    out: Path,
+    evaluation: Evaluation,
+    name: str,
+    *,
+    at_once: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """The files above, the numbers before the pictures, in the folder `out`.
+
+    `name` stands for the run in the pictures, which are drawn within `at_once()`: they may take
+    seconds, and whoever stops them loses nothing else.
+    """
     path = out / "per_class.csv"
     with files.naming(path), path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["class", *evaluation.metrics])
+        rows.writerow(["class", *evaluation.metrics, OBJECTS])
         for label, metrics in evaluation.per_class.items():
-            rows.writerow(
-                [csv_cell(label), *("" if math.isnan(v) else v for v in metrics.values())]
-            )
+            cells = ("" if math.isnan(v) else v for v in metrics.values())
+            rows.writerow([csv_cell(label), *cells, evaluation.objects.get(label, "")])
     arrays = {array: getattr(evaluation, array) for array in ARRAYS}
     path = out / "pr_curves.npz"
     with files.naming(path):
         np.savez(path, **arrays)
+    files.write_json(out / "results.json", evaluation.metrics)  # it says that all is there
     for path, draw in ((out / "pr_curves.png", pr_curves), (out / "pr_classes.png", pr_classes)):
-        with files.naming(path):
+        with files.naming(path), at_once():
             draw({name: evaluation}, path)
-    files.write_json(out / "results.json", evaluation.metrics)  # last: it says that all is there
 
 
 def read_results(out: Path) -> Evaluation:
@@ -73,35 +94,83 @@ def read_results(out: Path) -> Evaluation:
             raise ValueError("not curves at these thresholds and points")
         path = out / "per_class.csv"
         head, *rows = csv.reader(io.StringIO(files.read_bytes(path).decode(), newline=""))
+        counted = head[-1:] == [OBJECTS]
+        objects = {
+            from_csv_cell(label): int(count) for label, *_, count in rows if counted and count
+        }
         per_class = {
             from_csv_cell(label): dict(
                 zip(metrics, (float(v or "nan") for v in values), strict=True)
             )
-            for label, *values in rows
+            for label, *values in (row[:-1] if counted else row for row in rows)
         }
-        if head != ["class", *metrics] or len(per_class) != arrays["precision"].shape[2]:
+        known = ["class", *metrics] + [OBJECTS] * counted
+        if head != known or len(per_class) != arrays["precision"].shape[2]:
             raise ValueError("not the file that belongs to the others")
     except BROKEN as error:
         raise errors.RunError(f"{path}: missing or broken, no results of an evaluation") from error
     return Evaluation(
         metrics={k: math.nan if v is None else v for k, v in metrics.items()},
         per_class=per_class,
+        objects=objects,
         **arrays,
     )
 
 
-def metrics_line(evaluation: Evaluation) -> str:
-    """The metrics in per cent on one line; a dash where there are no objects of that size."""
-    values = (f"{name} {_percent(value)}" for name, value in evaluation.metrics.items())
-    return "  ".join(values)
+def metrics_line(evaluation: Evaluation, before: str = "") -> str:
+    """The metrics in per cent; a dash where there are no objects of that size.
+
+    Broken between two metrics where a line that begins with `before`, which is not returned, would
+    be longer than COLUMNS.
+    """
+    glued = "  ".join(f"{name}\0{_percent(value)}" for name, value in evaluation.metrics.items())
+    lines = _wrapped(f"{'.' * len(before)}{glued}")
+    return lines[len(before) :].replace("\0", " ")
 
 
-def class_table(evaluation: Evaluation) -> str:
-    """The metrics of each class and of all in per cent, a line each, under a head."""
-    table = [["", *evaluation.metrics]]
-    for name, metrics in [*evaluation.per_class.items(), ("all", evaluation.metrics)]:
-        table.append([name, *map(_percent, metrics.values())])
+def class_table(evaluation: Evaluation, *, narrow: bool = False) -> str:
+    """Objects and metrics in per cent of each class and of all, a line each, under a head.
+
+    `narrow`: no more than COLUMNS wide, with AP alone and long names cut off.
+    """
+    shown = [name for name in evaluation.metrics if name.startswith("AP") or not narrow]
+    table = [["", OBJECTS, *shown]]
+    counts = evaluation.objects
+    rows = [(name, counts.get(name), found) for name, found in evaluation.per_class.items()]
+    rows.append(("all", sum(counts.values()) if counts else None, evaluation.metrics))
+    for name, count, found in rows:
+        number = "-" if count is None else f"{count:,}"
+        table.append([name, number, *(_percent(found[metric]) for metric in shown)])
+    if narrow:
+        numbers = aligned([cells for _, *cells in table], labels=0)
+        room = COLUMNS - 2 - len(numbers[0])
+        table = [[shortened(name, room), *cells] for name, *cells in table]
     return "\n".join(aligned(table))
+
+
+def about_ap(evaluation: Evaluation) -> str:
+    """Over which classes AP is a mean, and which of them have few objects, in lines of COLUMNS."""
+    return "\n".join(map(_wrapped, _about_ap(evaluation)))
+
+
+def _about_ap(evaluation: Evaluation) -> Iterator[str]:
+    counts = evaluation.objects
+    known = [name for name, found in evaluation.per_class.items() if not math.isnan(found["AP"])]
+    without = [name for name in evaluation.per_class if name not in set(known)]
+    over = f"{len(known):,}" + (f" of {len(evaluation.per_class):,}" if without else "")
+    text = f"AP is the mean over {over} class{'es' * (len(evaluation.per_class) != 1)}."
+    if without:
+        text += f" Without objects: {listed(without)}."
+    yield text
+    few = [f"{name} ({counts[name]})" for name in known if counts.get(name, FEW) < FEW]
+    if few:
+        yield f"Fewer than {FEW} objects, so that AP says little: {listed(few)}."
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(
+        text, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _percent(value: float) -> str:

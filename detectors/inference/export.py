@@ -34,6 +34,9 @@ APART = 2.0**20
 """Pixels that boxes of different classes are moved apart: more than a picture is wide."""
 TOLERANCE = 1e-2
 """In pixels, and in hundredths of a score."""
+IN_RANGE = (-0.25, 1.25)
+"""Pixels that a program takes; those of an image in 0..1, also where its resizing overshot."""
+OUT_OF_RANGE = "image: its values are not RGB in 0 to 1; divide pixels of 0 to 255 by 255"
 
 
 class ExportError(JolError, RuntimeError):
@@ -48,7 +51,15 @@ class OneImage(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> Detections:
-        """Boxes, scores and labels of one image."""
+        """Boxes, scores and labels of one image.
+
+        The checks become part of the program: pixels in 0..255 would be detections of nothing. The
+        size is torch.export's own check, "Guard failed: image.size()[1] == 800".
+        """
+        # a metadata check that fails says what came and what was wanted
+        torch.ops.aten._assert_tensor_metadata(image, dtype=torch.float32)
+        low, high = IN_RANGE
+        torch._assert_async(((image >= low) & (image <= high)).all(), OUT_OF_RANGE)
         found = self.model([image])[0]
         return found["boxes"], found["scores"], found["labels"]
 

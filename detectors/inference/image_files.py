@@ -11,6 +11,8 @@ from detectors.utils.printable import counted
 
 UNDECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow knows but decodes not at all, or by a program of others."""
+MEASURED = 1000
+"""Images whose sizes are looked at before any is decoded."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,20 @@ def suffixes() -> frozenset[str]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in suffixes() and not path.name.startswith(".") and path.is_file()
+
+
+def image_sizes(images: Sequence[Found]) -> list[tuple[int, int]]:
+    """Width and height of the first MEASURED images, without those that are no images."""
+    from PIL import Image
+
+    sizes = []
+    for image in images[:MEASURED]:
+        try:
+            with Image.open(image.path) as picture:
+                sizes.append(picture.size)
+        except Exception:  # Pillow raises many kinds; it is reported where the image is decoded
+            continue
+    return sizes
 
 
 def refuse_used(out: Path) -> None:

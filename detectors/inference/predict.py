@@ -118,7 +118,8 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PredictError(f"{out}: cannot be written: {error}") from error
+        reason = error.strerror or type(error).__name__
+        raise PredictError(f"{error.filename or out}: cannot be written: {reason}") from error
 
 
 def batches(

@@ -6,6 +6,7 @@ priors with the same numbers without building a detector. Nothing here imports t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from detectors.models.compatibility import misfits_of_anchors, refuse
 from detectors.models.presets import find_detector
@@ -31,11 +32,14 @@ class Layout:
 
     Attributes:
         strides: strides of the levels in pixels, powers of two.
-        scales: sides of a square anchor in strides.
+        scales: sides of a square anchor in strides; empty: the sizes say.
         ratios: height over width.
         offset: position of the first centre in strides: 0 for anchors, 0.5 for points.
         fit: longer and shorter side in pixels; None: images are not resized.
         multiple: in pixels.
+        sizes: sides of a square anchor of each level in pixels; empty: the scales say exactly.
+        whole: whether anchors are rounded to whole pixels, as in torchvision.
+        crop: side of the crops that are resized instead of images; None: there are none.
     """
 
     strides: tuple[int, ...] = (4, 8, 16, 32, 64)
@@ -44,6 +48,24 @@ class Layout:
     offset: float = 0.0
     fit: tuple[int, int] | None = (1333, 800)
     multiple: int = 32
+    sizes: tuple[tuple[float, ...], ...] = ()
+    whole: bool = False
+    crop: int | None = None
+
+    @property
+    def level_sizes(self) -> tuple[tuple[float, ...], ...]:
+        """Sides of a square anchor of each level in pixels."""
+        return self.sizes or tuple(
+            tuple(scale * stride for scale in self.scales) for stride in self.strides
+        )
+
+    def scale(self, height: int, width: int) -> float:
+        """The factor that an image of this size is resized by, or a crop of it."""
+        if self.fit is None:
+            return 1.0
+        if self.crop is not None:
+            height = width = self.crop
+        return min(max(self.fit) / max(height, width), min(self.fit) / min(height, width))
 
 
 @dataclass(frozen=True)
@@ -110,28 +132,55 @@ def longer_side(size: int) -> int:
     return round(size * 1333 / 800)
 
 
-def paper_layout(
+def image_fit(
+    preset: str, image_size: int | Sequence[int] | None, *, largest: bool = False
+) -> tuple[int, int] | None:
+    """Longer and shorter side that images are resized to fit in; None: they are not.
+
+    Of several image sizes the smallest or, as in evaluation, the largest.
+    """
+    if image_size is None:
+        return None if preset == "slim" else (longer_side(800), 800)
+    sizes = image_size if isinstance(image_size, Sequence) else (image_size,)
+    size = max(sizes) if largest else min(sizes)
+    return longer_side(size), size
+
+
+def plan_layout(
     detector: str,
+    preset: str,
     assigner: str | None = None,
     *,
     anchor_scale: float | None = None,
     anchor_ratios: Sequence[float] | None = None,
     strides: Sequence[int] | None = None,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    crop: int | None = None,
 ) -> Layout:
-    """The priors and image sizes of a detector with preset paper, without building it.
+    """The priors and image sizes that a detector is trained with, without building it.
 
-    Arguments are those of build_detector. The priors of a detector with points are the squares
-    that assigners see there.
+    Arguments are those of build_detector and TrainSettings. The priors of a detector with points
+    are the squares that assigners see there. Of several image sizes it has the smallest, at which
+    objects are smallest.
 
     Raises:
         ValueError: as plan_anchors.
     """
     plan = plan_anchors(
-        detector, "paper", assigner, scale=anchor_scale, ratios=anchor_ratios, strides=strides
+        detector, preset, assigner, scale=anchor_scale, ratios=anchor_ratios, strides=strides
     )
-    assert plan.scale is not None
-    size = image_size or 800
-    first = float(ATSS_SCALE) if plan.points else plan.scale
-    fit = (longer_side(size), size)
-    return Layout(plan.strides, plan.scales(first), plan.ratios, plan.offset, fit)
+    fit = image_fit(preset, image_size)
+    shared: dict[str, Any] = {"ratios": plan.ratios, "fit": fit, "crop": crop}
+    if plan.scale is None:
+        sizes = tuple(tuple(map(float, SLIM_SIZES[s][: plan.octaves])) for s in plan.strides)
+        return Layout(plan.strides, (), sizes=sizes, whole=True, **shared)
+    scales = plan.scales(float(ATSS_SCALE) if plan.points else plan.scale)
+    if preset == "paper":
+        return Layout(plan.strides, scales, offset=plan.offset, **shared)
+    sizes = tuple(tuple(float(int(scale * s)) for scale in scales) for s in plan.strides)
+    return Layout(plan.strides, scales, sizes=sizes, whole=True, **shared)
+
+
+def paper_layout(detector: str, assigner: str | None = None, **sizes: Any) -> Layout:
+    """plan_layout of preset paper."""
+    return plan_layout(detector, "paper", assigner, **sizes)

@@ -1,7 +1,10 @@
 """ResNets, with their normalisation and weights."""
 
-from collections.abc import Callable
+import pickle
+import socket
+from collections.abc import Callable, Mapping
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -12,6 +15,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 FROZEN_WITH_WEIGHTS = ("conv1", "bn1", "layer1")
 """Parts of a pretrained backbone that both torchvision and MMDetection freeze."""
+SILENCE = 60.0
+"""Seconds that a download waits for the next bytes."""
 
 
 class EvalBatchNorm2d(nn.BatchNorm2d):
@@ -63,19 +68,27 @@ def load_weights(body: ResNet, name: str, weights: str) -> None:
     """Load torchvision's ImageNet weights or a file into `body`, except for the classifier.
 
     Raises:
-        ValueError: no such file, or its parameters have other names or shapes.
+        ValueError: no such file, one that cannot be downloaded, or its parameters have other names
+            or shapes.
     """
     if weights == "imagenet":
         if name == "resnet14":
             raise ValueError("backbone_weights: there are no ImageNet weights of resnet14")
-        state = get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(progress=True)
+        state = _imagenet(name)
     else:
         if not Path(weights).is_file():
             raise ValueError(f"backbone_weights: no such file: {weights}")
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # torch's own text is a page on security
+            raise ValueError(
+                f"backbone_weights: {weights} holds more than tensors and plain values, or is "
+                "damaged; wanted what torch.save(model.state_dict(), FILE) writes"
+            ) from error
         except Exception as error:  # torch documents no class for a file that is no checkpoint
-            raise ValueError(f"backbone_weights: {weights} cannot be read: {error}") from error
+            raise ValueError(
+                f"backbone_weights: {weights} is no file of torch.save, or is damaged"
+            ) from error
         if not isinstance(state, dict) or not all(
             isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
         ):
@@ -99,3 +112,26 @@ def load_weights(body: ResNet, name: str, weights: str) -> None:
                 f"backbone_weights: {weights}: {key} holds numbers that are not finite"
             )
     body.load_state_dict(own, strict=False)
+
+
+def _imagenet(name: str) -> Mapping[str, torch.Tensor]:
+    """torchvision's state dict of this ResNet, downloaded unless it was before.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    weights = get_model_weights(name)["IMAGENET1K_V1"]
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)  # torch.hub waits for a network that says nothing for ever
+    try:
+        return weights.get_state_dict(progress=True)
+    except (OSError, HTTPException, RuntimeError) as error:  # torch.hub's own: a wrong hash
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+        reason = str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
+        raise ValueError(
+            f"backbone_weights: {file} is missing and cannot be downloaded from {weights.url} "
+            f"({' '.join(reason.split())}); put it there, or give --backbone-weights none|FILE or "
+            "--preset slim, which needs none"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)

@@ -48,6 +48,7 @@ def build_detector(
     centreness_weights: bool | None = None,
     score_threshold: float | None = None,
     ignore_regions: bool = True,
+    detections: int | None = None,
     load_weights: bool = True,
     sync_group: dist.ProcessGroup | None = None,
 ) -> nn.Module:
@@ -84,6 +85,9 @@ def build_detector(
         ignore_regions: whether anchors, proposals and points in targets' regions to ignore
             ("ignored", float [n, 4], pixels; may be absent) that match no object are not learned
             as background: boxes of which one region covers more than half, points inside one.
+        detections: most detections of an image, chosen from at least as many proposals or boxes of
+            a level; None: the preset's: torchvision's 100 (RetinaNet 300) of 1000, slim 1500 (of
+            1000 proposals), paper 3000. `jol train` gives what its protocol counts.
         load_weights: False: build the layers for `backbone_weights` but leave them random,
             because a checkpoint is loaded next.
         sync_group: the processes that share the batch. The mean over them of each loss and its
@@ -121,6 +125,7 @@ def build_detector(
     for size in sizes:
         _check_range("image_size", size, 1)
     _check_range("score_threshold", score_threshold, 0, 1)
+    _check_range("detections", detections, 1)
     centreness = centreness_weights
     if centreness is None:
         centreness = row.centreness_weights is not None and row.centreness_weights[preset]
@@ -131,6 +136,8 @@ def build_detector(
         anchors,
         centreness,
         row.score_threshold[preset] if score_threshold is None else score_threshold,
+        detections or row.detections[preset],
+        detections or 0,
         {
             "lam": lam,
             "location_score": location_score,
@@ -146,6 +153,7 @@ def build_detector(
         sizes = () if preset == "slim" else (800,)
     model.transform = make_transform(sorted(filter(None, sizes)), row.least_side, ignore_regions)
     model.detector = row  # type: ignore[assignment]  # no parameter, no module
+    model.detections = plan.detections  # type: ignore[assignment]
     sample_by_image(model)
     model.register_forward_pre_hook(partial(_check_labels, num_classes), with_kwargs=True)
     return model
@@ -193,6 +201,11 @@ LOSS_NAMES: dict[str, tuple[str, ...]] = {
 def detector_of(model: nn.Module) -> Detector:
     """The row of DETECTORS that build_detector made this model from."""
     return model.detector  # type: ignore[return-value]
+
+
+def detections_of(model: nn.Module) -> int:
+    """The most detections of an image that this model, from build_detector, reports."""
+    return model.detections  # type: ignore[return-value]
 
 
 def joint_head(model: nn.Module) -> Any:

@@ -31,14 +31,17 @@ def inside_only(matches: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
     return matches.masked_fill((matches >= 0) & ~inside, IGNORED)
 
 
-def centre_sampling(boxes: Tensor, priors: Tensor, levels: Sequence[Level]) -> Tensor:
+def centre_sampling(
+    boxes: Tensor, priors: Tensor, levels: Sequence[Level], radius: float = 1.5
+) -> Tensor:
     """torchvision's rule for FCOS as an assigner.
 
-    The priors [A, 4] are squares of ATSS_SCALE strides around the points.
+    The priors [A, 4] are squares around the points of ATSS_SCALE times the size that ranges and
+    the radius of the centre are measured in, with preset torchvision a stride.
     """
     half = (priors[:, 2:] - priors[:, :2]) / (2 * ATSS_SCALE)
     squares = torch.cat([centres(priors) - half, centres(priors) + half], 1)
-    return sampled_centres(boxes, squares, [level.priors for level in levels], 1.5)
+    return sampled_centres(boxes, squares, [level.priors for level in levels], radius)
 
 
 def sampled_centres(boxes: Tensor, squares: Tensor, counts: Sequence[int], radius: float) -> Tensor:

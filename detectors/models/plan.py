@@ -18,6 +18,8 @@ class Plan:
         anchors: its pyramid's strides and its priors.
         centreness_weights: whether box losses are weighted by centreness.
         score_threshold: least score of a detection.
+        detections: most detections of an image.
+        candidates: least number of proposals or, of a level, boxes that they are chosen from.
         choices: arguments of JointOptimizationLoss: lam, location_score, weighting, sync_group, ...
     """
 
@@ -27,12 +29,15 @@ class Plan:
     anchors: AnchorPlan
     centreness_weights: bool
     score_threshold: float
+    detections: int
+    candidates: int
     choices: dict[str, Any]
 
 
 def detections_kept(plan: Plan) -> dict[str, Any]:
-    """Most detections of an image for a one-stage detector; none for torchvision's default."""
-    if plan.preset == "torchvision":
-        return {}
-    most = 3000 if plan.preset == "paper" else 1500
-    return {"detections_per_img": most, "topk_candidates": most}
+    """Most detections of an image for a one-stage detector."""
+    own = {"torchvision": 1000, "paper": 3000, "slim": 1500}[plan.preset]
+    return {
+        "detections_per_img": plan.detections,
+        "topk_candidates": max(own, plan.candidates),
+    }

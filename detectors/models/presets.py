@@ -48,6 +48,7 @@ class Detector:
         least_side: pixels a side that batches are padded to at least.
         learning_rate: of SGD for the preset's batch size.
         score_threshold: least score of a detection.
+        detections: most detections of an image unless another number is given.
         centreness_weights: whether box losses are weighted by centreness; None: it has none.
     """
 
@@ -70,6 +71,9 @@ class Detector:
     least_side: int = 0
     learning_rate: Mapping[str, float] = field(default_factory=lambda: by_preset(0.005, slim=0.02))
     score_threshold: Mapping[str, float] = field(default_factory=lambda: by_preset(0.05))
+    detections: Mapping[str, int] = field(
+        default_factory=lambda: by_preset(100, paper=3000, slim=1500)
+    )
     centreness_weights: Mapping[str, bool] | None = None
 
     @property
@@ -103,6 +107,7 @@ DETECTORS: dict[str, Detector] = {
             },
             "nwd-rka": {"k": 3},
         },
+        detections=by_preset(300, paper=3000, slim=1500),
         learning_rate=by_preset(0.001, slim=0.02),
     ),
     "fcos": Detector(

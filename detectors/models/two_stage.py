@@ -45,19 +45,20 @@ def two_stage(fpn: nn.Module, plan: Plan, make_heads: Callable[[RoIHeads], nn.Mo
     settings: dict[str, Any] = {
         "rpn_anchor_generator": anchors,
         "box_score_thresh": plan.score_threshold,
+        "box_detections_per_img": plan.detections,
     }
     if slim:
         # An object of 64 pixels is pooled from C4, of 32 to 64 from C3, smaller ones from C2.
         pool = MultiScaleRoIAlign(maps, size, 1, canonical_scale=64)
         proposals = {"train": 500, "test": 1000}
-        settings |= {"box_batch_size_per_image": 128, "box_detections_per_img": 1500}
+        settings |= {"box_batch_size_per_image": 128}
     elif paper:
         pool = AlignedRoIAlign(maps, size, 0)
         proposals = {"train": 3000, "test": 3000}
-        settings |= {"box_detections_per_img": 3000}
     else:
         pool = MultiScaleRoIAlign(maps, size, 2)
-        proposals = {}
+        proposals = {"train": 2000, "test": 1000}
+    proposals["test"] = max(proposals["test"], plan.candidates)
     for mode, number in proposals.items():
         settings |= {f"rpn_{when}_nms_top_n_{mode}": number for when in ("pre", "post")}
     channels: Any = fpn.out_channels

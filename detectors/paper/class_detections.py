@@ -10,8 +10,18 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from detectors.data.dataset import CocoDetection
-from detectors.paper.panels import Style, crowded_window, frame, inside, legend, show
+from detectors.paper.panels import (
+    FILE_NAME,
+    Style,
+    crowded_window,
+    frame,
+    inside,
+    legend,
+    note,
+    show,
+)
 from detectors.paper.panels import shown_detections as find
+from detectors.utils.names import shortened
 from detectors.utils.palette import BLUE, CLASSES
 
 COLOURS = (*CLASSES, BLUE)
@@ -35,10 +45,13 @@ def class_detections(
         image, _ = data[index]
         found = find(model, image, device)
         rows.append((image, found["boxes"], found["labels"]))
-    class_figure(rows, data.class_names, path)
+    names = [data.file_names[index] for index in indices]
+    class_figure(rows, data.class_names, path, names)
 
 
-def class_figure(rows: Sequence[Row], class_names: Sequence[str], path: Path) -> None:
+def class_figure(
+    rows: Sequence[Row], class_names: Sequence[str], path: Path, names: Sequence[str] = ()
+) -> None:
     """Draw images with boxes as a PNG at `path`, COLUMNS in a row, and a legend of the classes.
 
     Args:
@@ -46,6 +59,7 @@ def class_figure(rows: Sequence[Row], class_names: Sequence[str], path: Path) ->
             window with the most boxes is shown.
         class_names: label → name.
         path: where to write.
+        names: of the images' files; none: they are not shown.
 
     Raises:
         ValueError: no rows.
@@ -60,11 +74,14 @@ def class_figure(rows: Sequence[Row], class_names: Sequence[str], path: Path) ->
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
     seen: set[int] = set()
-    for axes, (image, boxes, labels) in zip(panels, rows, strict=False):
+    titles = [f"{shortened(Path(name).name, FILE_NAME)}: " for name in names] or [""] * len(rows)
+    for axes, title, (image, boxes, labels) in zip(panels, titles, rows, strict=False):
         window = crowded_window(image, boxes)
         here = inside(boxes, window)
         count = int(here.sum())
-        show(axes, image, window, f"{count} detection" + "s" * (count != 1))
+        show(axes, image, window, f"{title}{count} detection" + "s" * (count != 1))
+        if not count:
+            note(axes, "no detections")
         for label in torch.unique(labels[here]).tolist():
             frame(axes, boxes[here & (labels == label)], class_style(label))
             seen.add(label)

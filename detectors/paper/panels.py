@@ -16,6 +16,8 @@ from detectors.utils.printable import printable
 
 WINDOW = 256
 """Pixels a side: of a larger image, the part of this size with the most objects is shown."""
+FILE_NAME = 27
+"""Characters of the name of an image's file above a panel."""
 SHOWN = 0.5
 """Least score of a detection that is drawn."""
 Window = tuple[int, int, int, int]
@@ -63,7 +65,15 @@ def show(axes: Axes, image: Tensor, window: Window, title: str) -> None:
     part = image[:, y1:y2, x1:x2].permute(1, 2, 0).numpy()
     axes.imshow(part, interpolation="nearest", extent=extent)
     axes.set(xlim=(x1, x2), ylim=(y2, y1), xticks=[], yticks=[])
-    axes.set_title(title, fontsize=12)
+    axes.set_title(title, fontsize=12, parse_math=False)  # names of files may hold dollars
+
+
+def note(axes: Axes, text: str) -> None:
+    """Say in the middle of a panel what is not there."""
+    axes.text(
+        0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=12,
+        color="white", bbox={"facecolor": "#404040", "edgecolor": "none", "alpha": 0.8},
+    )  # fmt: skip
 
 
 def frame(axes: Axes, boxes: Tensor, style: Style) -> None:
@@ -80,13 +90,18 @@ def frame(axes: Axes, boxes: Tensor, style: Style) -> None:
 
 
 def legend(figure: Figure, entries: Sequence[tuple[Style, str]], columns: int) -> None:
-    """A legend below the panels, on grey, as bright colours are hard to see on white."""
+    """A legend below the panels, on grey, as bright colours are hard to see on white.
+
+    It says from which score on detections are drawn.
+    """
     handles = [
         Line2D([], [], color=colour, linestyle=line, linewidth=2.2) for (colour, line), _ in entries
     ]
     made = figure.legend(
         handles,
         [" "] * len(handles),  # as labels, names would be read: "_" first hides, "$" is mathematics
+        title=f"detections with a score of {SHOWN:g} or more",
+        title_fontsize=12,
         loc="outside lower center",
         ncols=columns,
         fontsize=12,
@@ -94,5 +109,6 @@ def legend(figure: Figure, entries: Sequence[tuple[Style, str]], columns: int) -
         facecolor="#404040",
         labelcolor="white",
     )
+    made.get_title().set_color("white")
     for text, (_, label) in zip(made.get_texts(), entries, strict=True):
         text.set(text=printable(label), parse_math=False)

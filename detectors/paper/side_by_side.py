@@ -13,6 +13,7 @@ from detectors.evaluation.arrays import Detections, Objects
 from detectors.evaluation.curves import NAMES
 from detectors.evaluation.matching import match_objects
 from detectors.paper.panels import (
+    FILE_NAME,
     SHOWN,
     Style,
     crowded,
@@ -20,14 +21,17 @@ from detectors.paper.panels import (
     frame,
     inside,
     legend,
+    note,
     show,
     shown_detections,
 )
+from detectors.utils.names import shortened
 from detectors.utils.palette import GREEN, SKY_BLUE, VERMILION
 
 __all__ = ["SHOWN", "crowded", "detections", "detections_figure", "match"]
 Boxes = Mapping[str, Tensor]
 Row = tuple[Tensor, Boxes, Mapping[str, Boxes]]
+NO_OBJECTS = "no objects"
 TP: Style = (GREEN, "-")
 FP: Style = (SKY_BLUE, "--")
 FN: Style = (VERMILION, ":")
@@ -51,10 +55,10 @@ def detections(
         image, _ = data[index]
         found = {NAMES[k]: shown_detections(model, image, device) for k, model in models.items()}
         rows.append((image, data.annotated(index), found))
-    detections_figure(rows, path)
+    detections_figure(rows, path, [data.file_names[index] for index in indices])
 
 
-def detections_figure(rows: Sequence[Row], path: Path) -> None:
+def detections_figure(rows: Sequence[Row], path: Path, names: Sequence[str] = ()) -> None:
     """Draw detections as a PNG at `path`: a row an image, the image itself, then a column a run.
 
     Each detection is a TP or an FP, each object without a detection an FN, as `match` says; those
@@ -65,26 +69,32 @@ def detections_figure(rows: Sequence[Row], path: Path) -> None:
             them, runs mapping a name to detections as a detector gives them, without those of low
             scores; all on the CPU. All rows have the same runs.
         path: where to write.
+        names: of the images' files; none: they are not shown.
 
     Raises:
         ValueError: no rows, or rows with different runs.
     """
     if not rows:
         raise ValueError("no rows to draw, wanted at least one image")
-    names = list(rows[0][2])
+    runs_shown = list(rows[0][2])
     for index, row in enumerate(rows):
-        if list(row[2]) != names:
-            raise ValueError(f"row {index} has the runs {list(row[2])}, row 0 has {names}")
-    columns = 1 + len(names)
+        if list(row[2]) != runs_shown:
+            raise ValueError(f"row {index} has the runs {list(row[2])}, row 0 has {runs_shown}")
+    columns = 1 + len(runs_shown)
     # not so narrow that the legend is cut
     size = (max(4.2 * columns, 9.8), 4.5 * len(rows) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (image, objects, runs) in zip(panels, rows, strict=True):
+    for line, (image, objects, runs), name in zip(
+        panels, rows, names or [""] * len(rows), strict=True
+    ):
         window = crowded_window(image, objects["boxes"])
         shown = inside(objects["boxes"], window)
-        show(line[0], image, window, f"image: {int(shown.sum())} objects")
-        for axes, (name, detections) in zip(line[1:], runs.items(), strict=True):
+        title = shortened(Path(name).name, FILE_NAME) if name else "image"
+        show(line[0], image, window, f"{title}: {int(shown.sum())} objects")
+        if not shown.any():
+            note(line[0], NO_OBJECTS)
+        for axes, (run, detections) in zip(line[1:], runs.items(), strict=True):
             found, wrong, missed = match(objects, detections)
             boxes = detections["boxes"]
             here = inside(boxes, window)
@@ -94,7 +104,9 @@ def detections_figure(rows: Sequence[Row], path: Path) -> None:
                 "FN": (objects["boxes"][shown & missed], FN),
             }
             counts = ", ".join(f"{len(group)} {word}" for word, (group, _) in kinds.items())
-            show(axes, image, window, f"{name}: {counts}")
+            show(axes, image, window, f"{run}: {counts}")
+            if not any(len(group) for group, _ in kinds.values()):
+                note(axes, NO_OBJECTS)
             for group, style in reversed(kinds.values()):  # what is found on top
                 frame(axes, group, style)
     legend(figure, LEGEND, columns=2 if columns < 3 else 3)

@@ -162,7 +162,7 @@ def runs_table(runs: Sequence[Run], root: Path) -> Grid:
     for run in runs:
         mine = run.settings
         values = [number(100 * run.metrics.get(c, math.nan), spec) for c, spec in columns.items()]
-        name = str(run.path.relative_to(root))
+        name = f"{run.path.relative_to(root)}{letters(run)}"
         rows.append([name, *_what(run, mine["loss"]), str(run.seed), f"{mine['steps']}", *values])
     base = [group for group in groups if group.any.settings["loss"] == "base"]
     joint = [group for group in groups if group.any.settings["loss"] == "jol"]

@@ -213,8 +213,12 @@ def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     torch.save(checkpoint, file)
 
 
-def load_detector(checkpoint: dict[str, Any], name: object = "the checkpoint") -> nn.Module:
+def load_detector(
+    checkpoint: dict[str, Any], name: object = "the checkpoint", detections: int | None = None
+) -> nn.Module:
     """The detector of a checkpoint, with its weights, on the CPU; `name` is for messages.
+
+    `detections`: most detections of an image; None: as it was trained with.
 
     Raises:
         RunError: the weights do not fit the settings stored with them.
@@ -225,7 +229,7 @@ def load_detector(checkpoint: dict[str, Any], name: object = "the checkpoint") -
             settings.detector,
             len(checkpoint["class_names"]),
             settings.loss,
-            **settings.model_arguments(),
+            **settings.model_arguments() | ({"detections": detections} if detections else {}),
             load_weights=False,
         )
         check_weights(checkpoint["model"], model)

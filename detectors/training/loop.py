@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,8 +22,9 @@ from detectors.data.batches import Batch, train_batches
 from detectors.data.dataset import CocoDetection
 from detectors.errors import BadEvaluation, BadSteps, DataError, Stopped, TrainingError
 from detectors.evaluation.average_precision import Evaluation
-from detectors.evaluation.model_evaluation import Interrupted, evaluate_model
+from detectors.evaluation.model_evaluation import evaluate_model
 from detectors.evaluation.report import metrics_line, write_results
+from detectors.inference.scale import Scale, scale_of
 from detectors.models.build import build_detector, compile_model
 from detectors.training.batch_feed import feed
 from detectors.training.checkpoints import Checkpoints
@@ -33,7 +35,7 @@ from detectors.training.state import State, TrainResult, losses_line
 from detectors.training.step import Outcome, Stepper
 from detectors.utils.distributed import ALONE, World, means_lost
 from detectors.utils.progress import Progress, peak_memory
-from detectors.utils.signals import Stopping
+from detectors.utils.signals import Interrupted, Stopping
 
 LOG_EVERY = 20
 """Steps between two lines of the log, each with the means over these steps."""
@@ -196,9 +198,9 @@ class Trainer:
                 self.step(batches)
                 if self._checkpoint_is_due():
                     self._save()
+        self._write_results(evaluation)
         if evaluation is None:
             return None
-        write_results(self.checkpoints.folder, evaluation, self.settings.loss)
         median = statistics.median(self.seconds) if self.seconds else math.nan
         return TrainResult(evaluation, median, self.state.best, self.state.best_step)
 
@@ -296,8 +298,10 @@ class Trainer:
                 settings.device,
                 settings.evaluator,
                 settings.protocol,
+                counted=settings.counted,
                 world=self.stepper.world,
                 leaving=lambda: self.stopping.asked,
+                at_once=self.stopping.at_once,
             )
         except DataError as error:
             what = f"step {state.step}: its evaluation: {error}"
@@ -306,11 +310,25 @@ class Trainer:
             self._leave(f"step {state.step}: its evaluation was")
         if evaluation is not None:
             self._write({"evaluation": evaluation.metrics})
-            self.progress.note(f"step {state.step}: {metrics_line(evaluation)}")
+            what = f"step {state.step}: "
+            line = metrics_line(evaluation, before=f"{self.progress.title}: {what}")
+            self.progress.note(f"{what}{line}")
             if not evaluation.metrics["AP"] <= state.best:  # NaN too, where there are no objects
                 state.best, state.best_step = evaluation.metrics["AP"], state.step
                 self.checkpoints.save_best(self._weights())
         return evaluation
+
+    def _write_results(self, evaluation: Evaluation | None) -> None:
+        """Write and draw the last evaluation, on the rank that has it."""
+        left = False
+        if evaluation is not None:
+            folder, at_once = self.checkpoints.folder, self.stopping.at_once
+            try:
+                write_results(folder, evaluation, self.settings.loss, at_once=at_once)
+            except Interrupted:
+                left = True
+        if self.stepper.world.sum(torch.tensor([float(left)])):
+            self._leave(f"step {self.state.step}: the pictures of its evaluation were")
 
     def _checkpoint_is_due(self) -> bool:
         step = self.state.step
@@ -320,6 +338,10 @@ class Trainer:
         state = {"state": dataclasses.asdict(self.state)}
         self.checkpoints.save_last({**self._weights(), **self.stepper.state(), **state})
 
+    @cached_property
+    def _scale(self) -> Scale:
+        return scale_of(self.train_data, dataclasses.asdict(self.settings), training=True)
+
     def _weights(self) -> dict[str, Any]:
         """What is needed to use the model: plain values and tensors only."""
         return {
@@ -327,6 +349,7 @@ class Trainer:
             "settings": dataclasses.asdict(self.settings),
             "class_names": self.val_data.class_names,
             "category_ids": self.val_data.category_ids,
+            "scale": self._scale,
             "step": self.state.step,
         }
 

@@ -29,6 +29,7 @@ from detectors.training.settings import DEFAULTS, MAY_CHANGE, TrainSettings
 from detectors.utils import files
 from detectors.utils.argument_types import shown
 from detectors.utils.files import finite, write_json
+from detectors.utils.names import changed
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pycocotools", "faster-coco-eval")
 PATHS = frozenset(
@@ -115,15 +116,14 @@ def refuse_other_settings(where: str, was: Mapping[str, Any], now: Mapping[str, 
     for name, value in now.items():
         before = was.get(name, DEFAULTS.get(name))
         if name not in MAY_CHANGE and before != value:
-            raise RunError(f"{where}: {name} was {shown(before)}, is now {shown(value)}")
+            raise RunError(f"{where}: {changed(name, before, value)}")
 
 
 def refuse_other_data(where: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise RunError unless data are the same, wherever they lie."""
     for name, value in now.items():
         if name not in PATHS and was.get(name) != value:
-            before = shown(was.get(name))
-            raise RunError(f"{where}: {name} was {before}, is now {shown(value)}")
+            raise RunError(f"{where}: {changed(name, was.get(name), value)}")
 
 
 class MetricsLog:

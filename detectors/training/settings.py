@@ -187,6 +187,14 @@ class TrainSettings:
         usual=True,
         said="on",
     )
+    detections: int | None = setting(
+        "most detections of an image; the proposals that they are chosen from, and the detections "
+        "of a class that the evaluation counts, follow",
+        MODEL,
+        None,
+        least=1,
+        said="the preset's, but at least what --protocol counts",
+    )
     decay_steps: list[int] | None = dataclasses.field(default=None, metadata={"kind": {"least": 0}})
     clip: float = setting(
         "largest norm of the gradient, which is scaled down to it", TRAINING, 10.0, above=0
@@ -282,6 +290,12 @@ class TrainSettings:
             if wanted:
                 raise ValueError(f"{field.name}: got {shown(value)}, wanted {wanted}")
 
+    @property
+    def counted(self) -> int | None:
+        """What the evaluation takes as `counted`: a number of detections that is not the usual."""
+        usual = usual_detections(self.detector, self.preset, self.protocol)
+        return None if self.detections == usual else self.detections
+
     def model_arguments(self) -> dict[str, Any]:
         """What build_detector takes next to name, number of classes and loss."""
         return {
@@ -340,7 +354,23 @@ def resolve(
         chosen["steps"] = min(lengths)
     if length["decay_epochs"]:
         chosen["decay_steps"] = [math.ceil(number * epoch) for number in length["decay_epochs"]]
+    followed = config.get("detections") and config["detections"] == usual_detections(**config)
+    if followed and "detections" not in given:
+        chosen["detections"] = usual_detections(**chosen)
     return TrainSettings(**chosen)
+
+
+def usual_detections(
+    detector: str = "", preset: str = "", protocol: str = "", **_: object
+) -> int | None:
+    """The detections of an image that a detector reports: at least those that a protocol counts.
+
+    Runs of earlier versions had the preset's number, whatever the protocol; their files have none.
+    None: a name that there is not, for build_detector to refuse.
+    """
+    if detector not in DETECTORS or preset not in PRESETS or protocol not in PROTOCOLS:
+        return None
+    return max(DETECTORS[detector].detections[preset], PROTOCOLS[protocol].max_dets)
 
 
 def usual_preset(given: Mapping[str, Any], dataset: str | None) -> str:
@@ -357,6 +387,7 @@ def _chosen(given: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
         detector = find_detector(given["detector"])
     except ValueError as error:
         raise Unusable(str(error)) from error
+    protocol = named.protocol if named else DEFAULTS["protocol"]
     return {
         **DEFAULTS,
         **USUAL,
@@ -367,6 +398,7 @@ def _chosen(given: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
         "batch_size": BATCHES[preset],
         "lr": detector.learning_rate[preset],
         "crop": CROPS[preset] or None,
-        "protocol": named.protocol if named else DEFAULTS["protocol"],
+        "protocol": protocol,
+        "detections": usual_detections(given["detector"], preset, given.get("protocol", protocol)),
         "epochs": None if "max_steps" in given else named.epochs if named else EPOCHS,
     }

@@ -4,7 +4,6 @@ They are data, and may hold anything that JSON or a file system allows.
 """
 
 import unicodedata
-from collections.abc import Iterable
 
 _ACTING = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's categories of control characters, half surrogate pairs, and separators of lines."""
@@ -52,10 +51,3 @@ def from_csv_cell(cell: str) -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things, such as "1 image" or "2,000 images"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def first_few(names: Iterable[str], shown: int = 3) -> str:
-    """The first names in quotes, and how many more there are."""
-    every = list(names)
-    words = ", ".join(repr(name) for name in every[:shown])
-    return words + (f" and {len(every) - shown:,} more" if len(every) > shown else "")

@@ -34,7 +34,7 @@ class Progress:
     ) -> None:
         # tqdm draws nothing on a terminal that reports no lines
         terminal = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).lines > 0
-        self._title, self._steps, self._leads = title, steps, leads
+        self.title, self._steps, self._leads = title, steps, leads
         self._lines = leads and not terminal and not quiet
         self._bar = tqdm(
             desc=title,
@@ -84,7 +84,7 @@ class Progress:
         """Print a line without breaking the bar."""
         with self._heard():
             if self._leads:
-                tqdm.write(printable_lines(f"{self._title}: {text}"), file=sys.stderr)
+                tqdm.write(printable_lines(f"{self.title}: {text}"), file=sys.stderr)
 
     @contextmanager
     def _heard(self) -> Iterator[None]:
@@ -99,7 +99,7 @@ class Progress:
         """As many of the fields as the terminal has room for next to the bar."""
         digits = len(str(self._steps))
         columns = os.get_terminal_size(sys.stderr.fileno()).columns  # stdout may be elsewhere
-        room = columns - len(self._title) - 2 * digits - 42
+        room = columns - len(self.title) - 2 * digits - 42
         shown = list(fields)
         while len("  ".join(shown)) > room and len(shown) > 1:
             shown.pop()

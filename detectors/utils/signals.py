@@ -2,8 +2,14 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+
+class Interrupted(BaseException):
+    """Work within Stopping.at_once was ended by a signal; no Exception, lest a library eat it."""
 
 
 class Stopping:
@@ -18,6 +24,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self.asked = ""
+        self._at_once = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,8 +42,29 @@ class Stopping:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it, a signal ends work that takes long and leaves nothing half done.
+
+        Raises:
+            Interrupted: a signal came, or had come before.
+        """
+        self._at_once = True
+        try:
+            self._leave()
+            yield
+        finally:
+            self._at_once = False
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.asked:
+            raise Interrupted(self.asked)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if name == self.asked == "SIGINT":
             raise KeyboardInterrupt
         self.asked = name
+        if self._at_once:
+            self._leave()

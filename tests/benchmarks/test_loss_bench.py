@@ -381,6 +381,29 @@ def test_comparison_names_what_changed():
     assert "0 numbers in both" in gone and "Only before: rcnn-9 p0, rcnn-9 p1" in gone
 
 
+def test_noise_is_marked():
+    """Where 20 to 80 % of the samples are wider apart than half the median, and there alone."""
+
+    def cells(spread):
+        rows = []
+        for name, unit in ((OURS, report.TIME), ("eager", report.TIME), ("eager", report.RATIO)):
+            sample = measure.Sample(2.0, 2.0 - spread, 2.0 + spread, 9)
+            rows.append(report.row(ABOUT, HERE, name, "both, clock", unit, sample))
+        rows += [report.row(ABOUT, HERE, name, "agrees", "", 1.0) for name in (OURS, "eager")]
+        return report.speed_table(rows, "both, clock").splitlines()[-1].split("|")[5:7]
+
+    assert [cell.strip() for cell in cells(0.5)] == ["2", "2 ± 0.500"]
+    assert [cell.strip() for cell in cells(0.51)] == ["2 (noise)", "2 ± 0.510 (noise)"]
+    samples = {"base s": 0.1, "jol s": 0.6, f"jol {report.RATIO}": 0.2}
+    rows = [
+        report.row(ABOUT, ("step-fcos", 2, 800, "float32"), *name.split(" ", 1)[:1], "step",
+                   name.split(" ", 1)[1], measure.Sample(1.0, 1.0 - s / 2, 1.0 + s / 2, 9))
+        for name, s in samples.items()
+    ]  # fmt: skip
+    line = report.report(rows, ABOUT, []).splitlines()[-1]
+    assert [cell.strip() for cell in line.split("|")[2:5]] == ["1", "1 (noise)", "1.000"]
+
+
 def test_plots_show_the_numbers():
     def timed(case, provider, milliseconds):
         c = CASES[case]

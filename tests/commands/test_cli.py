@@ -41,6 +41,11 @@ def test_train_eval_resume(
     out = tmp_path / "run"
     assert main(train_arguments(scenes, out)) == 0
     printed = capsys.readouterr().out
+    head, *lines = printed.splitlines()[: 2 + len(CLASSES)]
+    assert head.split() == ["objects", "AP", "AP50", "AP75", "AP_vt", "AP_t", "AP_s", "AP_m"]
+    assert [line.split()[0] for line in lines] == [*CLASSES, "all"]
+    assert f"AP is the mean over {len(CLASSES)} classes.\nFewer than 10 objects" in printed
+    assert max(map(len, printed.splitlines()[:-1])) <= 80 and printed.count("AP_vt") == 1
     assert "seconds a step" in printed
     assert "best AP 0.0 at step 2 (epoch 1.0)" in printed
     results = json.loads((out / "results.json").read_text())
@@ -63,8 +68,8 @@ def test_train_eval_resume(
     assert json.loads((tmp_path / "eval" / "results.json").read_text()) == results
     assert (tmp_path / "eval" / "pr_curves.png").stat().st_size > 0
     assert (tmp_path / "eval" / "pr_classes.png").stat().st_size > 0
-    head, *lines = capsys.readouterr().out.splitlines()[-3 - len(CLASSES) : -1]
-    assert head.split()[:3] == ["AP", "AP50", "AP75"]
+    head, *lines = capsys.readouterr().out.splitlines()[: 2 + len(CLASSES)]
+    assert head.split()[:4] == ["objects", "AP", "AP50", "AP75"]
     assert [line.split()[0] for line in lines] == [*CLASSES, "all"]
     assert main([*evaluation, "--protocol", "coco", "--evaluator", "pycocotools"]) == 0
     assert "AP_l" in json.loads((tmp_path / "eval" / "results.json").read_text())

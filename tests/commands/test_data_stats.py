@@ -12,9 +12,10 @@ import torch
 
 from detectors.assigners import BACKGROUND, IGNORED
 from detectors.cli import main
+from detectors.commands.data_stats import pick_assigner
 from detectors.evaluation.prior_coverage import make_priors
-from detectors.models import build_detector
-from detectors.models.anchor_plans import paper_layout
+from detectors.models import PRESETS, build_detector
+from detectors.models.anchor_plans import plan_layout
 from detectors.models.fcos import inside_only
 
 VISDRONE = Path(__file__).parents[3] / "shared/data/visdrone_boxes"
@@ -135,6 +136,7 @@ def test_positives_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ]
     file = write(tmp_path / "some.json", [(128, 128)] * 3, boxes)
     given = ("--annotations", file, "--image-size", 128, "--anchor-scale", 2, "--positives")
+    given += ("--preset", "paper")
     lines = stats(capsys, *given)
     assert row(lines, "objects") == ["1", "2", "1", "0", "0"]
     assert row(lines, "with", "low-quality", "matches") == ["1.00", "1.00", "1.00", "-", "-"]
@@ -169,7 +171,8 @@ def test_images_are_resized(small: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_detectors_bring_their_settings(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ("--annotations", small, "--image-size", 90, "--positives", "--detector")
+    given = ("--annotations", small, "--image-size", 90, "--positives", "--preset", "paper")
+    given += ("--detector",)
     lines = stats(capsys, *given, "retinanet")
     assert row(lines, "iou:") == ["high=0.5", "low=0.4", "min_low_quality=0"]
     assert ["retinanet's", "anchors", "(preset", "paper):", "scale", "4"] in [x[:6] for x in lines]
@@ -191,6 +194,7 @@ def test_fcos_own_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     ]
     file = write(tmp_path / "some.json", [(128, 128)], boxes)
     given = ("--annotations", file, "--image-size", 128, "--detector", "fcos", "--positives")
+    given += ("--preset", "paper")
     lines = stats(capsys, *given)
     assert row(lines, "centre", "sampling")[:3] == ["0.50", "-", "4.00"]
 
@@ -226,6 +230,7 @@ def test_fcos_points_outside_their_object_do_not_count(
     """4 x 4 around (4, 4), a point of stride 8: of RFLA's three points the nearest alone is in."""
     file = write(tmp_path / "one.json", [(64, 64)], [(1, 1, (2, 2, 4, 4), False)])
     given = ("--annotations", file, "--image-size", 64, "--positives", "--assigner", "rfla")
+    given += ("--preset", "paper")
     assert row(stats(capsys, *given, "--detector", "fcos"), "rfla")[0] == "1.00"
     assert float(row(stats(capsys, *given, "--detector", "retinanet"), "rfla")[0]) >= 3
 
@@ -242,28 +247,83 @@ def test_inside_only() -> None:
 
 @pytest.mark.parametrize("assigner", [None, "rfla"])
 @pytest.mark.parametrize("scale", [None, 3.0])
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
 def test_layouts_are_the_models_anchors(
-    name: str, scale: float | None, assigner: str | None
+    name: str, preset: str, scale: float | None, assigner: str | None
 ) -> None:
     model = build_detector(
         name,
         1,
         assigner=assigner,
-        preset="paper",
+        preset=preset,
         backbone="resnet18",
         backbone_weights="none",
         anchor_scale=scale,
         image_size=96,
     )
-    layout = paper_layout(name, assigner, anchor_scale=scale, image_size=96)
+    layout = plan_layout(name, preset, assigner, anchor_scale=scale, image_size=96)
     generator = model.rpn.anchor_generator if name == "faster_rcnn" else model.anchor_generator
     grids = [[math.ceil(128 / s), math.ceil(160 / s)] for s in generator.strides]
+    strides = [[torch.tensor(s)] * 2 for s in generator.strides]
     priors, levels = make_priors(layout, 128, 160)
-    assert torch.equal(priors, torch.cat(generator.grid_anchors(grids, None)))
+    assert torch.equal(priors, torch.cat(generator.grid_anchors(grids, strides)))
     assert levels == generator.describe(grids)
     transform = model.transform
     assert layout.fit == (transform.max_size, transform.min_size[0]) == (160, 96)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "preset torchvision, images resized to 1333 x 800"),
+        (["--preset", "paper", "--image-size", "480", "640"], "paper, images resized to 800 x 480"),
+        (["--preset", "slim"], "preset slim, crops of 192 x 192 as they are"),
+        (["--preset", "slim", "--crop", "0"], "preset slim, images as they are"),
+        (["--crop", "64"], "preset torchvision, crops of 64 x 64 resized to 1333 x 800"),
+    ],
+)
+def test_the_verdict_is_for_what_jol_train_would_use(
+    given: list[str], said: str, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was for preset paper, whatever was given."""
+    lines = stats(capsys, "--annotations", small, "--positives", *given)
+    sentences = [" ".join(line) for line in lines[-3:]]
+    assert sentences[0].startswith("As jol train with these arguments: ")
+    assert sentences[0].endswith(f"{said}.")
+    assert sentences[1].startswith("iou with low-quality matches: objects of ")
+
+
+def test_presets_give_other_positives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An object of 10 pixels: slim has anchors of that size; of crops of 80, scaled by ten, 100."""
+    file = write(tmp_path / "one.json", [(160, 160)], [(1, 1, (59, 59, 10, 10), False)])
+    given = ("--annotations", file, "--positives")
+    slim = stats(capsys, *given, "--preset", "slim", "--anchor-ratios", 1)
+    words = "faster_rcnn's anchors (preset slim): 6 to 90 pixels by level, crops of 192 x 192"
+    assert [*words.split(), "as", "they", "are"] in slim
+    assert float(row(slim, "without", "them")[1]) >= 1
+    crop = ("--crop", 80, "--image-size", 800)
+    assert row(stats(capsys, *given, *crop), "objects") == ["0", "0", "0", "0", "1"]
+    native = ("--image-size", 160)
+    assert row(stats(capsys, *given, *native), "objects") == ["0", "1", "0", "0", "0"]
+    assert row(stats(capsys, *given, *native), "without", "them")[1] == "0"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_fcos_has_the_rule_of_its_preset(preset: str) -> None:
+    """The points that an object gets are those that the detector trains on."""
+    model: Any = build_detector(
+        "fcos", 1, preset=preset, backbone="resnet18", backbone_weights="none", image_size=128
+    )
+    taken: list[list[torch.Tensor]] = []
+    model.head.compute_loss = lambda *given: taken.append(given[-1]) or {}
+    boxes = torch.tensor([[9.0, 9, 15, 15], [60, 60, 80, 100], [20, 40, 60, 64]])
+    target = {"boxes": boxes, "labels": torch.zeros(3, dtype=torch.int64)}
+    model.train()([torch.rand(3, 128, 128)], [target])
+    layout = plan_layout("fcos", preset, image_size=128)
+    _, rule = pick_assigner("fcos", None, {}, preset)
+    priors, levels = make_priors(layout, 128, 128)
+    assert torch.equal(rule(boxes, priors, levels), taken[0][0])
 
 
 @pytest.mark.parametrize(
@@ -301,7 +361,7 @@ def test_no_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{file}: no objects to count; skipped: 1 crowd or ignored" in error
 
 
-@pytest.mark.parametrize(("command", "count"), [("stats", 14), ("check", 6), ("convert", 6)])
+@pytest.mark.parametrize(("command", "count"), [("stats", 16), ("check", 6), ("convert", 6)])
 def test_help_explains_every_option(
     command: str, count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

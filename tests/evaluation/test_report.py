@@ -1,6 +1,7 @@
 """Evaluations on disk and in print."""
 
 import csv
+import dataclasses
 import errno
 import json
 import math
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_cases import random_case
+from evaluation_cases import perfect, random_case, truth
 
 from detectors.errors import RunError
 from detectors.evaluation import METRICS, Evaluation, evaluate, report
@@ -73,18 +74,55 @@ def test_the_table_of_classes(tmp_path: Path) -> None:
     report.write_results(tmp_path, found, "jol")
     with (tmp_path / "per_class.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["class", *METRICS, *OLRP]
+    assert list(rows[0]) == ["class", *METRICS, *OLRP, "objects"]
     assert [row["class"] for row in rows] == list(found.per_class)
     for row in rows:
         for name, value in found.per_class[row["class"]].items():
             assert row[name] == "" if math.isnan(value) else float(row[name]) == value
     assert any(value == "" for row in rows for value in row.values())
+    assert {row["class"]: int(row["objects"]) for row in rows} == found.objects
+    assert sum(found.objects.values()) == sum(
+        not record["iscrowd"] for record in ground_truth["annotations"]
+    )
 
     lines = report.class_table(found).splitlines()
     assert len({len(line) for line in lines}) == 1 and len(lines) == len(rows) + 2
-    assert lines[0].split() == [*METRICS, *OLRP]
-    for line, metrics in zip(lines[1:], [*found.per_class.values(), found.metrics], strict=True):
-        shown = line.split()[-len(metrics) :]
+    assert lines[0].split() == ["objects", *METRICS, *OLRP]
+    counts = [*found.objects.values(), sum(found.objects.values())]
+    for line, metrics, count in zip(
+        lines[1:], [*found.per_class.values(), found.metrics], counts, strict=True
+    ):
+        number, *shown = line.split()[-len(metrics) - 1 :]
+        assert number == f"{count:,}"
         for text, value in zip(shown, metrics.values(), strict=True):
             assert text == "-" if math.isnan(value) else abs(float(text) - 100 * value) < 0.051
     assert lines[-1].startswith("all ")
+
+
+def test_what_is_printed_fits_80_columns() -> None:
+    """Of training: no line is broken within a word, and nothing is lost."""
+    found = evaluate(*random_case(4))
+    long = {f"{name} of {'seven seas ' * 9}": value for name, value in found.per_class.items()}
+    counts = dict(zip(long, found.objects.values(), strict=True))
+    found = dataclasses.replace(found, per_class=long, objects=counts)
+    table = report.class_table(found, narrow=True)
+    assert max(map(len, table.splitlines())) == 80 and "oLRP" not in table and "…" in table
+    before = "faster_rcnn: step 12: "
+    line = report.metrics_line(found, before)
+    assert [len(part) <= 80 for part in (before + line).splitlines()] == [True, True]
+    words = [f"{name} {report._percent(value)}" for name, value in found.metrics.items()]
+    assert all(word in line for word in words) and line.split() == " ".join(words).split()
+
+
+def test_ap_says_what_it_is_a_mean_over() -> None:
+    boxes = [(0, k, 40.0 * k, 10, 9, 9) for k in range(14)]
+    boxes += [(0, 3, 9.0 * n, 60, 9, 9) for n in range(20)]
+    ground_truth = truth(boxes, classes=15)
+    said = report.about_ap(evaluate(ground_truth, perfect(ground_truth)))
+    assert said == (
+        "AP is the mean over 14 of 15 classes. Without objects: ['class 14'].\n"
+        "Fewer than 10 objects, so that AP says little: ['class 0 (1)', 'class 1 (1)',\n"
+        "  'class 2 (1)', 'class 4 (1)', 'class 5 (1)' and 8 more]."
+    )
+    boxes = [(0, 0, 9.0 * n, 60, 9, 9) for n in range(10)]
+    assert report.about_ap(evaluate(truth(boxes), [])) == "AP is the mean over 1 class."

@@ -168,3 +168,26 @@ def test_unusable_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         error = capsys.readouterr().err
         assert wanted in error and len(error.splitlines()) <= 2
     assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_a_program_says_what_is_wrong_with_an_image(tmp_path: Path) -> None:
+    """Pixels of 0 to 255 gave detections of nothing; so did bytes, and NaN none at all."""
+    export.save(
+        export.export(write_checkpoint(tmp_path / "best.pt", "fcos"), SIZE), CLASSES, tmp_path / "p"
+    )
+    program = torch.export.load(tmp_path / "p").module()
+    good = image(1)
+    for bad, wanted in (
+        (255 * good, "its values are not RGB in 0 to 1; divide pixels of 0 to 255 by 255"),
+        (good.masked_fill(good > good.max() - 1e-6, torch.nan), "its values are not RGB in 0 to 1"),
+        (good - 0.6, "its values are not RGB in 0 to 1"),
+        ((255 * good).byte(), "dtype mismatch! Expected: Float, Got: unsigned char"),
+        (good.double(), "dtype mismatch! Expected: Float, Got: double"),
+        (good.half(), "dtype mismatch! Expected: Float"),
+        (image(1, 96, 72), r"image.size\(\)\[1\] == 72"),
+        (good[:1], r"image.size\(\)\[0\] == 3"),
+        (good[None], r"image.size\(\)\[0\] == 3"),
+    ):
+        with pytest.raises((RuntimeError, AssertionError), match=wanted):
+            program(bad)
+    assert len(program(good * 1.2 - 0.1)[0]) > 0  # as resizing may overshoot

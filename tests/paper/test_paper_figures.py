@@ -17,7 +17,7 @@ from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
 from detectors.paper import figures, loss_samples, side_by_side
 from detectors.paper.loss_samples import Samples
-from detectors.training import checkpoints, loop
+from detectors.training import checkpoints, loop, run_folder
 from detectors.utils.palette import GREEN, ORANGE
 
 SIZE = DemoSize(crop=64, steps=2, batch_size=1)
@@ -194,6 +194,10 @@ def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     images, annotations = json.loads((runs / "paths.json").read_text())
     content = json.loads(Path(annotations).read_text())
     (runs / "none.json").write_text(json.dumps({**content, "annotations": []}))
+    told = []
+    for loss, digest in (("base", "a"), ("jol", "b")):
+        run_folder.start(runs / digest, demo_settings(loss, 0, SIZE), {"val_sha256": digest})
+        told += [f"--{loss}", str(runs / digest)]
     none = ["--val-images", images, "--val-annotations", str(runs / "none.json")]
     for words, wanted in (
         (["7", *out, *given(runs)], "figure 7 is of one run: wanted --base DIR or --jol DIR"),
@@ -205,6 +209,8 @@ def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["six", *out], "no figure 'six'; wanted"),
         (["1", *out, *given(runs)], "wanted --base DIR, --jol DIR or both"),
         (["1", *out, "--base", str(runs / "base")], "missing --val-images"),
+        (["4", *out, *told[:2]], "does not say where the data are: wanted --dataset"),
+        (["4", *out, *told], "were evaluated on different data; wanted --val-images"),
         (["1", *out, "--base", str(runs / "jol"), *given(runs)], "trained with another loss"),
         (["6", *out, "--base", str(tmp_path)], "no results of an evaluation"),
         (["3", "--out", str(tmp_path / "no" / "f.png")], "no folder"),
@@ -219,3 +225,22 @@ def test_unusable_arguments(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
         error = capsys.readouterr().err
         assert wanted in error and len(error.splitlines()) <= 2 and "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_takes_the_data_of_its_run(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where they are, config.json says; what is given comes first."""
+    images, annotations = json.loads((runs / "paths.json").read_text())
+    shutil.copytree(runs / "jol", tmp_path / "jol")
+    (tmp_path / "jol" / "metrics.jsonl").unlink()
+    data = {"val_images": images, "val_annotations": annotations, "val_sha256": "x"}
+    run_folder.start(tmp_path / "jol", demo_settings("jol", 0, SIZE), data)
+    words = ["--jol", str(tmp_path / "jol"), "--images", "1", "--device", "cpu"]
+    for number in ("4", "7"):
+        out = tmp_path / f"{number}.png"
+        assert main(["figure", number, "--out", str(out), *words]) == 0
+        assert out.stat().st_size > 5000
+    other = ["--val-images", images, "--val-annotations", str(tmp_path / "none.json")]
+    assert main(["figure", "4", "--out", str(tmp_path / "x.png"), *words, *other]) == 2
+    assert "none.json: no such file" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from pictures import opened
 
 from detectors.paper.class_detections import class_figure, class_style
@@ -165,3 +166,29 @@ def test_each_class_has_its_colour(tmp_path):
     assert len({class_style(label) for label in range(20)}) == 20
     with pytest.raises(ValueError, match="no images"):
         class_figure([], [], tmp_path / "x.png")
+
+
+def test_panels_say_what_they_show(tmp_path, monkeypatch):
+    """The file's name, the least score, and that there is nothing where nothing is drawn."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    fitting, nothing = detected(boxes([10, 10, 18, 18]), [0.9]), detected(boxes(), [])
+    empty = (torch.zeros(3, 64, 96, dtype=torch.uint8), truth(boxes()), {"JOL": nothing})
+    names = ["a/full$1_$.png", f"{'long ' * 9}.png"]
+    detections_figure([row({"JOL": fitting}), empty], tmp_path / "x.png", names)
+    titles = [axes.get_title() for axes in figures[0].axes]
+    assert titles[:2] == ["full$1_$.png: 2 objects", "JOL: 1 TP, 0 FP, 1 FN"]
+    assert titles[2].startswith("long long") and titles[2].endswith("…: 0 objects")
+    texts = [[text.get_text() for text in axes.texts] for axes in figures[0].axes]
+    assert texts == [[], [], ["no objects"], ["no objects"]]
+    nobody = torch.zeros(0, dtype=torch.int64)
+    one = (empty[0], boxes([1, 1, 9, 9]), torch.zeros(1, dtype=torch.int64))
+    class_figure([(empty[0], boxes(), nobody), one], ["car"], tmp_path / "x.png", ["a/b.png", "c"])
+    assert [axes.get_title() for axes in figures[1].axes[:2]] == [
+        "b.png: 0 detections",
+        "c: 1 detection",
+    ]
+    assert [text.get_text() for text in figures[1].axes[0].texts] == ["no detections"]
+    for figure in figures:
+        (legend,) = figure.legends
+        assert legend.get_title().get_text() == "detections with a score of 0.5 or more"

@@ -258,7 +258,14 @@ def test_the_list_of_runs_pairs_base_and_jol(tmp_path: Path) -> None:
     write_run(tmp_path / "alone", alone, detector="fcos", loss="jol", dataset=None)
     grid = runs_table(find_runs(tmp_path)[0], tmp_path)
     assert grid.header == ["run", "detector", "loss", "seed", "steps", "AP", "AP50"]
-    assert grid.rows[0] == ["alone", "fcos", "jol", "0", "100", "1.0", "2.0"]
+    name, letter = grid.rows[0][0].split()
+    assert [name, *grid.rows[0][1:]] == ["alone", "fcos", "jol", "0", "100", "1.0", "2.0"]
+    lettered = {row[0].rpartition(" ")[2] for row in grid.rows}  # every note is of a row, and back
+    assert lettered == {note[0] for note in grid.notes if note[1:2] == ":"} >= {letter}
+    of_lambda_3 = next(note[0] for note in grid.notes if note.endswith("lam 3.0"))
+    assert {row[0].split()[0] for row in grid.rows if row[0].endswith(f" {of_lambda_3}")} == {
+        *("j30", "j31", "mean", "±")
+    }
     assert len(grid.rows) == 7 + 4
     # λ = 2: +2 and +3; λ = 3: +3 and +4
     means = [row for row in grid.rows if row[0].startswith("mean of 2 pairs")]
@@ -275,8 +282,9 @@ def test_the_list_of_runs_pairs_base_and_jol(tmp_path: Path) -> None:
     write_run(tmp_path / "named", alone, seed=3, loss="jol", dataset="coco")
     more = runs_table(find_runs(tmp_path)[0], tmp_path)
     assert more.header[:3] == ["run", "data", "detector"]
-    assert ["named", "coco", "faster_rcnn", "jol", "3"] in [row[:5] for row in more.rows]
-    assert ["alone", "-", "fcos", "jol", "0"] in [row[:5] for row in more.rows]
+    rows = [[row[0].split()[0], *row[1:5]] for row in more.rows]
+    assert ["named", "coco", "faster_rcnn", "jol", "3"] in rows
+    assert ["alone", "-", "fcos", "jol", "0"] in rows
 
 
 def test_costs_are_of_preset_paper_and_seconds_skip_the_first_line(tmp_path: Path) -> None:

@@ -25,12 +25,13 @@ from detectors.commands import demo, train
 from detectors.commands.demo import DemoSize
 from detectors.data import CocoDetection, DataError, train_batches
 from detectors.data.synthetic import write_scenes
-from detectors.evaluation.model_evaluation import Interrupted, evaluate_model
+from detectors.evaluation.model_evaluation import evaluate_model
 from detectors.training import checkpoints, loop, run_folder
 from detectors.training.settings import TrainSettings
 from detectors.training.step import Stepper
 from detectors.utils import locks
 from detectors.utils.distributed import World
+from detectors.utils.signals import Interrupted
 
 
 @pytest.fixture(scope="module")

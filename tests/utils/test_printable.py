@@ -15,7 +15,7 @@ from detectors.evaluation import evaluate
 from detectors.evaluation.report import class_table, read_results, write_results
 from detectors.inference.drawing import draw_detections
 from detectors.paper.class_detections import class_figure
-from detectors.utils.printable import csv_cell, first_few, printable, printable_lines
+from detectors.utils.printable import csv_cell, printable, printable_lines
 from detectors.utils.text_tables import Grid, render
 
 CLEAR = "\x1b[2J\x1b]0;title\x07"
@@ -110,8 +110,3 @@ def test_names_in_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     content["categories"][0]["name"] = CLEAR
     with pytest.raises(DataError, match=r"category 1: name is .* wanted one without control"):
         CocoDetection(tmp_path, content)
-
-
-def test_of_many_names_the_first_few_are_shown():
-    assert first_few(["a"]) == "'a'" and first_few("abc") == "'a', 'b', 'c'"
-    assert first_few(map(str, range(1203))) == "'0', '1', '2' and 1,200 more"

@@ -1,0 +1,56 @@
+"""Lists of names in messages and pictures: the first few, and how many more there are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SHOWN = 5
+"""Names of a list that a message has."""
+VALUE = 80
+"""Characters of another value that a message has."""
+LONGEST = 36
+"""Characters of a name that a message or a picture has."""
+
+
+def shortened(name: str, most: int = LONGEST) -> str:
+    """The name on one line, cut off after `most` characters."""
+    name = " ".join(name.split())
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Such as "['car', 'ship']", and of more than SHOWN "['car', ... and 1,198 more]"."""
+    shown = ", ".join(repr(shortened(str(name))) for name in names[:SHOWN])
+    more = len(names) - SHOWN
+    return f"[{shown} and {more:,} more]" if more > 0 else f"[{shown}]"
+
+
+def unlike(here: Sequence[str], there: Sequence[str]) -> str:
+    """What `listed` does not show of the difference between two lists; nothing of short ones."""
+    if max(len(here), len(there)) <= SHOWN:
+        return ""
+    only = [name for name in here if name not in there]
+    lacking = [name for name in there if name not in here]
+    words = [f"only here {listed(only)}"] if only else []
+    words += [f"only there {listed(lacking)}"] if lacking else []
+    return f"; {', '.join(words) or 'their order differs'}"
+
+
+def unlike_runs(classes: Mapping[str, Sequence[str]]) -> str:
+    """Different lists of several runs by the runs' names."""
+    first, *_, last = classes.values()
+    shown = ", ".join(f"{run!r}: {listed(names)}" for run, names in classes.items())
+    return f"{{{shown}}}{unlike(first, last)}"
+
+
+def changed(what: str, was: Any, now: Any) -> str:
+    """That something has another value than before; of two lists, how they differ."""
+    lists = all(isinstance(value, list) for value in (was, now))
+    return f"{what} was {brief(was)}, is now {brief(now)}{unlike(was, now) if lists else ''}"
+
+
+def brief(value: Any) -> str:
+    """A value in a message: names as `listed`, anything else cut off after VALUE characters."""
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return listed(value)
+    text = repr(value)
+    return text if len(text) <= VALUE else f"{text[: VALUE - 1]}…"
