@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     names = checkpoint["class_names"]
     model = checkpoints.load_detector(checkpoint, args.checkpoint).to(device)
     with claimed(args.out):
+        refuse_used(args.out)  # again: another process may just have ended
         summary, bad = predict.predict(
             model,
             names,
