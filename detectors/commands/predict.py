@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> None:
     for difference in other_scale(image_scale(sizes) if sizes else {}, checkpoint.get("scale")):
         warn(difference)
     with claimed(args.out):
+        refuse_used(args.out)  # again: another process may just have ended
         summary, bad = predict.predict(
             model,
             names,

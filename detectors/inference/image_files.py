@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from detectors.errors import Unusable
+from detectors.utils.locks import LOCK
 from detectors.utils.printable import counted
 
 UNDECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -89,5 +90,5 @@ def refuse_used(out: Path) -> None:
     """Raise Unusable unless `out` is an empty folder or does not exist: results never mix."""
     if out.exists() and not out.is_dir():
         raise Unusable(f"--out {out}: is a file, wanted a folder")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(path.name != LOCK for path in out.iterdir()):
         raise Unusable(f"--out {out}: holds files already, wanted a new or an empty folder")
