@@ -4,7 +4,7 @@
 
 Writes results.csv, results.md and plots under --out. Each provider's loss and gradients are checked
 against the paper's equations in float64 before and after it is timed; one that fails gets no
-times, and the exit status is 1. Beside times: launches, waits, memory, first-call time with empty
+times, and the exit status is 1. Also measured: launches, waits, memory, first-call time with empty
 compiler caches, the copy bandwidth; with --parts steps whole training steps, with --parts compile
 what compilers make of the kernels (no GPU needed).
 """

@@ -212,7 +212,7 @@ def speed_table(rows: Sequence[Row], measure: str) -> str:
     return table(["case", "N", "C", "dtype", f"{Name.OURS}, ms", *others], lines) if lines else ""
 
 
-def report(rows: Sequence[Row], about: dict[str, str], left_out: Sequence[str]) -> str:
+def report(rows: Sequence[Row], about: dict[str, str], skipped: Sequence[str]) -> str:
     """All tables of a run, as Markdown."""
     words = ", ".join(f"{name} {about[name]}" for name in ("python", "torch", "triton", "commit"))
     text = f"# Benchmark on {about['machine']}\n\n`python -m bench`, {about['date']}, {words}.\n"
@@ -237,8 +237,8 @@ def report(rows: Sequence[Row], about: dict[str, str], left_out: Sequence[str]) 
         found = count_table(rows, measure)
         text += f"\n## {title}\n\n{found}" if found else ""
     text += _steps(rows) + _bandwidth(rows)
-    if left_out:
-        text += f"\nNot measured, out of time: {', '.join(left_out)}.\n"
+    if skipped:
+        text += f"\nNot measured, out of time: {', '.join(skipped)}.\n"
     return text
 
 
@@ -324,7 +324,7 @@ def comparison(old: Sequence[Row], new: Sequence[Row]) -> str:
     shared = [key for key in after if key in before]
     lines = []
     for was, now in ((before[key], after[key]) for key in shared):
-        if _alike(was, now):
+        if _similar(was, now):
             continue
         ratio = f"{now.median / was.median:.2f}" if was.median else ""
         cells = (number(was.median), number(now.median), now.unit, ratio)
@@ -346,7 +346,7 @@ def _list(values: Iterable[str]) -> str:
     return ", ".join(sorted(values)) or "nothing"
 
 
-def _alike(was: Row, now: Row) -> bool:
+def _similar(was: Row, now: Row) -> bool:
     if not (math.isfinite(was.median) and math.isfinite(now.median)):
         return math.isfinite(was.median) == math.isfinite(now.median)
     if was.count == 1 and now.count == 1:

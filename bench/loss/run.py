@@ -54,7 +54,7 @@ class Run:
         self.device = torch.device(options.device)
         self.about = report.machine(self.device)
         self.rows: list[Row] = []
-        self.left_out: list[str] = []
+        self.skipped: list[str] = []
         self.failures = 0
         self.began = time.perf_counter()
         self.longest = 0.0
@@ -81,7 +81,7 @@ class Run:
         """One case, if there is time for one as long as the longest yet; a failure is reported."""
         began = time.perf_counter()
         if began - self.began + self.longest > self.options.limit:
-            self.left_out.append(name)
+            self.skipped.append(name)
             return
         say(name)
         try:
@@ -202,7 +202,7 @@ class Run:
         from bench.loss import plots
 
         report.write_csv(self.options.out / "results.csv", self.rows)
-        text = report.report(self.rows, self.about, self.left_out)
+        text = report.report(self.rows, self.about, self.skipped)
         (self.options.out / "results.md").write_text(text)
         plots.save_all(self.options.out, self.rows)
         return text

@@ -85,8 +85,8 @@ def _problems(args: argparse.Namespace) -> Iterator[str]:
     if args.figure in (1, 4, 5, 6) and not (args.base or args.jol):
         yield "wanted --base DIR, --jol DIR or both"
     runs = [run for run in (args.base, args.jol) if run]
-    told = any((run / run_folder.CONFIG).is_file() for run in runs)
-    if args.figure in (1, 4, 5, 7) and (_names_data(args) or not told):
+    known = any((run / run_folder.CONFIG).is_file() for run in runs)
+    if args.figure in (1, 4, 5, 7) and (_names_data(args) or not known):
         yield from data_options.problems(args, *data_options.EVALUATION)
 
 

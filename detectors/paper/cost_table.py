@@ -8,9 +8,9 @@ from detectors.paper.finished_runs import Group, Run, grouped
 from detectors.paper.published_numbers import DOI
 from detectors.paper.table_rows import (
     GAIN,
+    LABELLED,
     NO_RUN,
     SPREAD,
-    TOLD,
     WHAT,
     Letters,
     Line,
@@ -66,7 +66,7 @@ def cost_table(runs: Sequence[Run], measured: Mapping[str, tuple[float, float]])
     groups = [
         grouped((r for r in mine if r.is_of(entry.cell)), ["device"])[0] for entry in table.entries
     ]
-    letters, notes = letter_groups((g.any for found in groups for g in found), TOLD)
+    letters, notes = letter_groups((g.any for found in groups for g in found), LABELLED)
     rows: list[list[str]] = []
     for index, (entry, found) in enumerate(zip(table.entries, groups, strict=True)):
         gflops, parameters = measured[entry.cell.detector]

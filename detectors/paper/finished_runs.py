@@ -61,9 +61,9 @@ class Run:
         mine = self.settings
         return mine["lam"], mine["location_score"], mine["class_score"]
 
-    def decides(self, leave_out: Iterable[str] = ()) -> dict[str, Any]:
-        """What decides its numbers besides the seed, without the settings in `leave_out`."""
-        drop = {"seed", *MAY_CHANGE, *leave_out}
+    def decides(self, without: Iterable[str] = ()) -> dict[str, Any]:
+        """What decides its numbers besides the seed, without the settings in `without`."""
+        drop = {"seed", *MAY_CHANGE, *without}
         if self.settings["loss"] == "base":
             drop.update(JOINT)
         kept = {name: value for name, value in self.settings.items() if name not in drop}
@@ -171,23 +171,23 @@ def grouped(runs: Iterable[Run], also: Sequence[str] = ()) -> tuple[list[Group],
     but their number of steps the one with the most: short runs are for timing and trials.
     """
     groups: dict[str, dict[int, dict[int, Run]]] = {}
-    left_out: list[str] = []
+    skipped: list[str] = []
     for run in runs:
         shared = {**run.decides(["steps"]), **{name: run.settings[name] for name in also}}
         key = json.dumps(shared, sort_keys=True)
         by_seed = groups.setdefault(key, {}).setdefault(run.settings["steps"], {})
         first = by_seed.setdefault(run.seed, run)
         if first is not run:
-            left_out.append(f"{run.path}: skipped, a repetition of {first.path}")
+            skipped.append(f"{run.path}: skipped, a repetition of {first.path}")
     for by_steps in groups.values():
         most = max(by_steps)
-        left_out += [
+        skipped += [
             f"{run.path}: skipped, {steps} steps, others {most}"
             for steps, by_seed in by_steps.items()
             for run in by_seed.values()
             if steps < most
         ]
-    return [Group(by_steps[max(by_steps)]) for by_steps in groups.values()], left_out
+    return [Group(by_steps[max(by_steps)]) for by_steps in groups.values()], skipped
 
 
 def mean(values: Iterable[float]) -> float:

@@ -13,8 +13,8 @@ NO_RUN = "no run"
 WHAT = ("what", "runs")
 """Columns after the labels: paper, ours, spread or difference; and of how many runs."""
 SPREAD = "± is the standard deviation over seeds, or over pairs of base and JOL of the same seed."
-TOLD = tuple(f.name for f in dataclasses.fields(Cell))
-"""Settings that the labels of Tables 2 to 9 tell."""
+LABELLED = tuple(f.name for f in dataclasses.fields(Cell))
+"""Settings that the labels of Tables 2 to 9 name."""
 GAIN = "gain"
 """Column of the gains of AP that the paper prints."""
 USUAL = {"image_size": None, "crop": None, **settings.DEFAULTS, **settings.USUAL}
@@ -92,11 +92,11 @@ class Letters:
 
     Args:
         runs: all that the table shows.
-        told: settings that its labels tell.
+        labelled: settings that its labels name.
     """
 
-    def __init__(self, runs: Iterable[Run], told: Iterable[str]) -> None:
-        runs, self._told = list(runs), tuple(told)
+    def __init__(self, runs: Iterable[Run], labelled: Iterable[str]) -> None:
+        runs, self._labelled = list(runs), tuple(labelled)
         self._several = len({tuple(run.data.items()) for run in runs}) > 1
         self.words = list(dict.fromkeys(map(self._words, runs)))
 
@@ -111,23 +111,23 @@ class Letters:
         return chr(ord("a") + number % 26) + (str(number // 26) if number > 25 else "")
 
     def _words(self, run: Run) -> str:
-        mine = run.decides(self._told)
+        mine = run.decides(self._labelled)
         del mine["data"]
         words = [f"preset {mine.pop('preset')}", str(mine.pop("backbone"))]
         if "steps" in mine:
             words.append(f"{mine.pop('steps'):,} steps")
         words += [f"batch {mine.pop('batch_size')}", f"lr {mine.pop('lr'):g}"]
         words += [f"{k} {v}" for k, v in mine.items() if k not in USUAL or USUAL[k] != v]
-        if run.settings["assigner"] == "iou" and "assigner" in self._told:
+        if run.settings["assigner"] == "iou" and "assigner" in self._labelled:
             words.append("assigner iou")  # by the labels the same as none given
         if self._several:
             words += [f"{name[:-7]} {digest[:8]}" for name, digest in run.data.items()]
         return ", ".join(words)
 
 
-def letter_groups(runs: Iterable[Run], told: Iterable[str]) -> tuple[Letters, list[str]]:
+def letter_groups(runs: Iterable[Run], labelled: Iterable[str]) -> tuple[Letters, list[str]]:
     """Letters for these runs, and the notes that say what they stand for."""
-    letters = Letters(runs, told)
+    letters = Letters(runs, labelled)
     if len(letters.words) < 2:
         return letters, [f"ours: {words}" for words in letters.words]
     return letters, [f"{letters.letter(i)}: {words}" for i, words in enumerate(letters.words)]

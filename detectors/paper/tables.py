@@ -14,8 +14,8 @@ from detectors.paper.published_numbers import DOI
 from detectors.paper.table_plan import Table
 from detectors.paper.table_rows import (
     GAIN,
+    LABELLED,
     SPREAD,
-    TOLD,
     WHAT,
     Letters,
     Line,
@@ -70,7 +70,7 @@ def results_table(which: int, runs: Sequence[Run]) -> Grid:
         found, repeated = grouped(run for run in mine if run.is_of(entry.cell))
         groups.append(found)
         skipped += repeated
-    letters, notes = letter_groups((g.any for found in groups for g in found), TOLD)
+    letters, notes = letter_groups((g.any for found in groups for g in found), LABELLED)
     columns = _columns(table.columns, [g.any for found in groups for g in found])
     gains: dict[int, float] = {}  # number of the row → the gain that the paper prints
     rows: list[list[str]] = []
@@ -156,7 +156,7 @@ def _gains(
 def runs_table(runs: Sequence[Run], root: Path) -> Grid:
     """Every run with its metrics, then JOL less base over pairs of the same settings and seed."""
     columns = _columns(["AP"], runs)
-    groups, left_out = grouped(runs, ["steps"])
+    groups, skipped = grouped(runs, ["steps"])
     letters, notes = letter_groups((g.any for g in groups), ("detector", "loss", "steps"))
     rows = []
     for run in runs:
@@ -180,7 +180,7 @@ def runs_table(runs: Sequence[Run], root: Path) -> Grid:
         del header[1]
         rows = [[row[0], *row[2:]] for row in rows]
     at = header.index("seed")
-    return Grid(title, header, rows, labels=at, entry=0, notes=[*notes, SPREAD, *left_out])
+    return Grid(title, header, rows, labels=at, entry=0, notes=[*notes, SPREAD, *skipped])
 
 
 def _what(run: Run, loss: str) -> list[str]:
