@@ -104,8 +104,8 @@ def forward_pass(batch: Batch, call: Call) -> Forward:
     batch = materialized(batch)
     validate = os.environ.get("JOLKERNELS_VALIDATE") == "1"
     result = implementation(batch.logits, call.settings).forward(batch, call)
-    looks = batch.labels.device.type == "cpu" or validate
-    if looks and math.isnan(result.scalars[4]):  # of all ranks: they raise together
+    may_wait = batch.labels.device.type == "cpu" or validate
+    if may_wait and math.isnan(result.scalars[4]):  # of all ranks: they raise together
         check_labels(batch, call.settings)
         raise ValueError("labels: a label is out of range on another rank of sync_group")
     if validate:

@@ -1,7 +1,8 @@
 """The loss and its gradient without Triton: in C where possible, else in tensor operations.
 
-`forward` returns the results and what `backward` needs besides the inputs, `backward` the two
-gradients; docs/mathematics.md has the derivation. The tensor operations run on any device.
+`forward` returns the results and what `backward` needs in addition to the inputs, `backward` the
+two gradients; docs/mathematics.md has the derivation. The tensor operations run on any device that
+has float64.
 """
 
 from types import ModuleType

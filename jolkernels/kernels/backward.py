@@ -141,7 +141,6 @@ def gradients_kernel(
                 is_true = is_label & positive[:, None]
                 _loss, d = CLASSIFY(z, is_true, quality[:, None], CLASSIFY_PARAMS)
                 d = scale[:, None] * d - tl.where(is_true, (d_s * (1.0 - s))[:, None], 0.0)
-            d = tl.where(valid[:, None], d, 0.0) + poison[:, None]
             out = grad_logits + rows[:, None] * columns + cols[None, :]
-            keep = (rows < n)[:, None] & (cols < columns)[None, :]
-            tl.store(out, narrowed(d, out), mask=keep)
+            d = narrowed(tl.where(valid[:, None], d, 0.0) + poison[:, None], out)
+            tl.store(out, d, mask=(rows < n)[:, None] & (cols < columns)[None, :])
