@@ -133,7 +133,7 @@ def test_a_signal_ends_an_evaluation_at_once(
 def test_a_signal_ends_the_drawing_of_pictures(
     found: Evaluation, soon: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "pr_classes", endless)
+    monkeypatch.setattr(report, "pr_curves", endless)
     began = time.monotonic()
     with Stopping() as stopping, pytest.raises(Interrupted):
         report.write_results(tmp_path, found, "jol", at_once=stopping.at_once)
