@@ -171,7 +171,7 @@ def widths(call: Launch, compiled: Any, dtype: torch.dtype) -> tuple[int | None,
         return None, None
     lines, first = inspect.getsourcelines(call.kernel.fn)
     text = "".join(lines)
-    marks = {"ld": r"z = tl\.load\(.*?\)\.to", "st": r"tl\.store\(out, "}
+    marks = {"ld": r"z = tl\.load\(.*?\)\.to", "st": r"tl\.store\(out, d, "}
     found: dict[str, int | None] = {"ld": None, "st": None}
     for operation, mark in marks.items():
         match = re.search(mark, text, re.DOTALL)
