@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -91,13 +90,9 @@ def test_shares_of_the_classes_give_what_all_at_once_give(
     assert list(whole.objects.values()) == [0, 2, 0, 0, 0, 0]
 
 
-@pytest.fixture
-def soon() -> Iterator[None]:
-    """SIGTERM comes in a moment, while something else goes on."""
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    yield
-    timer.join()
+def stop_soon() -> None:
+    """SIGTERM comes in a moment, while something else goes on; to be called where it is heard."""
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
 
 def endless(*_: object, **__: object) -> None:
@@ -107,9 +102,7 @@ def endless(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("where", ["find", "evaluate"])
-def test_a_signal_ends_an_evaluation_at_once(
-    where: str, soon: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_ends_an_evaluation_at_once(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also within an image, and while AP is computed; it was heard after that."""
     from detectors.evaluation import model_evaluation
 
@@ -126,16 +119,18 @@ def test_a_signal_ends_an_evaluation_at_once(
     monkeypatch.setattr(model_evaluation, where, endless)
     began = time.monotonic()
     with Stopping() as stopping, pytest.raises(Interrupted):
+        stop_soon()
         evaluate_model(Model(), Data(), "cpu", at_once=stopping.at_once)  # type: ignore[arg-type]
     assert time.monotonic() - began < 10 and stopping.asked == "SIGTERM"
 
 
 def test_a_signal_ends_the_drawing_of_pictures(
-    found: Evaluation, soon: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "pr_curves", endless)
     began = time.monotonic()
     with Stopping() as stopping, pytest.raises(Interrupted):
+        stop_soon()
         report.write_results(tmp_path, found, "jol", at_once=stopping.at_once)
     assert time.monotonic() - began < 10
     assert {"results.json", "per_class.csv", "pr_curves.npz"} <= {
