@@ -24,7 +24,7 @@ from detectors.commands import (
     train,
 )
 from detectors.errors import JolError
-from detectors.utils.parser import Parser
+from detectors.utils.parser import Parser, speaks_for_its_machine
 from detectors.utils.printable import printable, printable_lines
 
 COMMANDS = (train, eval, predict, export, demo, bench, data, table, figure, sweep)
@@ -90,5 +90,4 @@ def _reports(error: JolError) -> bool:
     if error.everywhere:
         return False
     # Unusable arguments and data are the same for every process of a machine.
-    first = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["LOCAL_RANK"] == "0"
-    return error.exit_status == 1 or first
+    return error.exit_status == 1 or speaks_for_its_machine()

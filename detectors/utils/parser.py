@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -60,7 +61,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with the problems found so far and this one."""
         lines = [f"{self.prog}: {problem}" for problem in (*self._problems, message)]
-        self.exit(2, "\n".join([*lines, f"{self.prog} --help lists the options"]) + "\n")
+        text = "\n".join([*lines, f"{self.prog} --help lists the options"]) + "\n"
+        self.exit(2, text if speaks_for_its_machine() else None)
 
     def _unknown(self, words: Sequence[str]) -> Iterator[str]:
         """Problems: unknown options, and words before them; those after may be their values."""
@@ -96,6 +98,11 @@ class Parser(argparse.ArgumentParser):
 
     def _note(self, error: argparse.ArgumentError) -> None:
         self._problems.append(f"{error.argument_name}: {error.message}")
+
+
+def speaks_for_its_machine() -> bool:
+    """Whether this process reports unusable arguments, of those that torchrun started with them."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["LOCAL_RANK"] == "0"
 
 
 def meant(word: str, known: Iterable[Any] | None) -> str:

@@ -34,7 +34,7 @@ def printable_lines(text: str) -> str:
 def csv_cell(text: str) -> str:
     """A cell that spreadsheets show and do not compute; numbers stay what they are."""
     text = printable(text)
-    if not text.startswith(_FORMULA):
+    if len(text) < 2 or not text.startswith(_FORMULA):  # a sign alone computes nothing
         return text
     try:
         float(text)
@@ -45,7 +45,8 @@ def csv_cell(text: str) -> str:
 
 def from_csv_cell(cell: str) -> str:
     """The text that `csv_cell` made this cell of, but for escapes."""
-    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(_FORMULA) else cell
+    escaped = len(cell) > 2 and cell[0] == "'" and cell[1:].startswith(_FORMULA)
+    return cell[1:] if escaped else cell
 
 
 def counted(number: int, noun: str) -> str:

@@ -108,7 +108,7 @@ def test_files_are_pooled(small: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["data", "stats", "--annotations", str(small), str(other)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("jol data stats: ") and str(other) in error
-    assert f"categories 'tank', which {small} does not have" in error
+    assert f"categories ['tank'], which {small} does not have" in error
 
 
 def test_simd_constants_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,7 @@ def test_a_script_of_ten_lines_is_strictly_typed_and_runs(check, tmp_path):
     assert ran.stdout == "2 torch.float32 None\n", ran.stderr
 
 
+@pytest.mark.slow
 def test_its_mistakes_are_found(check):
     """By name and position, so that the types are there and are not Any."""
     lines = check(WRONG).stdout.splitlines()

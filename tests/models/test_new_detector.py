@@ -118,7 +118,7 @@ def boxes(tmp_path):
 
 def stats(capsys, boxes, *given):
     given = ("--annotations", str(boxes), "--image-size", "128", "--positives", *given)
-    status = main(["data", "stats", "--detector", NAME, *given])
+    status = main(["data", "stats", "--detector", NAME, "--preset", "paper", *given])
     printed = capsys.readouterr()
     return status, printed.out + printed.err
 
