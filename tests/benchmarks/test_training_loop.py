@@ -99,6 +99,7 @@ def test_the_loops_take_the_steps_that_they_should(
     assert not list(tmp_path.glob("*.pt"))
 
 
+@pytest.mark.slow
 def test_it_measures(
     given: argparse.Namespace,
     tmp_path: Path,

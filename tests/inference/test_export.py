@@ -29,7 +29,7 @@ def image(seed: int, height: int = SIZE[0], width: int = SIZE[1]) -> Tensor:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[pytest.mark.slow] * (n in ("detectors", "cascade_rcnn")))
+        pytest.param(n, marks=[pytest.mark.slow] * (n not in ("fcos", "faster_rcnn")))
         for n in DETECTORS
     ],
 )
