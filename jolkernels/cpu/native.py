@@ -13,7 +13,7 @@ import ctypes
 import hashlib
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -190,17 +190,21 @@ os.register_at_fork(after_in_child=pool.cache_clear)  # a child process has no t
 
 
 def run(function: str, c: RowsCall, dtype: torch.dtype) -> None:
-    """Run a pass of rows.c, in threads where these pay; each takes chunks until none are left."""
+    """Run a pass of rows.c, in threads where these pay; each takes chunks until none are left.
+
+    `c.alive` holds all that the pass reads and writes: after an interrupt a thread may still do so.
+    """
     passes = getattr(library(), f"{function}_{'f32' if dtype == torch.float32 else 'f64'}")
     call = ctypes.byref(c)
     helpers = 0
     if c.count * c.columns >= SERIAL:
         helpers = min(torch.get_num_threads(), -(-c.count // CHUNK)) - 1
-    waiting = [pool(helpers).submit(passes, call) for _ in range(helpers)]
-    try:
-        passes(call)
-    finally:  # an interrupt must not free what they still write
-        wait(waiting)
+    waiting: list[Future[None]] = []
+    with contextlib.suppress(RuntimeError):  # no more threads to be had: with those that there are
+        for _ in range(helpers):
+            waiting.append(pool(helpers).submit(passes, call))
+    passes(call)
+    wait(waiting)
 
 
 def forward(batch: Batch, call: Call) -> Forward:
@@ -210,7 +214,7 @@ def forward(batch: Batch, call: Call) -> Forward:
     rows = torch.empty(settings.kept, n, dtype=dtype, device="cpu")
     sums = torch.empty(-(-n // CHUNK), len(Sums._fields), dtype=torch.float64, device="cpu")
     c = describe(batch, settings, rows)
-    c.sums = sums.data_ptr()
+    c.sums, c.alive = sums.data_ptr(), (batch, rows, sums)
     run("forward", c, dtype)
     return finish(Sums(*sums.sum(0).tolist()), rows, batch, call)
 
@@ -237,6 +241,7 @@ def backward(
     )
     c.grad_logits = None if grad_logits is None else grad_logits.data_ptr()
     c.grad_boxes = None if grad_boxes is None else grad_boxes.data_ptr()
+    c.alive = batch, rows, grad_logits, grad_boxes
     run("backward", c, accumulator(batch))
     if c.bad:
         check_labels(batch, settings)

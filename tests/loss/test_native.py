@@ -1,10 +1,14 @@
 """The C passes: where they run, what happens where they were not built, threads."""
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
+import weakref
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -158,6 +162,58 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     assert done.stdout == "0\n", done.stderr
+
+
+@pytest.fixture
+def three_threads():
+    """Of which two are yet to be started."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    native.pool.cache_clear()
+    yield
+    native.pool.cache_clear()
+    torch.set_num_threads(before)
+
+
+@needs_passes
+@pytest.mark.parametrize("possible", [0, 1])
+def test_fewer_threads_than_wanted_do_the_work(possible, three_threads, monkeypatch):
+    """Where a container or the end of the program allows no more of them."""
+    batch, start, started = random_batch(n=40_000), threading.Thread.start, []
+    wanted = tuple(JointOptimizationLoss()(**batch))
+    native.pool.cache_clear()
+
+    def limited(thread):
+        if len(started) == possible:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    assert all(map(torch.equal, JointOptimizationLoss()(**batch), wanted))
+    assert len(started) == possible
+
+
+@needs_passes
+def test_an_interrupt_frees_nothing_that_threads_still_write(three_threads, monkeypatch):
+    written, describe = [], native.describe
+    late = Mock()  # a pool that keeps what is submitted, to begin later
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    def described(batch, settings, rows):
+        written.append(weakref.ref(rows))
+        return describe(batch, settings, rows)
+
+    monkeypatch.setattr(native, "describe", described)
+    monkeypatch.setattr(native, "pool", lambda _: late)
+    monkeypatch.setattr(native, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        JointOptimizationLoss()(**random_batch(n=40_000))
+    assert late.submit.call_count == 2
+    gc.collect()
+    assert written[0]() is not None
 
 
 @needs_passes
