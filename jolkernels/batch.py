@@ -84,6 +84,17 @@ def check_batch(batch: Batch, settings: Settings) -> None:
         check("regression_normalizer", z_loc, (), logits, NUMBERS)
 
 
+def check_call(batch: Batch, call: Call) -> None:
+    """check_batch, and that the batch holds the numbers that the call announces, and no others."""
+    check_batch(batch, call.settings)
+    for name in ("classification_normalizer", "regression_normalizer"):
+        kind, number = getattr(call, name), getattr(batch, name)
+        one_of(name, kind, (*NORMALIZERS, "number"))
+        if (number is None) == (kind == "number"):
+            got = "None" if number is None else "a tensor"
+            raise ValueError(f"{name}: got {got} in the batch and {kind!r} in the call")
+
+
 def make_batch(
     settings: Settings,
     logits: Tensor,

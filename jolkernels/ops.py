@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jolkernels import cpu, reference, spec
-from jolkernels.batch import Batch, Forward, accumulator, check, check_batch, check_labels
+from jolkernels.batch import Batch, Forward, accumulator, check, check_call, check_labels
 from jolkernels.settings import Call, Settings
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -151,7 +151,7 @@ def materialized(batch: Batch) -> Batch:
 
 def run_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     """jolkernels::forward on real tensors."""
-    check_batch(batch, call.settings)
+    check_call(batch, call)
     return tuple(forward_pass(batch, call))
 
 
@@ -166,7 +166,7 @@ def run_backward(
     needs_boxes: bool,
 ) -> tuple[Tensor, Tensor]:
     """jolkernels::backward on real tensors."""
-    check_batch(batch, call.settings)
+    check_call(batch, call)
     numbers = (accumulator(batch),)
     check("rows", rows, (call.settings.kept, len(batch.labels)), batch.logits, numbers)
     check("scalars", scalars, (5,), batch.logits, (torch.float64,))

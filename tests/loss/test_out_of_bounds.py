@@ -7,6 +7,7 @@ from cases import INTERPRETED, random_batch
 from jolkernels import JointOptimizationLoss, ops
 from jolkernels.batch import make_batch
 from jolkernels.cpu import native, tensors
+from jolkernels.settings import Call
 
 pytestmark = pytest.mark.kernels
 
@@ -114,6 +115,23 @@ def test_the_operators_check_the_batch(name):
             torch.ops.jolkernels.forward(*wrong, call=call)
         with pytest.raises((ValueError, TypeError), match=f"{blamed}: got"):
             torch.ops.jolkernels.backward(*wrong, call=call, **saved)
+
+
+@pytest.mark.parametrize("name", ["classification_normalizer", "regression_normalizer"])
+def test_the_operators_check_how_a_normalizer_was_given(name):
+    fields, call, saved = operators()
+    given = fields._replace(**{name: torch.ones(())})
+    wrong = [
+        (fields, "number", "got None in the batch and 'number' in the call"),
+        (given, "samples", "got a tensor in the batch and 'samples' in the call"),
+        (fields, "rows", "got 'rows', wanted one of"),
+    ]
+    for given, kind, message in wrong:
+        text = Call.decode(call)._replace(**{name: kind}).encode()
+        with pytest.raises(ValueError, match=f"{name}: {message}"):
+            torch.ops.jolkernels.forward(*given, call=text)
+        with pytest.raises(ValueError, match=f"{name}: {message}"):
+            torch.ops.jolkernels.backward(*given, call=text, **saved)
 
 
 @pytest.mark.parametrize(
