@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import sys
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
@@ -29,6 +30,7 @@ from jolkernels.settings import Call, Settings
 SOURCE = Path(__file__).with_name("rows.c")
 CHUNK = 4096  # as in rows.c; sums are added chunk by chunk: the bits do not depend on the threads
 SERIAL = 32768  # elements of logits below which threads cost more than they save
+SECTION_HEADERS = slice(40, 48), slice(58, 60), slice(60, 62)  # offset, size, number; in 64 bits
 LARGE = 2**20  # elements of logits from which a missing library is worth a warning
 
 # The order of the enums in rows.c.
@@ -67,10 +69,23 @@ def library() -> ctypes.CDLL | None:
     avx2 = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # AVX2 or AVX512
     for name in ("rows_avx2", "rows") if avx2 else ("rows",):
         with contextlib.suppress(OSError, ValueError):  # not there, or not ours
-            loaded = ctypes.CDLL(str(SOURCE.with_name(name + EXTENSION_SUFFIXES[0])))
-            if built_from(loaded) == digest():
+            path = SOURCE.with_name(name + EXTENSION_SUFFIXES[0])
+            if not is_truncated(path) and built_from(loaded := ctypes.CDLL(str(path))) == digest():
                 return loaded
     return None
+
+
+def is_truncated(path: Path) -> bool:
+    """Whether a library in ELF ends before its section headers: to load it would end the process.
+
+    A full disk or a killed installation leaves such files. Other formats are the loader's affair.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[:4] != b"\x7fELF":
+        return False
+    start, size, count = (int.from_bytes(head[at], sys.byteorder) for at in SECTION_HEADERS)
+    return len(head) < 64 or path.stat().st_size < start + size * count
 
 
 def digest() -> int:
@@ -175,9 +190,11 @@ def memory(
     strides = tensor.stride()
     last = (rows - 1) * strides[0] + (columns - 1) * strides[-1]
     wanted = (tensor.storage_offset() + last + 1) * size
-    if (got := tensor.untyped_storage().nbytes()) < wanted and rows and columns:
+    start = tensor.data_ptr()  # 0 of PyTorch's ZeroTensor, whatever the size of its storage
+    got = tensor.untyped_storage().nbytes() if start else 0
+    if got < wanted and rows and columns:
         raise ValueError(f"{name}: got a storage of {got} bytes, wanted {wanted}")
-    return tensor.data_ptr(), strides
+    return start, strides
 
 
 @lru_cache

@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 import weakref
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -110,6 +111,21 @@ def test_only_a_library_built_from_this_source_is_loaded(tmp_path, monkeypatch):
     with open(source, "a") as file:
         file.write("/* newer */")
     assert load() is None
+
+
+@needs_passes
+def test_a_truncated_library_is_not_loaded(tmp_path):
+    """The loader of Linux would end the process with SIGBUS."""
+    whole = Path(native.library()._name).read_bytes()
+    if whole[:4] != b"\x7fELF":
+        pytest.skip("another format, whose loader checks")
+    copy = tmp_path / "rows.so"
+    copy.write_bytes(whole)
+    assert not native.is_truncated(copy)
+    for size in (0, 4, 63, 64, 4096, 20_000, 70_000, len(whole) - 1):
+        copy.write_bytes(whole[:size])
+        refused = native.is_truncated(copy)
+        assert refused or size < 4, size
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the kernels run")
