@@ -105,8 +105,10 @@ def batch_for(r: random.Random, given: dict, usual: bool) -> dict:
     g = torch.Generator().manual_seed(r.getrandbits(40))
     softmax = given["classification"].softmax
     classes = r.choice([1, 2, 3, 5, 5, 9, 40])
-    columns = classes + 1 if softmax else classes
     n = r.choice([0, 1, 2, 5, 7, 9])
+    if r.random() < 0.01:  # more than a tile, a program or a chunk takes at a time
+        n, classes = r.choice([(70, 5), (60, 40), (4100, 1), (1, 2100)])
+    columns = classes + 1 if softmax else classes
     background = 0 if given["background"] == "first" else classes
     slots = r.choice([1, 1, columns] + ([classes] if softmax and background else []))
     y = labels(r, n, classes, background, given["ignore_index"])
