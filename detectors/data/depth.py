@@ -21,6 +21,8 @@ _FULL = {"PPM": 65535.0, "JPEG2000": 65535.0}
 """Formats whose files declare their range; Pillow has stretched it to 16 bits."""
 _OTHER_ORDER = {";16L": ";16B", ";16B": ";16L", ";16N": ";16B" if LITTLE else ";16L"}
 """How Pillow names the order of a 16-bit sample's bytes in a file → the other order."""
+_GREY_ALPHA = "LA;16B"
+"""Two channels of 16 bits in a PNG, for which Pillow has no other order."""
 
 
 def declared_white(picture: Image.Image) -> float | None:
@@ -74,12 +76,14 @@ def has_wide_colours(picture: ImageFile.ImageFile) -> bool:
 def wide_colours(upper: np.ndarray, file: Path) -> np.ndarray:
     """The samples of 16 bits, uint16 [H, W, C], of which Pillow has read the upper 8.
 
-    Read in the other order of bytes, each sample gives its lower 8.
+    Read in the other order of bytes, each sample gives its lower 8. A grey channel with alpha is
+    read as if each of its four bytes were a channel: the second has the lower 8 of the grey one.
     """
     with Image.open(file) as opened:
+        grey = any(_raw_mode(tile.args) == _GREY_ALPHA for tile in opened.tile)
         opened.tile = [tile._replace(args=_swapped(tile.args)) for tile in opened.tile]
         lower = np.asarray(opened)
-    return upper.astype(np.uint16) << 8 | lower
+    return upper.astype(np.uint16) << 8 | (lower[..., 1:2] if grey else lower)
 
 
 def _raw_mode(args: object) -> str:
@@ -89,5 +93,5 @@ def _raw_mode(args: object) -> str:
 
 def _swapped(args: Any) -> Any:
     mode = _raw_mode(args)
-    other = mode[:-4] + _OTHER_ORDER[mode[-4:]]
+    other = "RGBA" if mode == _GREY_ALPHA else mode[:-4] + _OTHER_ORDER[mode[-4:]]
     return (other, *args[1:]) if isinstance(args, tuple) else other

@@ -203,6 +203,16 @@ def test_colours_of_sixteen_bits_too(tmp_path, kind, channels, most, white):
     assert read_picture(file, None, "x").white == white
 
 
+@pytest.mark.parametrize("most, white", [(4000, 4095), (60_000, 65_535)])
+def test_one_channel_of_sixteen_bits_with_alpha_too(tmp_path, most, white):
+    """Which Pillow reads as RGBA."""
+    grey = ramp(most).astype(np.uint16)
+    alpha = np.full_like(grey, 65_535)
+    (tmp_path / "a.png").write_bytes(png16(np.stack([grey, alpha], axis=2), 4))
+    assert (seen(tmp_path / "a.png") == (grey.astype(int) * 256 // (white + 1))[..., None]).all()
+    assert read_picture(tmp_path / "a.png", None, "x").white == white
+
+
 def test_only_regular_files_are_opened(tmp_path):
     """A FIFO without a writer, or a device without an end, would be read for ever."""
     os.mkfifo(tmp_path / "a.png")
