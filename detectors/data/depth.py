@@ -2,8 +2,9 @@
 
 White is the end of the range that the file declares. PNG and most TIFF files declare 16 or 32 bits
 whatever their camera has. There white is the end of the smallest of the usual ranges that holds the
-brightest pixel: 12-bit data in a 16-bit file are scaled from 4,095, and fractions from 1. The rule
-looks at the file alone, so a picture looks the same in training and prediction.
+brightest pixel: 12-bit data in a 16-bit file are scaled from 4,095. Fractions are scaled from 1 or,
+as reflectances and resized images may exceed it, from their brightest pixel below 2. The rule looks
+at the file alone, so a picture looks the same in training and prediction.
 """
 
 import sys
@@ -14,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 LITTLE = sys.byteorder == "little"
-BITS = (8, 10, 12, 14, 16, 24, 32)
+BITS = range(8, 33, 2)
+"""So that the brightest pixel is at least a quarter of white, unless the picture is black."""
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281
 """Tags of TIFF 6.0."""
 _FULL = {"PPM": 65535.0, "JPEG2000": 65535.0}
@@ -54,12 +56,12 @@ def scaled(values: np.ndarray, declared: float | None = None) -> tuple[np.ndarra
         raise ValueError(f"pixels {got}, wanted 0 to below 2^{BITS[-1]}; save it as 8 or 16 bits")
     if declared is not None and most <= declared:
         white = declared
-    elif most <= 1 and np.issubdtype(values.dtype, np.floating):
-        white = 1.0
+    elif most < 2 and np.issubdtype(values.dtype, np.floating):
+        white = max(1.0, most)
     else:
         white = float(next(2**bits - 1 for bits in BITS if most < 2**bits))
-    if white == 1:
-        return np.rint(values * 255).astype(np.uint8), white
+    if white < 2:
+        return np.rint(values * (255 / white)).astype(np.uint8), white
     return (values.astype(np.float64) * (256 / (white + 1))).astype(np.uint8), white
 
 

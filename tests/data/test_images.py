@@ -134,10 +134,14 @@ def test_sixteen_bits_are_scaled_from_the_range_in_use(tmp_path, most, white, su
     [
         (ramp(3000).astype(np.int32), 4095),
         (ramp(2e9).astype(np.int32), 2**32 - 1),
+        (ramp(70_000).astype(np.int32), 2**18 - 1),
+        (ramp(1.8e7).astype(np.int32), 2**26 - 1),
         (ramp(1).astype(np.float32), 1),
+        (ramp(1.25).astype(np.float32), 1.25),
         (ramp(0.3).astype(np.float32), 1),
         (ramp(200).astype(np.float32), 255),
         (ramp(50_000).astype(np.float32), 65_535),
+        (ramp(100_000).astype(np.float32), 2**18 - 1),
     ],
 )
 def test_thirty_two_bits_too(tmp_path, values, white):
