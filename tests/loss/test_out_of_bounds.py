@@ -83,6 +83,16 @@ def test_freed_memory_is_not_read(name, size):
 
 
 @needs_passes
+@pytest.mark.parametrize("name", random_batch())
+def test_a_tensor_without_memory_is_not_read(name):
+    """PyTorch's ZeroTensor, whose storage has a size all the same."""
+    criterion, batch = case("first")
+    zeros = torch._efficientzerotensor(batch[name].shape, dtype=batch[name].dtype)
+    with pytest.raises(ValueError, match=f"{name}: got a storage of 0 bytes, wanted"):
+        criterion(**batch | {name: zeros})
+
+
+@needs_passes
 def test_a_tensor_swapped_between_the_passes_is_not_read_beyond_its_end():
     for name, other in (("labels", torch.zeros(3, dtype=torch.long)), ("priors", torch.ones(1, 4))):
         criterion, batch = case("focal", dtype=torch.float32)
