@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from detectors.data.outlines import outline_box
+from detectors.data.outlines import is_finite, outline_box
 
 Record = dict[str, Any]
 Notes = Counter[str]
@@ -144,9 +144,9 @@ def _upright(record: Record, notes: Notes) -> Record:
     """CVAT writes the box before its rotation around its centre, by degrees."""
     attributes, box = record.get("attributes"), record.get("bbox")
     turn = attributes.get("rotation") if isinstance(attributes, dict) else None
-    if not isinstance(turn, int | float) or not math.isfinite(turn) or turn % 360 == 0:
+    if not is_finite(turn) or turn % 360 == 0:
         return record
-    if not (isinstance(box, list) and [type(n) in (int, float) for n in box] == [True] * 4):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
         return record
     x, y, w, h = box
     cosine, sine = (abs(f(math.radians(turn))) for f in (math.cos, math.sin))

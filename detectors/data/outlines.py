@@ -1,7 +1,7 @@
 """The box around an outline, for annotations that have a segmentation and no box."""
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 _LEAST = 6
 """Numbers of a polygon: three corners."""
@@ -33,8 +33,16 @@ def _is_polygon(value: Any) -> bool:
         isinstance(value, list)
         and len(value) >= _LEAST
         and len(value) % 2 == 0
-        and all(type(number) in (int, float) and math.isfinite(number) for number in value)
+        and all(map(is_finite, value))
     )
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether it is a number that a float can hold; JSON's may have any number of digits."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _mask_box(size: Any, counts: Any) -> list[float] | None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from detectors.cli import main
 from detectors.data import CocoDetection, DataError
-from detectors.data.coco import read_coco
+from detectors.data.coco import check_coco, read_coco
 from detectors.data.outlines import outline_box
 
 
@@ -372,6 +372,7 @@ def test_lvis_names_files_by_their_address(tmp_path: Path):
         ([[1, 2, 5, 2, 5]], None),
         ([[1, 2, 5, 2, 5, "9"]], None),
         ([[1, 2, 5, 2, 5, float("nan")]], None),
+        ([[1, 2, 5, 2, 5, 10**400]], None),
         ([[]], None),
         ([], None),
         (None, None),
@@ -380,6 +381,20 @@ def test_lvis_names_files_by_their_address(tmp_path: Path):
 )
 def test_boxes_around_outlines(outline, box):
     assert outline_box(outline) == box
+
+
+def test_numbers_too_large_for_floats_are_named(tmp_path: Path):
+    for number, turn in ((9, 10**400), (10**400, 45), (10**400, 10**400)):
+        content = copy.deepcopy(CVAT)
+        content["annotations"][1] |= {
+            "bbox": [number, 18, 16, 8],
+            "attributes": {"rotation": turn},
+        }
+        problems: list[str] = []
+        coco = check_coco(content, "a.json", None, problems.append)
+        assert len(coco.annotations) + len(problems) == len(content["annotations"])
+        assert all("bbox is [1000" in problem for problem in problems)
+        assert bool(problems) == (number > 9)
 
 
 def test_a_compressed_mask_has_the_box_of_its_numbers():
