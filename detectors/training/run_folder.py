@@ -16,6 +16,7 @@ files.
 import dataclasses
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -94,11 +95,19 @@ def _check_data(data: Mapping[str, Any]) -> None:
     """Raise ValueError unless the paths and the name of the data in config.json can be used."""
     for name in PATHS | {"dataset"}:
         value = data.get(name)
-        if value is not None and not (isinstance(value, str) and value and "\0" not in value):
+        if value is not None and not _is_path(value):
             raise ValueError(f"{name}: got {shown(value)}, wanted a path")
     dataset = data.get("dataset")
     if dataset is not None and dataset not in DATASETS:
         raise ValueError(f"dataset: got {shown(dataset)}, wanted one of {', '.join(DATASETS)}")
+
+
+def _is_path(value: object) -> bool:
+    """Whether it is a text that the system takes; JSON allows any half of a surrogate pair."""
+    try:
+        return isinstance(value, str) and bool(os.fsencode(value)) and "\0" not in value
+    except UnicodeEncodeError:
+        return False
 
 
 def refuse_other(out: Path, settings: TrainSettings, data: Mapping[str, Any]) -> None:

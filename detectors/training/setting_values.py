@@ -16,6 +16,8 @@ def misfit(value: Any, hint: Any, about: Mapping[str, Any]) -> str:
     """
     if not _fits(value, hint):
         return hint.__name__ if isinstance(hint, type) else str(hint)
+    if value == []:  # which the command line cannot say
+        return "one or more numbers"
     if "choices" in about and value is not None and value not in about["choices"]:
         return f"one of {', '.join(about['choices'])}"
     limits = {name: about[name] for name in ("least", "above", "below") if name in about}

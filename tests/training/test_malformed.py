@@ -103,6 +103,7 @@ def test_a_file_may_hold_what_the_option_takes(name: str) -> None:
     [
         ({"train_images": 5}, "train_images: got 5, wanted a path"),
         ({"val_annotations": "\0"}, "val_annotations: got "),
+        ({"train_annotations": "\ud800"}, "train_annotations: got "),
         ({"data_root": ["x"]}, "data_root: got "),
         ({"dataset": "imagenet"}, "dataset: got 'imagenet', wanted one of visdrone"),
         ({"dataset": {}}, "dataset: got "),
@@ -113,6 +114,12 @@ def test_a_config_of_no_data(data: dict[str, Any], wanted: str, tmp_path: Path) 
     with pytest.raises(RunError) as caught:
         run_folder.read_config(path)
     assert wanted in str(caught.value)
+
+
+def test_a_path_need_not_be_unicode(tmp_path: Path) -> None:
+    data = {"train_images": os.fsdecode(b"/data/\xff")}
+    path = config(json.dumps({"settings": SETTINGS, "data": data}), tmp_path)
+    assert run_folder.read_config(path)[1] == data
 
 
 def test_differences_are_told_in_short(tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ def test_config_repeats_a_run_bit_for_bit(
         ({"steps": "6"}, "steps: got '6', wanted int"),
         ({"lr": True}, "lr: got True, wanted float"),
         ({"image_size": [64, 8.5]}, "image_size: got [64, 8.5], wanted int | list[int] | None"),
+        ({"image_size": []}, "image_size: got [], wanted one or more numbers"),
         ({"assigner_settings": {"m": "5"}}, "assigner_settings: got {'m': '5'}, wanted dict"),
         ({"lr": math.nan}, "lr: got nan, wanted a positive number"),
         ({"lam": math.inf}, "lam: got inf, wanted a number of 1 or more"),
