@@ -13,8 +13,9 @@ OVERHANG = 2.0
 """Pixels that a box may leave its image by without counting as leaving."""
 FITTING = 0.95
 """The share of the boxes that a reading of the numbers has to fit to be the likely cause."""
-FEWEST, FEWEST_CORNERS = 10, 2
-"""Fewer boxes than this are not judged; for corners, a few are enough."""
+FEWEST, FEWEST_CORNERS = 10, 5
+"""Fewer boxes than this are not judged; for corners, a few are enough. Two or three large objects
+that are cut off at the right and below fit as corners by chance."""
 SUSPECT = 3
 """N boxes that leave their image are worth a remark if all fit another reading."""
 PERCENT = 100.0
