@@ -5,7 +5,7 @@
 | a category that is only the supercategory of the others | Roboflow | no class |
 | "_background_" without annotations | LabelMe's script | no class |
 | ids that are digits in quotes | several | read as numbers |
-| image ids that are names | several | numbered in the order of the file |
+| image and annotation ids that are names | several | numbered in the order of the file |
 | annotations without ids | several | numbered |
 | a segmentation and no box | LabelMe, Label Studio | the box around it |
 | a box and its rotation | CVAT | the upright box around the rotated one |
@@ -53,6 +53,10 @@ def plain_coco(content: Record) -> tuple[Record, Notes]:
             record = {**record, "id": next_id}
             next_id += 1
             notes["annotations without id, numbered"] += 1
+        elif isinstance(record["id"], str) and _whole(record["id"]) is None:
+            record = {**record, "id": next_id}
+            next_id += 1
+            notes["annotation ids that are names, numbered"] += 1
         record = _with_number(record, "id", {}, notes)
         record = _with_number(record, "image_id", numbers, notes)
         record = _with_number(record, "category_id", {}, notes)

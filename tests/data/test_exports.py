@@ -383,6 +383,16 @@ def test_boxes_around_outlines(outline, box):
     assert outline_box(outline) == box
 
 
+def test_annotation_ids_that_are_names(tmp_path: Path):
+    """Nothing refers to them."""
+    content = copy.deepcopy(CVAT)
+    for record, name in zip(content["annotations"], ("7f3e-a", "7f3e-b", 4), strict=True):
+        record["id"] = name
+    coco = check_coco(content, "a.json", None)
+    assert [record["id"] for record in coco.annotations] == [5, 6, 4]
+    assert "annotation ids that are names, numbered (2)" in coco.remarks[0]
+
+
 def test_numbers_too_large_for_floats_are_named(tmp_path: Path):
     for number, turn in ((9, 10**400), (10**400, 45), (10**400, 10**400)):
         content = copy.deepcopy(CVAT)
