@@ -8,6 +8,7 @@ depth.py that of more than 8 bits.
 
 import os
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ UNREADABLE = (
     *(OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError),
     *(EOFError, ArithmeticError, LookupError, AttributeError, TypeError, struct.error, zlib.error),
 )
+# Pillow's, with a line of its source, of images beyond half its limit: aerial ones are that large.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 BLACK = 8
 """A picture whose brightest pixel is below this shows nothing."""
 
@@ -84,6 +87,9 @@ def read_picture(file: Path, size: tuple[int, int] | None, where: str) -> Pictur
         reason = getattr(error, "strerror", None) or error  # an OSError names the file again
         if isinstance(error, UnidentifiedImageError):
             reason = "no kind of image that Pillow knows"
+        if isinstance(error, Image.DecompressionBombError):
+            assert Image.MAX_IMAGE_PIXELS is not None
+            reason = f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; cut it into tiles"
         raise DataError(f"{where}: {file} cannot be decoded: {reason}") from error
     assert size is not None
     got, wanted = f"{found[0]}x{found[1]}", f"{size[0]}x{size[1]}"

@@ -225,3 +225,11 @@ def test_only_regular_files_are_opened(tmp_path):
             decode(file, None, "x")
         with pytest.raises(DataError, match="cannot be read: is no regular file"):
             CocoDetection(tmp_path, file)
+
+
+def test_images_that_pillow_finds_too_large(tmp_path, monkeypatch):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (30, 10)).save(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"cannot be decoded: more than 200 pixels; cut it into"):
+        decode(file, None, "a")
