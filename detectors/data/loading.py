@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from multiprocessing.process import BaseProcess
@@ -85,16 +86,18 @@ def _start(
     hook = sys.unraisablehook
     try:
         pairs = [[stack.enter_context(end) for end in socket.socketpair()] for _ in range(workers)]
-        loader = DataLoader(
-            dataset,
-            batch_sampler=schedule,  # type: ignore[arg-type]  # any iterable will do
-            num_workers=workers,
-            collate_fn=_HandOver([theirs for _, theirs in pairs]),
-            generator=torch.Generator(),  # its own: the loader would draw from the global one
-            worker_init_fn=_leave_ctrl_c_to_the_main_process,
-            timeout=POLL,
-        )
-        return iter(loader), [ours for ours, _ in pairs]
+        with warnings.catch_warnings():  # torch's of more processes than cores, with its source
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader = DataLoader(
+                dataset,
+                batch_sampler=schedule,  # type: ignore[arg-type]  # any iterable will do
+                num_workers=workers,
+                collate_fn=_HandOver([theirs for _, theirs in pairs]),
+                generator=torch.Generator(),  # its own: the loader would draw from the global one
+                worker_init_fn=_leave_ctrl_c_to_the_main_process,
+                timeout=POLL,
+            )
+            return iter(loader), [ours for ours, _ in pairs]
     except OSError as error:
         # torch reports an error of its own while it discards the half-made loader
         sys.unraisablehook = lambda _: None

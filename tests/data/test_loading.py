@@ -82,6 +82,14 @@ def test_what_is_handed_over_is_what_was_loaded(workers: int) -> None:
                 target[name].add_(1)  # memory of its own, which can be written
 
 
+def test_more_processes_than_cores_are_no_warning_of_torchs(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    next(batches(Made(), workers=2))
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_a_system_without_files_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create")
     assert len(list(batches(Made()))) == 12
