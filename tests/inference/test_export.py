@@ -28,10 +28,7 @@ def image(seed: int, height: int = SIZE[0], width: int = SIZE[1]) -> Tensor:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[pytest.mark.slow] * (n not in ("fcos", "faster_rcnn")))
-        for n in DETECTORS
-    ],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n != "faster_rcnn")) for n in DETECTORS],
 )
 def test_loaded_back_it_gives_the_detectors_numbers(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -42,7 +42,13 @@ def test_every_choice_compiles_without_spills(variant):
     assert all(r.spill_bytes == 0 for r in compile_report.report(variant, "sm_80"))
 
 
-@pytest.mark.parametrize("variant", CHOICES, ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(v, id=v.name, marks=[pytest.mark.slow] * (i % 3 > 0))
+        for i, v in enumerate(CHOICES)
+    ],
+)
 def test_float64_is_float64_throughout(variant):
     """A bare constant in tl.where or tl.maximum would be float32 and cost seven digits."""
     double = compile_report.Variant(variant.name, variant.choices, variant.columns, dtype="fp64")

@@ -83,6 +83,7 @@ def finish(words: list[str], out: Path, whole: Path) -> Child:
     return child
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(
     words: list[str], whole: tuple[Path, float], tmp_path: Path
 ) -> None:
