@@ -131,8 +131,8 @@ def backward_pass(
     grad_logits, grad_boxes = implementation(batch.logits, settings).backward(
         batch,
         settings,
-        rows,
-        scalars,
+        rows.contiguous(),
+        scalars.contiguous(),
         grad_classification.resolve_neg(),
         grad_regression.resolve_neg(),
         needs,
@@ -172,16 +172,15 @@ def run_backward(
     check("scalars", scalars, (5,), batch.logits, (torch.float64,))
     check("grad_classification", grad_classification, (), batch.logits)
     check("grad_regression", grad_regression, (), batch.logits)
-    saved = rows.contiguous(), scalars.contiguous(), grad_classification, grad_regression
+    saved = rows, scalars, grad_classification, grad_regression
     return backward_pass(batch, call.settings, *saved, (needs_logits, needs_boxes))
 
 
 def fake_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     """Shapes and dtypes of jolkernels::forward."""
 
-    def empty(*shape: int, double: bool = False) -> Tensor:
-        dtype = torch.float64 if double else accumulator(batch)
-        return batch.logits.new_empty(shape, dtype=dtype)
+    def empty(*shape: int) -> Tensor:
+        return batch.logits.new_empty(shape, dtype=accumulator(batch))
 
     return tuple(
         Forward(
@@ -190,7 +189,7 @@ def fake_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
             negative_weight=empty(),
             num_positives=batch.labels.new_empty(()),
             rows=empty(call.settings.kept, batch.labels.shape[0]),
-            scalars=empty(5, double=True),
+            scalars=batch.logits.new_empty(5, dtype=torch.float64),
         )
     )
 

@@ -246,7 +246,6 @@ def backward(
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """As jolkernels.cpu.tensors.backward."""
-    rows = rows.contiguous()
     c = describe(batch, settings, rows)
     c.w_neg, c.mean_neg, inv_z_cls, inv_z_loc, _ = scalars.tolist()
     c.g_cls, c.g_loc = float(grad_classification), float(grad_regression)
