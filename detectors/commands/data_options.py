@@ -99,10 +99,7 @@ def training(
         train = CocoDetection(args.train_images, args.train_annotations)
     if not train.objects:
         raise DataError(f"{train.source}: no objects to learn from")
-    if is_named(args):
-        val = evaluation_data(args.dataset, args.data_root)
-    else:
-        val = CocoDetection(args.val_images, args.val_annotations)
+    val = evaluation(args)
     refuse_other_classes(val, train.source, train.class_names, train.category_ids)
     return train, val, data
 
@@ -129,7 +126,7 @@ def evaluation(args: argparse.Namespace) -> "CocoDetection":
     from detectors.data.dataset import CocoDetection
 
     if is_named(args):
-        return evaluation_data(args.dataset, args.data_root, args.split)
+        return evaluation_data(args.dataset, args.data_root, _value(args, "--split"))
     return CocoDetection(args.val_images, args.val_annotations)
 
 

@@ -24,6 +24,7 @@ from detectors.training.defaults_in_words import of_datasets
 from detectors.training.settings import (
     EPOCHS,
     EVALUATION,
+    FIELDS,
     LENGTH,
     LOSS,
     MODEL,
@@ -144,17 +145,15 @@ def run(args: argparse.Namespace) -> None:
             )
         except (ValueError, NotImplementedError, OSError) as error:
             raise Unusable(str(error)) from error
-        checkpoint, problems = None, list[str]()
+        checkpoint, problems, by_name = None, list[str](), dataclasses.asdict(settings)
         if begun:
-            was = dataclasses.asdict(settings)
-            checkpoint, problems = checkpoints.load_last(out, was, model, val_data.class_names)
+            checkpoint, problems = checkpoints.load_last(out, by_name, model, val_data.class_names)
         if not resumed:  # after everything that may be refused, as it makes the folder
             held.enter_context(world.claimed(out))
         world.wait()  # until all have seen what was in the folder
         if world.leads:
             if not resumed:
-                given = dataclasses.asdict(settings)
-                scale = {"scale": scale_of(train_data, given, training=True)}
+                scale = {"scale": scale_of(train_data, by_name, training=True)}
                 run_folder.start(out, settings, data | scale)
             for dataset in (train_data, val_data):
                 data_options.report_skipped(dataset)
@@ -178,7 +177,7 @@ def run(args: argparse.Namespace) -> None:
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments that are settings or the length of a run, by name."""
-    names = {field.name for field in dataclasses.fields(TrainSettings)} | set(LENGTH)
+    names = {*FIELDS, *LENGTH}
     return {name: value for name, value in vars(args).items() if name in names}
 
 

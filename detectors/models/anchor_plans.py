@@ -132,6 +132,13 @@ def longer_side(size: int) -> int:
     return round(size * 1333 / 800)
 
 
+def shorter_sides(preset: str, image_size: int | Sequence[int] | None) -> tuple[int, ...]:
+    """What the shorter side of images is resized to; of several one is drawn; none: as they are."""
+    if image_size is None:
+        return () if preset == "slim" else (800,)
+    return tuple(image_size) if isinstance(image_size, Sequence) else (image_size,)
+
+
 def image_fit(
     preset: str, image_size: int | Sequence[int] | None, *, largest: bool = False
 ) -> tuple[int, int] | None:
@@ -139,9 +146,9 @@ def image_fit(
 
     Of several image sizes the smallest or, as in evaluation, the largest.
     """
-    if image_size is None:
-        return None if preset == "slim" else (longer_side(800), 800)
-    sizes = image_size if isinstance(image_size, Sequence) else (image_size,)
+    sizes = shorter_sides(preset, image_size)
+    if not sizes:
+        return None
     size = max(sizes) if largest else min(sizes)
     return longer_side(size), size
 
@@ -179,8 +186,3 @@ def plan_layout(
         return Layout(plan.strides, scales, offset=plan.offset, **shared)
     sizes = tuple(tuple(float(int(scale * s)) for scale in scales) for s in plan.strides)
     return Layout(plan.strides, scales, sizes=sizes, whole=True, **shared)
-
-
-def paper_layout(detector: str, assigner: str | None = None, **sizes: Any) -> Layout:
-    """plan_layout of preset paper."""
-    return plan_layout(detector, "paper", assigner, **sizes)

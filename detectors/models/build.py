@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from detectors.models.anchor_plans import plan_anchors
+from detectors.models.anchor_plans import plan_anchors, shorter_sides
 from detectors.models.assigner_choice import choose_assigner
 from detectors.models.backbones import resnet
 from detectors.models.compatibility import misfits, refuse
@@ -120,7 +120,7 @@ def build_detector(
     anchors = plan_anchors(
         name, preset, assigner, scale=anchor_scale, ratios=anchor_ratios, strides=strides
     )
-    sizes = image_size if isinstance(image_size, Sequence) else (image_size,)
+    sizes = shorter_sides(preset, image_size)
     _check_range("num_classes", num_classes, 1)
     for size in sizes:
         _check_range("image_size", size, 1)
@@ -149,9 +149,7 @@ def build_detector(
     )
     bodies = [resnet(backbone, weights, preset, load=load_weights) for _ in range(row.bodies)]
     model: nn.Module = importlib.import_module(row.module).build(bodies, plan)
-    if image_size is None:
-        sizes = () if preset == "slim" else (800,)
-    model.transform = make_transform(sorted(filter(None, sizes)), row.least_side, ignore_regions)
+    model.transform = make_transform(sorted(sizes), row.least_side, ignore_regions)
     model.detector = row  # type: ignore[assignment]  # no parameter, no module
     model.detections = plan.detections  # type: ignore[assignment]
     sample_by_image(model)

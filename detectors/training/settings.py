@@ -265,10 +265,9 @@ class TrainSettings:
         Raises:
             ValueError: an unknown or missing name, or as `check`.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
-        for name in settings.keys() - fields:
+        for name in settings.keys() - FIELDS.keys():
             raise ValueError(f"unknown setting {shown(name)}")
-        missing = [name for name in fields - DEFAULTS.keys() if name not in settings]
+        missing = FIELDS.keys() - DEFAULTS.keys() - settings.keys()
         if missing:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         found = cls(**settings)
