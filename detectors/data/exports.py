@@ -49,14 +49,12 @@ def plain_coco(content: Record) -> tuple[Record, Notes]:
         nonlocal next_id
         if _is_plain(record):
             return record
-        if record.get("id") is None:
+        number = record.get("id")
+        if number is None or (isinstance(number, str) and _whole(number) is None):
             record = {**record, "id": next_id}
             next_id += 1
-            notes["annotations without id, numbered"] += 1
-        elif isinstance(record["id"], str) and _whole(record["id"]) is None:
-            record = {**record, "id": next_id}
-            next_id += 1
-            notes["annotation ids that are names, numbered"] += 1
+            what = "annotations without id" if number is None else "annotation ids that are names"
+            notes[f"{what}, numbered"] += 1
         record = _with_number(record, "id", {}, notes)
         record = _with_number(record, "image_id", numbers, notes)
         record = _with_number(record, "category_id", {}, notes)
