@@ -18,7 +18,8 @@ from detectors.paper.table_plan import Cell
 from detectors.training import run_folder
 from detectors.training.settings import DEFAULTS, FIELDS, MAY_CHANGE, TrainSettings
 from detectors.utils import files
-from detectors.utils.argument_types import shown, within
+from detectors.utils.argument_types import within
+from detectors.utils.names import brief
 
 JOINT = ("lam", "location_score", "class_score", "detach_weights")
 """Settings of JOL, without meaning in a base run."""
@@ -123,7 +124,7 @@ def read_run(folder: Path) -> Run:
     for name, value in results.items():
         good = isinstance(value, int | float) and within(value, least=0) and value <= 1
         if value is not None and not good:
-            got = f"{shown(name)}: got {shown(value)}"
+            got = f"{brief(name)}: got {brief(value)}"
             raise RunError(f"{folder}: results.json: {got}, wanted a number from 0 to 1")
     if "AP" not in results:
         raise RunError(f"{folder}: results.json holds no AP")

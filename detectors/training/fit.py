@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detectors.training.settings import TrainSettings
 from detectors.training.state import State
 from detectors.training.step import sgd
-from detectors.utils.argument_types import shown
+from detectors.utils.names import brief
 
 SCALE = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 """What torch's GradScaler keeps."""
@@ -28,14 +28,14 @@ def check_contents(checkpoint: Mapping[str, Any]) -> None:
     if not _is_dict(weights, Tensor):
         raise ValueError("model: wanted tensors by name")
     if not (names and isinstance(names, list) and all(isinstance(n, str) for n in names)):
-        raise ValueError(f"class_names: got {shown(names)}, wanted a list of names")
+        raise ValueError(f"class_names: got {brief(names)}, wanted a list of names")
     ids = checkpoint.get("category_ids", list(range(len(names))))
     if not (isinstance(ids, list) and all(type(i) is int for i in ids)):
-        raise ValueError(f"category_ids: got {shown(ids)}, wanted a list of whole numbers")
+        raise ValueError(f"category_ids: got {brief(ids)}, wanted a list of whole numbers")
     if len(ids) != len(names) or len(set(ids)) != len(names):
-        raise ValueError(f"category_ids: got {shown(ids)}, wanted one for each of {len(names)}")
+        raise ValueError(f"category_ids: got {brief(ids)}, wanted one for each of {len(names)}")
     if not _is_count(checkpoint["step"]):
-        raise ValueError(f"step: got {shown(checkpoint['step'])}, wanted a count")
+        raise ValueError(f"step: got {brief(checkpoint['step'])}, wanted a count")
     if not isinstance(checkpoint["settings"], dict):
         kind = type(checkpoint["settings"]).__name__
         raise ValueError(f"its settings are a {kind}, wanted a dict of settings by name")
@@ -57,8 +57,8 @@ def check_fit(
         ValueError: a part that does not fit.
     """
     if list(class_names) != checkpoint["class_names"]:
-        got = shown(checkpoint["class_names"])
-        raise ValueError(f"class_names: got {got}, wanted {shown(list(class_names))}")
+        got = brief(checkpoint["class_names"])
+        raise ValueError(f"class_names: got {got}, wanted {brief(list(class_names))}")
     check_weights(checkpoint["model"], model)
     _check_optimizer(checkpoint["optimizer"], [p for p in model.parameters() if p.requires_grad])
     _check_scaler(checkpoint["scaler"], checkpoint["settings"].get("amp") == "fp16")
@@ -74,7 +74,7 @@ def check_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
     wanted = model.state_dict()
     for name in sorted(wanted.keys() ^ weights.keys()):
         what = "a tensor is missing" if name in wanted else "there is no such tensor"
-        raise ValueError(f"model: {shown(name)}: {what}")
+        raise ValueError(f"model: {brief(name)}: {what}")
     for name, tensor in wanted.items():
         if problem := _unlike(weights[name], tensor):
             raise ValueError(f"model: {name} {problem}")
@@ -90,7 +90,7 @@ def _check_optimizer(found: Any, parameters: Sequence[Tensor]) -> None:
         got = groups[0].get(name, value)  # another version of torch may have more of them
         good = _is_number(got) if name == "lr" else type(got) is type(value) and got == value
         if not good:
-            raise ValueError(f"optimizer: {name}: got {shown(got)}, wanted {shown(value)}")
+            raise ValueError(f"optimizer: {name}: got {brief(got)}, wanted {brief(value)}")
     if not (isinstance(state, dict) and state.keys() <= set(range(len(parameters)))):
         raise ValueError(f"optimizer: wanted states of {len(parameters)} parameters by number")
     for number, one in state.items():
@@ -103,27 +103,27 @@ def _check_optimizer(found: Any, parameters: Sequence[Tensor]) -> None:
 
 def _check_scaler(found: Any, used: bool) -> None:
     if not isinstance(found, dict):
-        raise ValueError(f"scaler: got {shown(found)}, wanted a dict")
+        raise ValueError(f"scaler: got {brief(found)}, wanted a dict")
     for name in SCALE if used else ():
         if not (_is_number(found.get(name)) and (found[name] > 0 or name == SCALE[-1])):
-            raise ValueError(f"scaler: {name}: got {shown(found.get(name))}, wanted a number > 0")
+            raise ValueError(f"scaler: {name}: got {brief(found.get(name))}, wanted a number > 0")
 
 
 def _check_state(found: Any, step: int, steps: int) -> None:
     fields = vars(State())
     if not isinstance(found, dict) or found.keys() != fields.keys():
-        names = shown(sorted(map(str, found))) if isinstance(found, dict) else shown(found)
-        raise ValueError(f"state: got {names}, wanted {shown(sorted(fields))}")
+        names = brief(sorted(map(str, found))) if isinstance(found, dict) else brief(found)
+        raise ValueError(f"state: got {names}, wanted {brief(sorted(fields))}")
     if found["step"] != step or not step <= steps:
-        raise ValueError(f"state: step: got {shown(found['step'])}, wanted {step} of {steps}")
+        raise ValueError(f"state: step: got {brief(found['step'])}, wanted {step} of {steps}")
     for name in ("step", "best_step", "bad"):
         if not _is_count(found[name]):
-            raise ValueError(f"state: {name}: got {shown(found[name])}, wanted a count")
+            raise ValueError(f"state: {name}: got {brief(found[name])}, wanted a count")
     recent = found["recent"]
     if not isinstance(recent, list) or not all(_is_dict(means, int | float) for means in recent):
         raise ValueError("state: recent: wanted a list of numbers by name")
     if not isinstance(found["best"], float):
-        raise ValueError(f"state: best: got {shown(found['best'])}, wanted an AP")
+        raise ValueError(f"state: best: got {brief(found['best'])}, wanted an AP")
 
 
 def _is_dict(value: Any, kind: Any) -> bool:
@@ -143,7 +143,7 @@ def _is_number(value: Any) -> bool:
 def _unlike(got: Any, wanted: Tensor) -> str:
     """How a tensor differs from the one wanted in kind and shape; "" if it does not."""
     if not isinstance(got, Tensor):
-        return f"is {shown(got)}, wanted a tensor"
+        return f"is {brief(got)}, wanted a tensor"
     if got.shape != wanted.shape or got.dtype != wanted.dtype:
         what = [f"{list(t.shape)} of {str(t.dtype).removeprefix('torch.')}" for t in (got, wanted)]
         return f"is {what[0]}, wanted {what[1]}"

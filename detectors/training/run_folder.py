@@ -28,9 +28,8 @@ from detectors.data.catalog import DATASETS
 from detectors.errors import RunError, Unusable
 from detectors.training.settings import DEFAULTS, MAY_CHANGE, TrainSettings
 from detectors.utils import files
-from detectors.utils.argument_types import shown
 from detectors.utils.files import finite, write_json
-from detectors.utils.names import changed
+from detectors.utils.names import brief, changed
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pycocotools", "faster-coco-eval")
 PATHS = frozenset(
@@ -96,10 +95,10 @@ def _check_data(data: Mapping[str, Any]) -> None:
     for name in PATHS | {"dataset"}:
         value = data.get(name)
         if value is not None and not _is_path(value):
-            raise ValueError(f"{name}: got {shown(value)}, wanted a path")
+            raise ValueError(f"{name}: got {brief(value)}, wanted a path")
     dataset = data.get("dataset")
     if dataset is not None and dataset not in DATASETS:
-        raise ValueError(f"dataset: got {shown(dataset)}, wanted one of {', '.join(DATASETS)}")
+        raise ValueError(f"dataset: got {brief(dataset)}, wanted one of {', '.join(DATASETS)}")
 
 
 def _is_path(value: object) -> bool:

@@ -33,7 +33,7 @@ from detectors.training.defaults_in_words import (
     text,
 )
 from detectors.training.setting_values import misfit
-from detectors.utils.argument_types import shown
+from detectors.utils.names import brief
 from jolkernels.spec import CHOICES, CLASS_SCORES
 
 BATCHES = by_preset(2, slim=4)
@@ -266,7 +266,7 @@ class TrainSettings:
             ValueError: an unknown or missing name, or as `check`.
         """
         for name in settings.keys() - FIELDS.keys():
-            raise ValueError(f"unknown setting {shown(name)}")
+            raise ValueError(f"unknown setting {brief(name)}")
         missing = FIELDS.keys() - DEFAULTS.keys() - settings.keys()
         if missing:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
@@ -287,7 +287,7 @@ class TrainSettings:
             value, hint = getattr(self, field.name), hints[field.name]
             wanted = misfit(value, hint, field.metadata.get("kind", {}))
             if wanted:
-                raise ValueError(f"{field.name}: got {shown(value)}, wanted {wanted}")
+                raise ValueError(f"{field.name}: got {brief(value)}, wanted {wanted}")
 
     @property
     def counted(self) -> int | None:

@@ -3,7 +3,6 @@
 import argparse
 import math
 import os
-import reprlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -87,14 +86,6 @@ def in_words(
     if least is not None and below is not None:
         return f"{wanted} from {least:g} to below {below:g}"
     return wanted if least is None else f"{wanted} of {least:g} or more"
-
-
-def shown(value: Any) -> str:
-    """A value for a message, of whatever length and depth."""
-    words = reprlib.Repr()
-    words.maxstring = words.maxother = 100
-    words.maxlevel = 3
-    return words.repr(value)
 
 
 count = number(int, least=0)

@@ -1,5 +1,6 @@
 """Lists of names in messages and pictures: the first few, and how many more there are."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,8 +50,12 @@ def changed(what: str, was: Any, now: Any) -> str:
 
 
 def brief(value: Any) -> str:
-    """A value in a message: names as `listed`, anything else cut off after VALUE characters."""
+    """A value of any length and depth in a message: names as `listed`, else VALUE characters."""
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return listed(value)
-    text = repr(value)
+    words = reprlib.Repr()
+    words.maxstring = words.maxother = words.maxlong = VALUE
+    words.maxlist = words.maxtuple = words.maxdict = words.maxset = VALUE
+    words.maxlevel = 3
+    text = words.repr(value)
     return text if len(text) <= VALUE else f"{text[: VALUE - 1]}…"

@@ -10,7 +10,7 @@ from detectors.data.coco import check_coco
 from detectors.data.object_counts import make_pool
 from detectors.errors import DataError, RunError
 from detectors.training.run_folder import refuse_other_data, refuse_other_settings
-from detectors.utils.names import brief, changed, listed, shortened, unlike, unlike_runs
+from detectors.utils.names import VALUE, brief, changed, listed, shortened, unlike, unlike_runs
 
 MANY = [f"class {k}" for k in range(1203)]
 
@@ -30,9 +30,19 @@ def test_what_differs() -> None:
     assert unlike(MANY, MANY[:9]).startswith("; only here ['class 9', 'class 10'")
     assert unlike(MANY, MANY[::-1]) == "; their order differs"
     assert unlike_runs({"base": ["a"], "jol": ["b", "c"]}) == "{'base': ['a'], 'jol': ['b', 'c']}"
-    assert brief({"a": "b" * 90}) == "{'a': '" + "b" * 72 + "…"
+    assert brief({"a": ["b"] * 90}) == "{'a': [" + "'b', " * 14 + "'b…"
     assert changed("strides", [4, 8], None) == "strides was [4, 8], is now None"
     assert changed("classes", MANY, other).endswith("only there ['rickshaw']")
+
+
+def test_a_value_of_any_length_and_depth() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert brief(deep) == "[[[[...]]]]"
+    name = brief("x" * 5000 + ".png")
+    assert len(name) == VALUE and name.startswith("'xxx") and name.endswith("xxx.png'")
+    assert len(brief(10**4000)) == len(brief([10**30] * 9)) == VALUE
 
 
 class Data:
