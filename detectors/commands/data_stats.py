@@ -24,6 +24,7 @@ from detectors.models.assigner_choice import choose_assigner
 from detectors.models.fcos import centre_sampling, inside_only
 from detectors.models.presets import DETECTORS
 from detectors.training.settings import TrainSettings
+from detectors.utils.names import shortened
 from detectors.utils.progress import Progress
 from detectors.utils.text_tables import aligned
 
@@ -49,7 +50,7 @@ def describe(pool: Pool) -> Iterator[str]:
     yield from _table([["", *names], ["share of the objects", *cells]])
     yield ""
     yield "Objects of each class"
-    yield from _table([[name, f"{count:,}"] for name, count in pool.classes.items()])
+    yield from _table([[shortened(name), f"{count:,}"] for name, count in pool.classes.items()])
 
 
 def describe_simd(pool: Pool, settings: TrainSettings, layout: Layout) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from detectors.data.box_sanity import Box
 from detectors.data.records import Report, integer, records_of
+from detectors.utils.names import brief
 
 # Coordinates are often rounded to two decimals: an extent of this many pixels or less counts as
 # zero, and an overhang of this many pixels or less is cut off without a line in `skipped`.
@@ -121,7 +122,7 @@ def _mark(record: dict[str, Any], key: str, where: str, report: Report) -> bool 
         return False
     if isinstance(value, int | float) and value in (0, 1):
         return bool(value)
-    report(f"{where}: {key} is {value!r}, wanted 0 or 1")
+    report(f"{where}: {key} is {brief(value)}, wanted 0 or 1")
     return None
 
 
@@ -130,7 +131,7 @@ def _one_of(
 ) -> int | None:
     number = integer(record, f"{noun}_id", where, report)
     if number is not None and number not in ids:
-        report(f"{where}: {noun} {number} is not among the {nouns}")
+        report(f"{where}: {noun} {brief(number)} is not among the {nouns}")
         return None
     return number
 
@@ -148,9 +149,7 @@ def _number(value: object) -> float:
 def _four_numbers(value: object, where: str, report: Report) -> list[float] | None:
     numbers = [_number(item) for item in value] if isinstance(value, list) else []
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-        text = repr(value)
-        text = text if len(text) <= 80 else text[:77] + "..."
-        report(f"{where}: bbox is {text}, wanted four finite numbers [x, y, w, h]")
+        report(f"{where}: bbox is {brief(value)}, wanted four finite numbers [x, y, w, h]")
         return None
     if min(numbers[2:]) < -ROUNDING:
         side = "width" if numbers[2] < -ROUNDING else "height"
@@ -186,6 +185,6 @@ def _area(record: dict[str, Any], box: list[float], where: str, report: Report) 
         return full
     area = _number(record["area"])
     if not math.isfinite(area):
-        report(f"{where}: area is {record['area']!r}, wanted a finite number")
+        report(f"{where}: area is {brief(record['area'])}, wanted a finite number")
         return None
     return min(area, full) if area > 0 else full  # some converters write 0 for "unknown"

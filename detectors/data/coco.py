@@ -17,7 +17,7 @@ from detectors.data.annotation_checks import Checked, check_annotations, whole_b
 from detectors.data.coco_checks import Report, check_categories, check_images
 from detectors.data.exports import Notes, plain_coco
 from detectors.errors import DataError
-from detectors.utils.files import read_bytes
+from detectors.utils.files import parse_json, read_bytes
 from detectors.utils.printable import counted
 
 ZERO_SIZE, BOXLESS = "of zero size", "without a box"
@@ -173,12 +173,9 @@ def read_json(source: Path) -> tuple[dict[str, Any], str]:
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror}") from error
     try:
-        content = json.loads(raw)
-    except json.JSONDecodeError as error:
-        at = f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"{source}: not valid JSON: {error.msg} at {at}") from error
-    except (ValueError, RecursionError) as error:  # not text, or a number or nesting too long
-        raise DataError(f"{source}: not valid JSON: {error}") from error
+        content = parse_json(raw)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
     if not isinstance(content, dict):
         wanted = "an object with images, annotations and categories, as COCO exports have them"
         raise DataError(f"{source}: a JSON {type(content).__name__}, wanted {wanted}")

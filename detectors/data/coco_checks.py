@@ -11,6 +11,7 @@ from detectors.data.exports import Notes
 from detectors.data.image_names import find_image
 from detectors.data.records import Report as Report
 from detectors.data.records import integer, is_text, records_of
+from detectors.utils.names import brief
 from detectors.utils.printable import printable
 
 LONGEST_SIDE = 2**31 - 1  # pixels; beyond it sizes leave what floats and Pillow can hold
@@ -26,11 +27,11 @@ def check_categories(
         ids.add(int(record["id"]))
         name: Any = record.get("name")
         if not is_text(name):
-            report(f"{where}: name is {name!r}, wanted a text")
+            report(f"{where}: name is {brief(name)}, wanted a text")
         elif printable(name) != name:
-            report(f"{where}: name is {name!r}, wanted one without control characters")
+            report(f"{where}: name is {brief(name)}, wanted one without control characters")
         elif name in found:
-            report(f"{where}: category {found[name]} has the name {name!r} too")
+            report(f"{where}: category {found[name]} has the name {brief(name)} too")
         else:
             found[name] = int(record["id"])
     if content.get("categories") == []:
@@ -83,7 +84,8 @@ def _size(record: dict[str, Any], where: str, report: Report) -> tuple[int, int]
     if width is None or height is None:
         return None
     if min(width, height) < 1 or max(width, height) > LONGEST_SIDE:
-        report(f"{where}: size {width}x{height}, wanted sides of 1 to {LONGEST_SIDE} pixels")
+        size = f"{brief(width)}x{brief(height)}"
+        report(f"{where}: size {size}, wanted sides of 1 to {LONGEST_SIDE} pixels")
         return None
     return width, height
 
@@ -92,7 +94,7 @@ def _size_of(
     file: Path | None, folder: Path | None, where: str, report: Report, notes: Notes
 ) -> tuple[int, int] | None:
     """(width, height) of an image whose record has neither, from its file."""
-    from detectors.data.images import UNREADABLE, displayed_size  # imports torch
+    from detectors.data.images import UNREADABLE, displayed_size, reason  # imports torch
 
     if folder is None:
         report(f"{where}: no width and height; wanted both where the images are not read")
@@ -101,7 +103,7 @@ def _size_of(
     try:
         size = displayed_size(file)
     except UNREADABLE as error:
-        report(f"{where}: no width and height, and {file} cannot be opened: {error}")
+        report(f"{where}: no width and height, and {file} cannot be opened: {reason(error)}")
         return None
     notes["images without width and height, taken from their files"] += 1
     return size
@@ -110,7 +112,7 @@ def _size_of(
 def _find(folder: Path, name: Any, where: str, report: Report, notes: Notes) -> Path | None:
     """The file of an image; find_image has the rule."""
     if not is_text(name):
-        report(f"{where}: file_name is {name!r}, wanted a text")
+        report(f"{where}: file_name is {brief(name)}, wanted a text")
         return None
     try:
         file, other = find_image(folder, name)

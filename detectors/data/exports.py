@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from detectors.data.outlines import is_finite, outline_box
+from detectors.utils.names import brief
 
 Record = dict[str, Any]
 Notes = Counter[str]
@@ -169,7 +170,7 @@ def _classes(categories: list[Any], annotations: list[Any], notes: Notes) -> lis
                 continue
             others = [other for other in _dicts(categories) if other is not category]
             if _is_root(category, others):
-                notes[f"no class: category {name!r}, the supercategory of the others"] += 1
+                notes[f"no class: category {brief(name)}, the supercategory of the others"] += 1
                 continue
         kept.append(category)
     return kept

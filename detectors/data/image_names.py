@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from detectors.utils.names import brief, short_path
+
 _DRIVE = re.compile(r"[A-Za-z]:/")
 _WEB = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -28,12 +30,13 @@ def find_image(folder: Path, name: str) -> tuple[Path, str | None]:
             if os.path.isfile(file):  # unlike Path.is_file, never raises on a strange name
                 return file, other or ("absolute file names" if _is_absolute(text) else None)
             tried.append(file)
+    words = f"file_name {brief(name)}"
     if _WEB.match(name):
-        raise ValueError(f"file_name {name!r} is a web address, wanted a file in {folder}")
+        raise ValueError(f"{words} is a web address, wanted a file in {folder}")
     slashes = name.replace("\\", "/")
     if _is_absolute(slashes) or ".." in PurePosixPath(slashes).parts:
-        raise ValueError(f"file_name {name!r} leaves the images folder {folder}, wanted one in it")
-    raise ValueError(f"no file {' or '.join(map(str, dict.fromkeys(tried)))}")
+        raise ValueError(f"{words} leaves the images folder {folder}, wanted one in it")
+    raise ValueError(f"no file {' or '.join(map(short_path, dict.fromkeys(tried)))}")
 
 
 def _forms(name: str) -> Iterator[tuple[str, str | None]]:

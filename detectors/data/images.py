@@ -23,6 +23,7 @@ from detectors.data import depth
 from detectors.data.orientation import UPRIGHT, display, displayed, orientation, undo
 from detectors.errors import DataError
 from detectors.utils.files import refuse_endless
+from detectors.utils.names import shortened
 
 # What Pillow raises on broken files: AVIF's RuntimeError, EXIF's most kinds.
 UNREADABLE = (
@@ -31,6 +32,8 @@ UNREADABLE = (
 )
 # Pillow's, with a line of its source, of images beyond half its limit: aerial ones are that large.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+LONGEST_REASON = 160
+"""Characters of what Pillow says."""
 BLACK = 8
 """A picture whose brightest pixel is below this shows nothing."""
 
@@ -84,16 +87,21 @@ def read_picture(file: Path, size: tuple[int, int] | None, where: str) -> Pictur
                         pixels = (undo if turned else display)(pixels, turn)
                     return Picture(pixels, turn, as_stored, white)
     except UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or error  # an OSError names the file again
-        if isinstance(error, UnidentifiedImageError):
-            reason = "no kind of image that Pillow knows"
-        if isinstance(error, Image.DecompressionBombError):
-            assert Image.MAX_IMAGE_PIXELS is not None
-            reason = f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; cut it into tiles"
-        raise DataError(f"{where}: {file} cannot be decoded: {reason}") from error
+        raise DataError(f"{where}: {file} cannot be decoded: {reason(error)}") from error
     assert size is not None
     got, wanted = f"{found[0]}x{found[1]}", f"{size[0]}x{size[1]}"
     raise DataError(f"{where}: {file} is {got} pixels, the annotation file says {wanted}")
+
+
+def reason(error: Exception) -> str:
+    """Why an image is unreadable, in our words where Pillow's say what no user can know."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no kind of image that Pillow knows"
+    if isinstance(error, Image.DecompressionBombError):
+        assert Image.MAX_IMAGE_PIXELS is not None
+        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; cut it into tiles"
+    # an OSError names the file again
+    return shortened(str(getattr(error, "strerror", None) or error), LONGEST_REASON)
 
 
 def traits(picture: Picture) -> list[str]:

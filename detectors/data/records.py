@@ -3,8 +3,13 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from detectors.utils.names import brief
+
 Report = Callable[[str], object]
 """Takes a problem in words. Where it returns, what has the problem is skipped."""
+
+LARGEST_ID = 2**64
+"""Some tools write hashes."""
 
 
 def records_of(
@@ -32,6 +37,9 @@ def records_of(
         number = integer(record, "id", where, report)
         if number is None:
             continue
+        if abs(number) > LARGEST_ID:
+            report(f"{where}: id is {brief(number)}, wanted one of at most 64 bits")
+            continue
         where = f"{source}: {noun} {number}"
         if number in seen:
             report(f"{where} appears twice; ids must be unique")
@@ -49,7 +57,7 @@ def integer(record: dict[str, Any], key: str, where: str, report: Report) -> int
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        report(f"{where}: {key} is {value!r}, wanted an integer")
+        report(f"{where}: {key} is {brief(value)}, wanted an integer")
         return None
     return value
 

@@ -22,6 +22,7 @@ from detectors.data.images import decode
 from detectors.data.published import Published, read_published_json
 from detectors.data.tiles import AREA_LEFT, SIZE, Box, clip, merge, starts
 from detectors.errors import DataError
+from detectors.utils.names import brief
 
 IGNORE = "ignore"
 """The category of the regions to ignore."""
@@ -56,19 +57,19 @@ def read_sodad(
     regions: dict[int, list[Box]] = {number: [] for number in images if _is_number(number)}
     for record in _dicts(content, "annotations"):
         if record.get("category_id") in ids:
-            where = f"{annotations}: annotation {record.get('id')}"
+            where = f"{annotations}: annotation {brief(record.get('id'))}"
             try:
                 x, y, w, h = map(float, record["bbox"])
                 if not math.isfinite(x + y + w + h):
                     raise ValueError
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 report(f"{where}: a region without a box")
                 continue
             image = record.get("image_id")
             if _is_number(image) and image in regions:
                 regions[image].append((x, y, w, h))
             else:
-                report(f"{where}: image {image!r} of a region is not among the images")
+                report(f"{where}: image {brief(image)} of a region is not among the images")
     for key, name in (("annotations", "category_id"), ("categories", "id")):
         if isinstance(content.get(key), list):
             content[key] = [

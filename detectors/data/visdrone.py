@@ -14,10 +14,11 @@ from typing import Any
 
 from detectors.data.coco import ZERO_SIZE, fail, refuse_all_skipped
 from detectors.data.coco_checks import Report
-from detectors.data.images import UNREADABLE, displayed_size
+from detectors.data.images import UNREADABLE, displayed_size, reason
 from detectors.data.published import Published
 from detectors.errors import DataError
 from detectors.utils.files import read_bytes
+from detectors.utils.names import brief
 
 CLASSES = (
     *("pedestrian", "people", "bicycle", "car", "van"),
@@ -89,7 +90,7 @@ def _size(picture: Path, report: Report) -> tuple[int, int] | None:
     try:
         return displayed_size(picture)
     except UNREADABLE as error:
-        report(f"{picture}: cannot be opened: {error}")
+        report(f"{picture}: cannot be opened: {reason(error)}")
         return None
 
 
@@ -97,8 +98,8 @@ def _rows(file: Path, size: tuple[int, int], report: Report) -> Iterator[list[in
     """The lines of a txt file as eight numbers each; size: of its image."""
     try:
         text = read_bytes(file).decode("utf-8-sig")  # Windows' editors begin a file with a mark
-    except (OSError, ValueError) as error:
-        report(f"{file}: cannot be read: {error}")
+    except (OSError, UnicodeDecodeError) as error:
+        report(f"{file}: cannot be read: {getattr(error, 'strerror', 'no text in UTF-8')}")
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -109,17 +110,19 @@ def _rows(file: Path, size: tuple[int, int], report: Report) -> Iterator[list[in
             row = []
         if len(row) != 8 or row[4] not in (0, 1) or not REGION <= row[5] <= OTHERS:
             report(
-                f"{file} line {number}: {line[:80]!r}, wanted eight whole numbers "
+                f"{file} line {number}: {brief(line)}, wanted eight whole numbers "
                 f"x,y,w,h,score,category,truncation,occlusion, score 0 or 1, category 0 to 11"
             )
             continue
         x, y, w, h = row[:4]
+        problem = None
         if min(w, h) < 0:
-            report(f"{file} line {number}: box {x},{y},{w},{h} has a negative size")
-            continue
-        if min(w, h) > 0 and not (-w < x < size[0] and -h < y < size[1]):
-            where = f"{file} line {number}: box {x},{y},{w},{h}"
-            report(f"{where} lies outside its image ({size[0]}x{size[1]})")
+            problem = "has a negative size"
+        elif min(w, h) > 0 and not (-w < x < size[0] and -h < y < size[1]):
+            problem = f"lies outside its image ({size[0]}x{size[1]})"
+        if problem:
+            box = ",".join(map(brief, row[:4]))
+            report(f"{file} line {number}: box {box} {problem}")
             continue
         yield row
 

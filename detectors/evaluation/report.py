@@ -131,7 +131,7 @@ def metrics_line(evaluation: Evaluation, before: str = "") -> str:
 def class_table(evaluation: Evaluation, *, narrow: bool = False) -> str:
     """Objects and metrics in per cent of each class and of all, a line each, under a head.
 
-    `narrow`: no more than COLUMNS wide, with AP alone and long names cut off.
+    Names are cut off after COLUMNS; `narrow`: the whole table is, with AP alone.
     """
     shown = [name for name in evaluation.metrics if name.startswith("AP") or not narrow]
     table = [["", OBJECTS, *shown]]
@@ -141,11 +141,10 @@ def class_table(evaluation: Evaluation, *, narrow: bool = False) -> str:
     for name, count, found in rows:
         number = "-" if count is None else f"{count:,}"
         table.append([name, number, *(_percent(found[metric]) for metric in shown)])
+    room = COLUMNS
     if narrow:
-        numbers = aligned([cells for _, *cells in table], labels=0)
-        room = COLUMNS - 2 - len(numbers[0])
-        table = [[shortened(name, room), *cells] for name, *cells in table]
-    return "\n".join(aligned(table))
+        room -= 2 + len(aligned([cells for _, *cells in table], labels=0)[0])
+    return "\n".join(aligned([[shortened(name, room), *cells] for name, *cells in table]))
 
 
 def about_ap(evaluation: Evaluation) -> str:

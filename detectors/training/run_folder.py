@@ -74,7 +74,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         RunError: no such file, or not one that `start` wrote.
     """
     try:
-        config = json.loads(files.read_bytes(path))
+        config = files.parse_json(files.read_bytes(path))
         if not isinstance(config, dict) or not all(
             isinstance(config.get(name), dict) for name in ("settings", "data")
         ):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,6 +88,25 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def parse_json(raw: bytes) -> Any:
+    """The value that a JSON text stands for.
+
+    Raises:
+        ValueError: none that Python reads; says so in our words, not in its own.
+    """
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        reason = f"a number of more than {sys.get_int_max_str_digits():,} digits"
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        elif isinstance(error, UnicodeDecodeError):
+            reason = f"no text in {error.encoding}"
+        elif isinstance(error, RecursionError):
+            reason = "nested too deeply"
+        raise ValueError(f"not valid JSON: {reason}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -10,12 +10,20 @@ VALUE = 80
 """Characters of another value that a message has."""
 LONGEST = 36
 """Characters of a name that a message or a picture has."""
+PATH = 240
+"""Characters of a path that a message has."""
 
 
 def shortened(name: str, most: int = LONGEST) -> str:
     """The name on one line, cut off after `most` characters."""
     name = " ".join(name.split())
     return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def short_path(path: object) -> str:
+    """A path with its middle left out where it is longer than any that people give files."""
+    text = str(path)
+    return text if len(text) <= PATH else f"{text[: PATH // 2]}…{text[1 - PATH // 2 :]}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -136,6 +136,7 @@ def changed(key: str, position: int, **changes: object) -> dict:
     return content
 
 
+LONG = "x" * 5000
 BAD_FILES = {
     "annotation id twice": (changed("annotations", 1, id=11), "annotation 11 appears twice"),
     "image id twice": (changed("images", 1, id=7), "image 7 appears twice"),
@@ -167,7 +168,25 @@ BAD_FILES = {
     "a list": ([], "a JSON list, wanted an object"),
     "not JSON": ('{"images": [\n  1,, 2]}', "not valid JSON: Expecting value at line 2, column 5"),
     "empty": ("", "not valid JSON"),
-    "nested": ("[" * 100_000, "not valid JSON"),
+    "nested": ("[" * 100_000, "not valid JSON: nested too deeply"),
+    "digits": ("1" * 5000, "not valid JSON: a number of more than 4,300 digits"),
+    "long name": (changed("images", 0, file_name="x" * 5000), "image 7: no file"),
+    "long path": (changed("images", 0, file_name="x/" * 2500 + "y"), "image 7: no file"),
+    "far above": (changed("images", 0, file_name="../" + LONG), "file_name '../xxxx"),
+    "far away": (changed("images", 0, file_name="http://" + LONG), "is a web address"),
+    "list for a name": (changed("images", 0, file_name=["x"] * 2000), "and 1,995 more], wanted"),
+    "long names twice": (
+        {**GOOD, "categories": [{"id": k, "name": LONG} for k in (5, 2)]},
+        "category 2: category 5 has the name 'xxxx",
+    ),
+    "escapes": (changed("categories", 0, name="\x1b" + LONG), r"category 5: name is '\x1bxxxx"),
+    "long id": (changed("images", 0, id=10**4000), "images[0]: id is 1000"),
+    "long number": (annotation(image_id=10**4000), "annotation 11: image 1000"),
+    "long side": (changed("images", 0, width=10**4000), "image 7: size 1000"),
+    "long area": (annotation(area=LONG), "annotation 11: area is 'xxxx"),
+    "long mark": (annotation(iscrowd=LONG), "annotation 11: iscrowd is 'xxxx"),
+    "long box": (annotation(bbox=[LONG]), "annotation 11: bbox is ['xxxx"),
+    "dict for an id": (annotation(image_id={LONG: LONG}), "annotation 11: image_id is {'xxxx"),
 }
 
 
@@ -177,6 +196,7 @@ def test_bad_file_is_named(tmp_path, content, fault):
     with pytest.raises(DataError) as caught:
         CocoDetection(folder, file)
     assert str(file) in str(caught.value) and fault in str(caught.value)
+    assert len(str(caught.value)) < 700 and "sys." not in str(caught.value)
 
 
 def test_files_that_are_not_there(tmp_path):
@@ -186,7 +206,7 @@ def test_files_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match="nowhere: no such folder"):
         CocoDetection(folder / "nowhere", file)
     file.write_bytes(b"\xff\xfe\xfd")
-    with pytest.raises(DataError, match=r"boxes\.json: not valid JSON"):
+    with pytest.raises(DataError, match=r"boxes\.json: not valid JSON: no text in utf-16"):
         CocoDetection(folder, file)
 
 

@@ -154,6 +154,12 @@ def test_a_split_of_which_nothing_is_left_is_a_problem(root: Path) -> None:
     text.write_text("70,40,-8,8,1,4,0,0\n")
     with pytest.raises(DataError, match=r"b\.txt line 1: box 70,40,-8,8 has a negative size"):
         evaluation_data("visdrone", root)
+    for line in ("9" * 4000 + ",40,8,8,1,4,0,0\n", "9" * 5000, "70,40,8,8,1,4,0,0,\xff"):
+        text.write_bytes(line.encode("latin-1"))
+        wanted = r"b\.txt( line 1: |: cannot be read: no text in UTF-8)"
+        with pytest.raises(DataError, match=wanted) as said:
+            evaluation_data("visdrone", root)
+        assert len(str(said.value)) < 500
 
 
 def test_check_names_every_problem_in_one_pass(
@@ -197,7 +203,7 @@ def test_check_names_every_problem_in_one_pass(
         "a.png: a.jpg has the same a.txt",
         "d.jpg: no d.txt in",
         "e.txt: no image e in",
-        "f.jpg: cannot be opened",
+        "f.jpg: cannot be opened: no kind of image that Pillow knows",
     ):
         assert printed.out.count(wanted) == 1, wanted
     assert "; 2 clipped;" in printed.out  # an object, and a region that is of ten classes

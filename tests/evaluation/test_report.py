@@ -107,6 +107,8 @@ def test_what_is_printed_fits_80_columns() -> None:
     found = dataclasses.replace(found, per_class=long, objects=counts)
     table = report.class_table(found, narrow=True)
     assert max(map(len, table.splitlines())) == 80 and "oLRP" not in table and "…" in table
+    wide = report.class_table(found).splitlines()
+    assert max(map(len, wide)) < 250 and all("seven seas seven" in line for line in wide[1:-1])
     before = "faster_rcnn: step 12: "
     line = report.metrics_line(found, before)
     assert [len(part) <= 80 for part in (before + line).splitlines()] == [True, True]
