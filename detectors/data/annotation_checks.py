@@ -71,7 +71,7 @@ def check_annotations(
             found.skipped.append(f"annotation {number}: no box")
             found.boxless += 1
             continue
-        box = _four_numbers(record.get("bbox"), where, report)
+        box = _box(record, where, report)
         if box is None:
             continue
         if min(box[2:]) <= ROUNDING:
@@ -146,7 +146,18 @@ def _number(value: object) -> float:
         return math.inf
 
 
-def _four_numbers(value: object, where: str, report: Report) -> list[float] | None:
+def _box(record: dict[str, Any], where: str, report: Report) -> list[float] | None:
+    """x, y, w, h as the file has them."""
+    value, outline = record.get("bbox"), record.get("segmentation")
+    if value is None:  # exports.py has found no outline
+        if outline:
+            what = (
+                f"segmentation is {brief(outline)}, wanted a polygon or a mask that covers pixels"
+            )
+        else:
+            what = "no segmentation to take it from; wanted [x, y, w, h], or [] for no object"
+        report(f"{where}: no bbox, and {what}")
+        return None
     numbers = [_number(item) for item in value] if isinstance(value, list) else []
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         report(f"{where}: bbox is {brief(value)}, wanted four finite numbers [x, y, w, h]")

@@ -4,7 +4,7 @@
 |---|---|---|
 | a category that is only the supercategory of the others | Roboflow | no class |
 | "_background_" without annotations | LabelMe's script | no class |
-| ids that are digits in quotes | several | read as numbers |
+| numbers in quotes, ids too | several | read as numbers |
 | image and annotation ids that are names | several | numbered in the order of the file |
 | annotations without ids | several | numbered |
 | a segmentation and no box | LabelMe, Label Studio | the box around it |
@@ -18,7 +18,7 @@ rule, passes through for the checks to name.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from detectors.data.outlines import is_finite, outline_box
@@ -29,6 +29,9 @@ Notes = Counter[str]
 """What was done, in words → how often."""
 
 _DIGITS = re.compile(r"\d{1,18}", re.ASCII)
+_NUMBER = re.compile(r"-?\d{1,18}(\.\d{1,18})?", re.ASCII)
+_OF_IMAGES, _OF_ANNOTATIONS = ("width", "height"), ("bbox", "area", "iscrowd", "ignore")
+"""Their numbers but for ids."""
 _NO_PARENT = (None, "", "none")
 
 
@@ -44,7 +47,8 @@ def plain_coco(content: Record) -> tuple[Record, Notes]:
     next_id = _after([r.get("id") for r in _dicts(lists.get("annotations", []))])
 
     def image(record: Record) -> Record:
-        return _with_file_name(_with_number(record, "id", numbers, notes), notes)
+        record = _unquoted(_with_number(record, "id", numbers, notes), _OF_IMAGES, notes)
+        return _with_file_name(record, notes)
 
     def annotation(record: Record) -> Record:
         nonlocal next_id
@@ -59,6 +63,7 @@ def plain_coco(content: Record) -> tuple[Record, Notes]:
         record = _with_number(record, "id", {}, notes)
         record = _with_number(record, "image_id", numbers, notes)
         record = _with_number(record, "category_id", {}, notes)
+        record = _unquoted(record, _OF_ANNOTATIONS, notes)
         return _upright(_with_box(record, notes), notes)
 
     def category(record: Record) -> Record:
@@ -84,8 +89,10 @@ def _is_plain(record: Record) -> bool:
         type(record.get("id")) is int
         and type(record.get("image_id")) is int
         and type(record.get("category_id")) is int
-        and bool(record.get("bbox"))
+        and isinstance(record.get("bbox"), list)
+        and bool(record["bbox"])
         and "attributes" not in record
+        and str not in map(type, (*map(record.get, _OF_ANNOTATIONS), *record["bbox"]))
     )
 
 
@@ -125,6 +132,26 @@ def _with_number(record: Record, key: str, numbers: Mapping[str, int], notes: No
     return {**record, key: number}
 
 
+def _unquoted(record: Record, keys: Iterable[str], notes: Notes) -> Record:
+    """The record with numbers and lists of numbers where these keys have them in quotes."""
+    for key in keys:
+        value = record.get(key)
+        given = value if isinstance(value, list) else [value]
+        bare = [_bare(item) for item in given]
+        changed = sum(type(a) is not type(b) for a, b in zip(given, bare, strict=True))
+        if changed:
+            notes["numbers in quotes, read as numbers"] += changed
+            record = {**record, key: bare if isinstance(value, list) else bare[0]}
+    return record
+
+
+def _bare(value: Any) -> Any:
+    """The number that is in quotes; any other value as it is."""
+    if not (isinstance(value, str) and _NUMBER.fullmatch(value)):
+        return value
+    return float(value) if "." in value else int(value)
+
+
 def _with_file_name(record: Record, notes: Notes) -> Record:
     address = record.get("coco_url")
     if record.get("file_name") is not None or not isinstance(address, str):
@@ -146,7 +173,7 @@ def _with_box(record: Record, notes: Notes) -> Record:
 def _upright(record: Record, notes: Notes) -> Record:
     """CVAT writes the box before its rotation around its centre, by degrees."""
     attributes, box = record.get("attributes"), record.get("bbox")
-    turn = attributes.get("rotation") if isinstance(attributes, dict) else None
+    turn = _bare(attributes.get("rotation")) if isinstance(attributes, dict) else None
     if not is_finite(turn) or turn % 360 == 0:
         return record
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):

@@ -321,6 +321,50 @@ def test_ids_of_other_kinds(tmp_path: Path):
     assert data.remarks[1].startswith("1 object with the image, class and box of an earlier one")
 
 
+def test_numbers_in_quotes(tmp_path: Path):
+    """As tables turned into JSON have them."""
+    content = copy.deepcopy(CVAT)
+    plain = read(tmp_path, content)
+    content["images"][0] |= {"width": "64", "height": "48"}
+    for record in content["annotations"]:
+        record |= {"area": "128.0", "iscrowd": "0", "ignore": "0"}
+        record["bbox"] = [20, "18", "16.0", "8"]
+        record["attributes"]["rotation"] = str(record["attributes"]["rotation"])
+    data = read(tmp_path, content)
+    assert data.ground_truth == plain.ground_truth
+    assert "numbers in quotes, read as numbers (20)" in data.remarks[0]
+    content["annotations"][0] |= {"iscrowd": "1", "area": "1e2"}
+    with pytest.raises(DataError, match="annotation 1: area is '1e2', wanted a finite number"):
+        read(tmp_path, content)
+    content["annotations"][0]["area"] = "9"
+    crowd, *_ = read(tmp_path, content).ground_truth["annotations"]
+    assert crowd["iscrowd"] == 1 and crowd["area"] == 9
+
+
+@pytest.mark.parametrize("box", [{}, {"bbox": None}])
+@pytest.mark.parametrize(
+    "outline, wanted",
+    [
+        ({}, "no bbox, and no segmentation to take it from; wanted"),
+        ({"segmentation": []}, "no bbox, and no segmentation to take it from; wanted"),
+        ({"segmentation": None}, "no bbox, and no segmentation to take it from; wanted"),
+        (
+            {"segmentation": [[1, 2, 5, 9]]},
+            r"no bbox, and segmentation is \[\[1, 2, 5, 9\]\], wanted",
+        ),
+        ({"segmentation": "x" * 5000}, "no bbox, and segmentation is 'xxx.*xxx', wanted a polygon"),
+    ],
+)
+def test_a_box_that_is_nowhere_is_refused_with_the_remedy(tmp_path, box, outline, wanted):
+    content = copy.deepcopy(LABELME)
+    for key in ("bbox", "segmentation"):
+        del content["annotations"][0][key]
+    content["annotations"][0] |= box | outline
+    with pytest.raises(DataError, match=rf"annotation 0: {wanted}") as said:
+        check_coco(content, "a.json", None)
+    assert len(str(said.value)) < 250
+
+
 def test_sizes_are_read_from_the_files(tmp_path: Path):
     content = copy.deepcopy(FIFTYONE)
     del content["images"][0]["width"]
