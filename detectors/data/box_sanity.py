@@ -28,6 +28,10 @@ def _leaves(box: Box) -> bool:
     return x < -OVERHANG or y < -OVERHANG or x + w > width + OVERHANG or y + h > height + OVERHANG
 
 
+def _stays(box: Box) -> bool:
+    return not _leaves(box)
+
+
 def _as_corners(box: Box) -> bool:
     x1, y1, x2, y2, width, height = box
     return x2 > x1 and y2 > y1 and not _leaves((x1, y1, x2 - x1, y2 - y1, width, height))
@@ -100,7 +104,16 @@ def _reading(boxes: Sequence[Box], share: float) -> str | None:
 
 
 def _are_fractions(boxes: Sequence[Box]) -> bool:
-    """Whether all numbers are from 0 to 1, and some of them are not whole."""
+    """Whether all numbers are from 0 to 1, some of them not whole, and boxes of a 1 x 1 image.
+
+    The others with such numbers are boxes of a pixel or less.
+    """
     if not all(min(box[:4]) >= 0 and max(box[:4]) <= 1 < min(box[4:]) for box in boxes):
         return False
-    return any(number != int(number) for box in boxes for number in box[:4])
+    if all(number == int(number) for box in boxes for number in box[:4]):
+        return False
+    shares = [(100 * x, 100 * y, 100 * w, 100 * h, 100, 100) for x, y, w, h, *_ in boxes]
+    return any(
+        sum(map(fits, shares)) >= FITTING * len(shares)
+        for fits in (_stays, _as_corners, _as_centre)
+    )

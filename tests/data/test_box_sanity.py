@@ -46,6 +46,17 @@ MEANINGS: dict[str, tuple[Callable[[Numbers], Numbers], str]] = {
         lambda b: [b[0] / WIDTH, b[1] / HEIGHT, b[2] / WIDTH, b[3] / HEIGHT],
         "fractions of the image",
     ),
+    "fractional corners": (
+        lambda b: [b[0] / WIDTH, b[1] / HEIGHT, (b[0] + b[2]) / WIDTH, (b[1] + b[3]) / HEIGHT],
+        "fractions of the image",
+    ),
+    "fractional centres": (
+        lambda b: [
+            *((b[0] + b[2] / 2) / WIDTH, (b[1] + b[3] / 2) / HEIGHT),
+            *(round(b[2] / WIDTH, 2), round(b[3] / HEIGHT, 2)),
+        ],
+        "fractions of the image",
+    ),
     "another size": (
         lambda b: [5 * n for n in b],
         r"they reach to [23]\d{3} x .* images of another size",
@@ -64,6 +75,12 @@ def test_the_likely_cause_is_named_in_one_message(tmp_path: Path, change, wanted
     assert len(problems) == 1
     assert main(["data", "stats", "--annotations", str(file)]) == 2
     assert problems[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("box", [[0.2, 0.3, 0.5, 0.4], [0, 0, 0.98, 1], [0.5, 0.5, 1, 0.9]])
+def test_a_single_fraction_is_refused_too(tmp_path: Path, box: Numbers):
+    with pytest.raises(DataError, match="fractions of the image"):
+        read_coco(write(tmp_path, [box]), None)
 
 
 def test_large_centres_and_exchanged_sides(tmp_path: Path):
@@ -86,6 +103,11 @@ def test_what_makes_sense_is_taken(tmp_path: Path):
         ([[10, 8, 90, 91], [5, 6, 95, 93]], (96, 96)),
         ([[0, 0, 1, 1]], (40, 30)),
         ([[30, 20, 14, 8]], (40, 30)),
+        # a pixel or less, and no fractions: those would leave an image of 1 x 1
+        ([[1, 1, 0.8, 0.9]], (40, 30)),
+        ([[0.25, 0.25, 1, 1], [0.5, 1, 1, 0.5]], (40, 30)),
+        ([[0, 0, 1, 1], [1, 0, 1, 1], [0, 1, 1, 0.5], [1, 1, 0.5, 1]], (WIDTH, HEIGHT)),
+        ([[0.5, 0.5, 1, 1], [0, 1, 0.5, 0.5], [1, 0.5, 1, 1]], (4, 4)),
     ):
         coco = read_coco(write(tmp_path, given, size=size), None)
         assert len(coco.annotations) == len(given)
