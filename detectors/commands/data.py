@@ -204,12 +204,14 @@ def check(args: argparse.Namespace) -> None:
     if is_named(args):
         dataset = DATASETS[args.dataset]
         for name in args.split or dataset.counted:
+            before = count
             try:
                 split = read_split(args.dataset, args.data_root, name, report)
             except DataError as error:
                 report(str(error))
             else:
-                _check_one(split.source, split.check(report), split.skipped, report)
+                coco = split.check(report, lost=count > before)
+                _check_one(split.source, coco, split.skipped, report)
     else:
         try:
             coco = read_coco(args.annotations, args.images, report)

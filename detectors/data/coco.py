@@ -102,9 +102,15 @@ def check_coco(
     folder: Path | None,
     report: Report = fail,
     digest: str | None = None,
+    *,
+    lost: bool = False,
 ) -> CocoFile:
-    """`read_coco` of a COCO dict; `source` is what messages call it."""
+    """`read_coco` of a COCO dict; `source` is what messages call it.
+
+    `lost`: its reader has reported problems, which may be why there are no objects.
+    """
     content, notes = plain_coco(content)
+    given = content.get("annotations")
     categories, category_ids = check_categories(content, source, report)
     images, files, known = check_images(content, source, folder, report, notes)
     boxes = list(whole_boxes(content, known))
@@ -119,7 +125,8 @@ def check_coco(
     if all(record["iscrowd"] for record in checked.kept):
         skipped = {ZERO_SIZE: checked.zero_size, BOXLESS: checked.boxless}
         refuse_all_skipped(source, skipped, report)
-        if not fault and not any(skipped.values()):
+        all_kept = isinstance(given, list) and len(given) == len(checked.kept)
+        if all_kept and content.get("images") and not lost:  # else it has been said
             remarks.append("no objects: nothing to learn, and AP is not defined")
     return CocoFile(images, checked.kept, categories, files, checked, remarks, digest)
 

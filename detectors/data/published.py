@@ -38,9 +38,10 @@ class Published:
     skipped: dict[str, int]
     regions: dict[int, list[Box]] = field(default_factory=dict)
 
-    def check(self, report: Report = fail, *, files: bool = True) -> CocoFile:
+    def check(self, report: Report = fail, *, files: bool = True, lost: bool = False) -> CocoFile:
         """By the rules of `check_coco`; files: also that every image is there."""
-        return check_coco(self.content, self.source, self.root if files else None, report)
+        folder = self.root if files else None
+        return check_coco(self.content, self.source, folder, report, lost=lost)
 
 
 def first_of(root: Path, tried: Sequence[str]) -> Path:

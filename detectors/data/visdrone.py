@@ -71,8 +71,6 @@ def read_visdrone(root: Path, folder: Path, report: Report = fail) -> Published:
         images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
         for row in _rows(texts[stem], size, report):
             annotations += _annotations(row, number, len(annotations) + 1, skipped)
-    if not images:
-        report(f"{folder}: no images")
     if all(record["iscrowd"] for record in annotations):
         refuse_all_skipped(str(folder), skipped, report)
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]

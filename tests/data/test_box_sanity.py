@@ -151,6 +151,30 @@ def test_a_file_of_which_nothing_is_left_is_a_problem(tmp_path: Path, capsys):
     assert status == 0 and "no objects: nothing to learn, and AP is not defined" in out
 
 
+NO_OBJECTS = "no objects: nothing to learn, and AP is not defined"
+
+
+@pytest.mark.parametrize(
+    "change, problems",
+    [
+        ({"annotations": [{**content([[700, 5, 8, 8]])["annotations"][0]}]}, 1),
+        ({"annotations": content([[1, 2, "a", 4]] * 3)["annotations"]}, 3),
+        ({"annotations": content([[0.1, 0.2, 0.1, 0.1]])["annotations"]}, 1),
+        ({"annotations": None}, 1),
+        ({"images": content([], (0, 0))["images"]}, 1),
+        ({"categories": []}, 3),
+        ({"images": [], "annotations": []}, 1),
+    ],
+)
+def test_that_no_object_is_left_is_said_where_it_is_news(tmp_path, capsys, change, problems):
+    (tmp_path / "boxes.json").write_text(json.dumps(content([[1, 2, 8, 8]] * 2) | change))
+    status, out = check(tmp_path, capsys)
+    assert status == 2 and len(out.splitlines()) == problems + 1 and NO_OBJECTS not in out
+    (tmp_path / "boxes.json").write_text(json.dumps(content([]) | {"categories": []}))
+    status, out = check(tmp_path, capsys)  # here the other problem explains nothing
+    assert status == 2 and out.count(NO_OBJECTS) == 1
+
+
 def test_repeated_boxes_are_counted(tmp_path: Path, capsys):
     one = [10, 20, 8, 9]
     write(tmp_path, [one, one, [10, 20, 8, 9.5], one])

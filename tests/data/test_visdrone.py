@@ -146,7 +146,9 @@ def test_hidden_files_are_skipped(root: Path) -> None:
     assert len(evaluation_data("visdrone", root)) == 2
 
 
-def test_a_split_of_which_nothing_is_left_is_a_problem(root: Path) -> None:
+def test_a_split_of_which_nothing_is_left_is_a_problem(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = root / "VisDrone2019-DET-val" / "annotations" / "b.txt"
     text.write_text("70,40,8,8,1,11,0,0\n70,50,0,8,1,4,0,0\n0,30,50,30,0,0,0,0\n")
     with pytest.raises(DataError, match=r"val: none of its objects .* 1 of zero size, 1 of cat"):
@@ -154,6 +156,21 @@ def test_a_split_of_which_nothing_is_left_is_a_problem(root: Path) -> None:
     text.write_text("70,40,-8,8,1,4,0,0\n")
     with pytest.raises(DataError, match=r"b\.txt line 1: box 70,40,-8,8 has a negative size"):
         evaluation_data("visdrone", root)
+    arguments = [
+        "data",
+        "check",
+        "--dataset",
+        "visdrone",
+        "--data-root",
+        str(root),
+        "--split",
+        "val",
+    ]
+    (text.parent / "a.txt").write_text("")
+    for lines, news in (("70,40,-8,8,1,4,0,0\n", 0), ("70,40,8,8,1,11,0,0\n", 0), ("", 1)):
+        text.write_text(lines)
+        assert main(arguments) == (0 if news else 2)
+        assert capsys.readouterr().out.count("no objects") == news
     for line in ("9" * 4000 + ",40,8,8,1,4,0,0\n", "9" * 5000, "70,40,8,8,1,4,0,0,\xff"):
         text.write_bytes(line.encode("latin-1"))
         wanted = r"b\.txt( line 1: |: cannot be read: no text in UTF-8)"
