@@ -54,7 +54,7 @@ def make_pool(
         skipped: what was skipped before, in words → how many.
 
     Raises:
-        DataError: classes that the first does not have, or no objects at all.
+        DataError: annotations of a class that the first does not have, or no objects at all.
     """
     images: list[Image] = []
     classes: dict[str, int] = {}
@@ -64,7 +64,8 @@ def make_pool(
         names = {category["id"]: category["name"] for category in file.categories}
         if not classes:
             classes = dict.fromkeys(names.values(), 0)
-        unknown = [name for name in names.values() if name not in classes]
+        used = {record["category_id"] for record in file.annotations}
+        unknown = [name for number, name in names.items() if number in used and name not in classes]
         if unknown:
             raise DataError(
                 f"{source}: categories {listed(unknown)}, which {files[0][0]} does not have"

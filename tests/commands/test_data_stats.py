@@ -104,7 +104,10 @@ def test_files_are_pooled(small: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert lines[0][:4] == ["4", "images,", "6", "objects;"]
     assert row(lines, "mean")[0] == f"{(91 + 20) / 6:.2f}"
     assert row(lines, "car") == ["4"] and row(lines, "ship") == ["2"]
-    other = write(tmp_path / "other.json", [(64, 64)], [], names=("ship", "tank"))
+    objects: list[tuple[int, int, Box, bool]] = [(1, 2, (0, 0, 9, 9), False)]
+    spare = write(tmp_path / "spare.json", [(64, 64)], objects, names=("tank", "ship"))
+    assert row(stats(capsys, "--annotations", small, more, spare), "ship") == ["3"]
+    other = write(tmp_path / "other.json", [(64, 64)], objects, names=("ship", "tank"))
     assert main(["data", "stats", "--annotations", str(small), str(other)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("jol data stats: ") and str(other) in error

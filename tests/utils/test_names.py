@@ -55,7 +55,7 @@ class Data:
 def coco(names: list[str]) -> Any:
     content = {
         "images": [{"id": 1, "file_name": "1.png", "width": 9, "height": 9}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 8, "bbox": [1, 1, 5, 5]}],
         "categories": [{"id": k, "name": name} for k, name in enumerate(names, 1)],
     }
     return check_coco(content, "x.json", None)
