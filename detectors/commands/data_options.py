@@ -142,7 +142,7 @@ def splits(args: argparse.Namespace, report: Report = fail) -> list["Published"]
 
 
 def refuse_other_classes(
-    dataset: "CocoDetection", other: object, names: list[str], ids: list[int] | None = None
+    dataset: "CocoDetection", other: object, names: list[str], ids: list[int]
 ) -> None:
     """Let the data have the classes of `other`, or raise DataError where it has more.
 
@@ -150,7 +150,7 @@ def refuse_other_classes(
         dataset: may lack some of the classes, or have them in another order.
         other: what messages call the file that has these classes.
         names: label → name.
-        ids: label → COCO category id; None: 1, 2, ...
+        ids: label → COCO category id.
     """
     if dataset.class_names == names:
         return
@@ -163,7 +163,7 @@ def refuse_other_classes(
             f"it has {listed(names)}"
         )
     shared = len(set(names) & set(own.values()))
-    dataset.take_classes(names, ids or list(range(1, len(names) + 1)))
+    dataset.take_classes(names, ids)
     dataset.remarks.append(
         f"has {shared:,} of the {len(names):,} classes of {other}, used as there"
     )

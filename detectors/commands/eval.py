@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = checkpoints.load(args.checkpoint)
     dataset = data_options.evaluation(args)
     data_options.refuse_other_classes(
-        dataset, args.checkpoint, checkpoint["class_names"], checkpoint.get("category_ids")
+        dataset, args.checkpoint, checkpoint["class_names"], checkpoint["category_ids"]
     )
     if args.out.exists() and not args.out.is_dir():
         raise RunError(f"{args.out}: is a file, wanted a folder")

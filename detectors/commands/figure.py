@@ -150,7 +150,7 @@ def _draw_from_models(args: argparse.Namespace, folders: dict[str, Path]) -> Non
     models = {}
     for name, checkpoint in found.items():
         data_options.refuse_other_classes(
-            dataset, folders[name], checkpoint["class_names"], checkpoint.get("category_ids")
+            dataset, folders[name], checkpoint["class_names"], checkpoint["category_ids"]
         )
         if checkpoint["settings"]["loss"] != name:
             raise Unusable(f"--{name} {folders[name]}: trained with another loss")

@@ -85,7 +85,6 @@ def run(args: argparse.Namespace) -> None:
 
     device = find_device(args.device)
     checkpoint = checkpoints.load(args.checkpoint)
-    names = checkpoint["class_names"]
     model = checkpoints.load_detector(checkpoint, args.checkpoint, args.detections).to(device)
     sizes = image_sizes(images)
     for difference in other_scale(image_scale(sizes) if sizes else {}, checkpoint.get("scale")):
@@ -94,8 +93,8 @@ def run(args: argparse.Namespace) -> None:
         refuse_used(args.out)  # again: another process may just have ended
         summary, bad = predict.predict(
             model,
-            names,
-            checkpoint.get("category_ids") or list(range(1, len(names) + 1)),
+            checkpoint["class_names"],
+            checkpoint["category_ids"],
             images,
             args.out,
             batch_size=args.batch_size,

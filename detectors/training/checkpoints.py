@@ -107,6 +107,8 @@ def save(path: Path, checkpoint: Mapping[str, Any], *, previous: Path | None = N
 def load(path: Path) -> dict[str, Any]:
     """What `save` wrote, on the CPU.
 
+    Checkpoints of earlier versions do not hold category_ids; they are 1, 2, ... then.
+
     Raises:
         RunError: no such file, not a checkpoint of ours, or not as it was written.
     """
@@ -130,7 +132,7 @@ def load(path: Path) -> dict[str, Any]:
         check_contents(checkpoint)
     except ValueError as error:
         raise RunError(f"{path}: {error}") from error
-    return dict(checkpoint)
+    return {"category_ids": list(range(1, len(checkpoint["class_names"]) + 1)), **checkpoint}
 
 
 def exist(folder: Path) -> bool:

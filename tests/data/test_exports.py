@@ -479,9 +479,9 @@ def test_classes_of_a_validation_file(tmp_path: Path, capsys):
     content["categories"] = [{"id": 4, "name": "bird"}, {"id": 1, "name": "dog"}]
     wanted = r"categories \['bird'\], which .* does not have; it has \['cat', 'dog'\]"
     with pytest.raises(DataError, match=wanted):
-        refuse_other_classes(read(tmp_path, content), train.source, train.class_names)
+        refuse_other_classes(read(tmp_path, content), train.source, train.class_names, [1, 2])
     content["annotations"] = content["annotations"][:1]
     content["annotations"][0]["category_id"] = 1  # a class without annotations does no harm
     spare = read(tmp_path, content)
-    refuse_other_classes(spare, train.source, train.class_names)
+    refuse_other_classes(spare, train.source, train.class_names, [1, 2])
     assert spare.category_ids == [1, 2] and spare[0][1]["labels"].tolist() == [1]

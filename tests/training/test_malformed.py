@@ -188,6 +188,15 @@ def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def test_category_ids_of_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:
+    content = checkpoint()
+    checkpoints.save(tmp_path / "a.pt", content)
+    assert checkpoints.load(tmp_path / "a.pt")["category_ids"] == [3, 4]
+    del content["category_ids"]
+    checkpoints.save(tmp_path / "a.pt", content)
+    assert checkpoints.load(tmp_path / "a.pt")["category_ids"] == [1, 2]
+
+
 GROUP = ("optimizer", "param_groups", 0)
 WEIGHT = ("model", "0.weight")
 CHANGES: list[tuple[Callable[[dict[str, Any]], None], str]] = [

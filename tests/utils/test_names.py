@@ -68,7 +68,7 @@ def test_a_thousand_classes_are_told_in_a_short_line(tmp_path: Path) -> None:
         (
             DataError,
             ("class 7", "1,198 more"),
-            lambda: refuse_other_classes(Data(), "best.pt", other),  # type: ignore[arg-type]
+            lambda: refuse_other_classes(Data(), "best.pt", other, []),  # type: ignore[arg-type]
         ),
         (
             RunError,
