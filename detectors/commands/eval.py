@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         Unusable, DataError, RunError
     """
+    from detectors.data.images import black_images
     from detectors.evaluation import model_evaluation
     from detectors.evaluation.report import about_ap, class_table, write_results
     from detectors.inference.scale import other_scale, scale_of
@@ -91,6 +92,8 @@ def run(args: argparse.Namespace) -> None:
         evaluation = model_evaluation.evaluate_model(
             model, dataset, device, args.evaluator, protocol, counted=counted, world=world
         )
+        if world.leads and dataset.black:
+            warn(f"{dataset.source}: {black_images(len(dataset.black))}")
         if evaluation is not None:
             write_results(args.out, evaluation, checkpoint["settings"]["loss"])
             print(class_table(evaluation))

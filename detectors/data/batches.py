@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detectors.data.dataset import Sample, Target
+from detectors.data.images import is_black
 from detectors.data.loading import load
 from detectors.errors import DataError
 
@@ -20,6 +21,8 @@ Batch = tuple[list[Tensor], list[Target]]
 PAD_COLOUR = np.array([124, 116, 104], dtype=np.uint8)
 BOXES = {"boxes", "ignored"}
 """What of a target moves with the pixels."""
+BLACK = "black"
+"""What a target says on the way from a loading process to the main one."""
 MIN_AREA_LEFT = 0.4  # a cropped box stays a target if this share of it is left, or its centre
 MIN_SIDE_LEFT = 2.0  # pixels; a cropped box thinner than this is a sliver nobody could recognise
 
@@ -44,6 +47,7 @@ def train_batches(
     rank: int = 0,
     ranks: int = 1,
     leaving: Callable[[], object] = lambda: False,
+    on_black: Callable[[int], object] = lambda image_id: None,
 ) -> Iterator[Batch]:
     """Augmented batches for the training steps start_step, start_step + 1, ..., steps - 1.
 
@@ -53,7 +57,8 @@ def train_batches(
     on `workers`, `start_step` or any global random state, none of which is touched either. So
     two runs see the same data, and a resumed run goes on where it stopped. Of each batch, rank 0
     of `ranks` gets the first samples, rank 1 the next, and so on. While a batch of `workers` is
-    missing, `leaving` is asked every second whether to give up.
+    missing, `leaving` is asked every second whether to give up. `on_black` is called with the id of
+    each image that came out black.
 
     Yields:
         (images, targets): lists of `batch_size` / `ranks` float32 [3, h, w] tensors in 0..1 and
@@ -75,14 +80,17 @@ def train_batches(
     mine = slice(rank * share, (rank + 1) * share)
     schedule = _schedule(len(dataset), batch_size, seed, start_step, steps)
     mine_only = (batch[mine] for batch in schedule)  # a list of a long run's would fill memory
-    return _unpack(load(_Augmented(dataset, crop, seed), mine_only, workers, leaving))
+    return _unpack(load(_Augmented(dataset, crop, seed), mine_only, workers, leaving), on_black)
 
 
-def _unpack(loaded: Iterator[list[Any]]) -> Iterator[Batch]:
+def _unpack(loaded: Iterator[list[Any]], on_black: Callable[[int], object]) -> Iterator[Batch]:
     for samples in loaded:
         for sample in samples:
             if isinstance(sample, DataError):
                 raise DataError(str(sample))  # itself, it would keep this frame and the workers
+        for _, target in samples:
+            if target.pop(BLACK):
+                on_black(target["image_id"])
         # Here, not in a worker: bytes are a quarter of what floats are to hand over.
         images = [torch.from_numpy(np.divide(i.numpy(), 255, dtype=np.float32)) for i, _ in samples]
         yield images, [target for _, target in samples]
@@ -118,6 +126,7 @@ class _Augmented(Dataset[Any]):
         random = np.random.default_rng((self.seed, 1, position))
         # Pixels in numpy: on images this small torch's threads cost more than they bring.
         pixels = image.numpy()
+        target = {**target, BLACK: is_black(pixels)}  # a crop of a picture may well be
         if self.crop is not None:
             pixels, target = _crop(pixels, target, self.crop, random)
         if random.random() < 0.5:

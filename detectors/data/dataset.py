@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detectors.data.coco import CocoFile, check_coco, read_coco
-from detectors.data.images import decode
+from detectors.data.images import decode, is_black
 
 Target = dict[str, Any]
 """What an image shows.
@@ -49,6 +49,7 @@ class CocoDetection(Dataset[Sample]):
         counts: in words, the images, objects, and crowds and regions to ignore.
         objects: how many objects there are, without those to ignore.
         ignored: how many crowds and regions to ignore; one of several classes counts once.
+        black: ids of the images that came out black, of those read so far.
         source: what messages call the annotations, the file's path.
         digest: sha256, hexadecimal, of the annotation file; of a COCO dict: of the file that
             `jol data convert` writes of it.
@@ -81,6 +82,7 @@ class CocoDetection(Dataset[Sample]):
         self.remarks: list[str] = coco.remarks
         self.counts, self.objects, self.ignored = coco.counts, coco.objects, coco.ignored
         self.digest: str = coco.digest
+        self.black: set[int] = set()
         self._images, self._files = coco.images, coco.files
         self._targets, self._ignored = (
             _boxes(
@@ -100,6 +102,8 @@ class CocoDetection(Dataset[Sample]):
         record = self._images[index]
         where = f"{self.source}: image {record['id']}"
         image = decode(self._files[index], (record["width"], record["height"]), where)
+        if is_black(image):
+            self.black.add(record["id"])
         boxes, labels = self._targets[index]
         regions = self._ignored[index][0]
         ignored = regions.unique(dim=0) if len(regions) else regions.clone()

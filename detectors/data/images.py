@@ -24,6 +24,7 @@ from detectors.data.orientation import UPRIGHT, display, displayed, orientation,
 from detectors.errors import DataError
 from detectors.utils.files import refuse_endless
 from detectors.utils.names import shortened
+from detectors.utils.printable import counted
 
 # What Pillow raises on broken files: AVIF's RuntimeError, EXIF's most kinds.
 UNREADABLE = (
@@ -36,6 +37,7 @@ LONGEST_REASON = 160
 """Characters of what Pillow says."""
 BLACK = 8
 """A picture whose brightest pixel is below this shows nothing."""
+NO_PIXEL = f"no pixel reaches {BLACK} of 255"
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,22 @@ def traits(picture: Picture) -> list[str]:
         found.append(f"with an EXIF orientation, used {order}")
     if picture.white is not None:
         found.append(f"of more than 8 bits, scaled from 0 to {picture.white:g}")
-    if picture.pixels.max() < BLACK:
-        found.append(f"black: no pixel reaches {BLACK} of 255")
+    if is_black(picture.pixels):
+        found.append(f"black: {NO_PIXEL}")
     return found
+
+
+def is_black(pixels: np.ndarray | Tensor) -> bool:
+    """Whether a picture of uint8 of any shape shows nothing, as masks of a few values do."""
+    return int(pixels.max()) < BLACK
+
+
+def black_images(number: int) -> str:
+    """A warning of this many black images among those that were read."""
+    return (
+        f"{counted(number, 'image')} of those read came out black: {NO_PIXEL}; save masks and dark "
+        "pictures with values up to 255"
+    )
 
 
 def displayed_size(file: Path) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from detectors.data.coco import to_json
-from detectors.data.images import decode
+from detectors.data.images import black_images, decode, is_black
 from detectors.errors import DataError, JolError
 from detectors.inference.detect import detect
 from detectors.inference.drawing import draw_detections
@@ -73,6 +73,7 @@ def predict(
     records: dict[int, dict[str, Any]] = {}
     detections: dict[int, list[str]] = {}
     bad: list[DataError] = []
+    black = 0
     with Progress("predict", 0, len(images), quiet=True) as progress:
 
         def problem(error: DataError) -> None:
@@ -80,6 +81,7 @@ def predict(
             progress.note(str(error))
 
         for batch in batches(_decoded(images, problem), batch_size):
+            black += sum(is_black(pixels) for _, pixels in batch)
             results = detect(model, [pixels for _, pixels in batch], device)
             for (image, pixels), found in zip(batch, results, strict=True):
                 record = _record(image, pixels, len(str(len(images))))
@@ -92,6 +94,8 @@ def predict(
                 records[image.id] = record
                 detections[image.id] = _lines(image.id, found, category_ids)
             progress.step(len(records) + len(bad))
+        if black:
+            progress.note(f"warning: {black_images(black)}")
     if not records:
         raise DataError(f"none of the {len(images)} images can be decoded")
     categories = [

@@ -20,6 +20,7 @@ from torch import nn
 
 from detectors.data.batches import Batch, train_batches
 from detectors.data.dataset import CocoDetection
+from detectors.data.images import black_images
 from detectors.errors import BadEvaluation, BadSteps, DataError, Stopped, TrainingError
 from detectors.evaluation.average_precision import Evaluation
 from detectors.evaluation.model_evaluation import evaluate_model
@@ -160,6 +161,7 @@ class Trainer:
         stopping: whether SIGTERM or Ctrl-C came.
         state: where the run is; kept up to date.
         seconds: of each step so far, without those before the run was resumed.
+        warned: the data sets of which was said that images of theirs are black.
     """
 
     settings: TrainSettings
@@ -172,6 +174,7 @@ class Trainer:
     stopping: Stopping
     state: State = dataclasses.field(default_factory=State)
     seconds: list[float] = dataclasses.field(default_factory=list)
+    warned: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def epoch(self) -> int:
@@ -220,6 +223,7 @@ class Trainer:
                 rank=self.stepper.world.rank,
                 ranks=self.stepper.world.size,
                 leaving=lambda: self.stopping.asked,
+                on_black=self.train_data.black.add,
             )
 
         return feed(
@@ -256,6 +260,7 @@ class Trainer:
         self.progress.step(state.step, self._fields(means, rate), self.seconds)
         if state.step % LOG_EVERY == 0 or state.step == settings.steps:
             self._write({"lr": rate, **means})
+            self._warn_of_black()
         if outcome.stop:
             self._stop()
 
@@ -316,7 +321,15 @@ class Trainer:
             if not evaluation.metrics["AP"] <= state.best:  # NaN too, where there are no objects
                 state.best, state.best_step = evaluation.metrics["AP"], state.step
                 self.checkpoints.save_best(self._weights())
+        self._warn_of_black()
         return evaluation
+
+    def _warn_of_black(self) -> None:
+        """Once for each data set, as soon as an image of it has come out black."""
+        for data in (self.train_data, self.val_data):
+            if data.black and data.source not in self.warned:
+                self.warned.add(data.source)
+                self.progress.note(f"warning: {data.source}: {black_images(len(data.black))}")
 
     def _write_results(self, evaluation: Evaluation | None) -> None:
         """Write and draw the last evaluation, on the rank that has it."""

@@ -221,6 +221,34 @@ def test_eval_and_predict_warn_of_another_scale(
         assert all(part in line for part, line in zip(told, said, strict=True))
 
 
+def test_eval_and_predict_count_black_images(
+    data: CocoDetection, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Masks of 0 and 1 in 16 bits."""
+    folder = tmp_path / "images"
+    content = {**data.ground_truth, "images": data.ground_truth["images"][:3]}
+    content["annotations"] = []
+    folder.mkdir()
+    for number, record in enumerate(content["images"]):
+        pixels = np.full((record["height"], record["width"]), 9000 if number == 1 else 1, np.uint16)
+        Image.fromarray(pixels).save(folder / record["file_name"])
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    write_checkpoint(tmp_path / "best.pt", "fcos")
+    evaluate_it = [
+        "eval",
+        "--val-images",
+        str(folder),
+        "--val-annotations",
+        str(tmp_path / "a.json"),
+    ]
+    for words in (evaluate_it, ["predict", str(folder)]):
+        out = str(tmp_path / words[0])
+        words += ["--checkpoint", str(tmp_path / "best.pt"), "--out", out, "--device", "cpu"]
+        assert main(words) == 0
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "black" in line]
+        assert "warning: " in line and "2 images of those read came out black: no pixel" in line
+
+
 def test_a_run_keeps_its_scale(data: CocoDetection, tmp_path: Path) -> None:
     images = str(Path(data.source).parent)
     words = ["train", "--detector", "fcos", "--loss", "base", "--preset", "slim", "--device", "cpu"]

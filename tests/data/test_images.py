@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectors.data import CocoDetection
+from detectors.data import CocoDetection, train_batches
 from detectors.data.images import decode, displayed_size, read_picture
 from detectors.errors import DataError
 
@@ -233,3 +233,28 @@ def test_images_that_pillow_finds_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match=r"cannot be decoded: more than 200 pixels; cut it into"):
         decode(file, None, "a")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_black_images_are_counted_where_they_are_read(tmp_path, workers):
+    """Masks of 0 and 1; a crop of a picture may well be black."""
+    masks = (3, 5)
+    for k in range(1, 7):
+        values = np.zeros((40, 50), np.uint16)
+        values[0, 0] = 1 if k in masks else 60_000
+        Image.fromarray(values).save(tmp_path / f"{k}.png")
+    images = [{"id": k, "file_name": f"{k}.png", "width": 50, "height": 40} for k in range(1, 7)]
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}
+    categories = [{"id": 1, "name": "ship"}]
+    data = CocoDetection(
+        tmp_path, {"images": images, "annotations": [box], "categories": categories}
+    )
+    black: list[int] = []
+    made = list(
+        train_batches(
+            data, batch_size=2, crop=8, seed=0, steps=6, workers=workers, on_black=black.append
+        )
+    )
+    assert sorted(black) == [3, 3, 5, 5]
+    assert not any("black" in target for _, targets in made for target in targets)
+    assert data.black == (set() if workers else set(masks))

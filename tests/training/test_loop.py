@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from detectors import errors
 from detectors.commands import demo
@@ -180,6 +182,21 @@ def test_a_run_whose_ap_is_not_defined_keeps_its_last_weights(
     result = loop.train(settings, model, data, CocoDetection(images, empty), tmp_path)
     assert result is not None and math.isnan(result.best) and result.best_step == settings.steps
     assert checkpoints.load(tmp_path / "best.pt")["step"] == settings.steps
+
+
+def test_black_images_are_worth_one_line(
+    settings: TrainSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = CocoDetection(*write_scenes(tmp_path / "scenes", images=4, seed=0, size=96))
+    for name in data.file_names[:3]:
+        file = tmp_path / "scenes" / "images" / name
+        Image.fromarray(np.ones((96, 96), np.uint16)).save(file, "PNG")
+    run_to_end(replace(settings, steps=2), data, tmp_path / "run")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "black" in line]
+    assert line.startswith(
+        f"train: warning: {data.source}: 3 images of those read came out black: "
+    )
+    assert "no pixel reaches 8 of 255; save masks" in line
 
 
 def test_a_trainer_of_one_s_own_parts(
