@@ -276,9 +276,10 @@ def convert(args: argparse.Namespace) -> None:
     from detectors.utils.progress import Progress
 
     dataset = DATASETS[args.dataset]
-    for path in (args.out, args.out_images):
-        if path and path.exists() and path.is_dir() != (path == args.out_images):
-            raise Unusable(f"{path}: is a {'folder' if path.is_dir() else 'file'}")
+    if args.out.exists() and not args.out.is_file():
+        raise Unusable(f"{args.out}: is a folder or a device, wanted a file")
+    if args.out_images and args.out_images.exists() and not args.out_images.is_dir():
+        raise Unusable(f"{args.out_images}: is a file, wanted a folder")
     split = read_split(args.dataset, args.data_root, args.split)
     coco = split.check()
     content = coco.content()

@@ -25,6 +25,7 @@ from detectors.models.fcos import centre_sampling, inside_only
 from detectors.models.presets import DETECTORS
 from detectors.training.settings import TrainSettings
 from detectors.utils.names import shortened
+from detectors.utils.printable import counted
 from detectors.utils.progress import Progress
 from detectors.utils.text_tables import aligned
 
@@ -35,7 +36,8 @@ def describe(pool: Pool) -> Iterator[str]:
     """The lines on images, objects, sizes and classes."""
     size, relative = sizes(pool)
     shares = torch.bincount(size_range(size), minlength=len(LIMITS) - 1) / len(size)
-    yield f"{len(pool.images):,} images, {len(size):,} objects; {not_counted(pool)}"
+    held = f"{counted(len(pool.images), 'image')}, {counted(len(size), 'object')}"
+    yield f"{held}; {not_counted(pool)}"
     yield ""
     yield "Row of the paper's Table 1; sizes: means of sqrt(w h) and of sqrt(w h / (W H)), the"
     yield "latter by our definition: the paper's was not found"
@@ -114,13 +116,13 @@ def describe_positives(
             "with low-quality matches": assign,
             "without them": partial(assign, **{LOW_QUALITY: None}),
         }
-    counted: dict[str, list[Bucket]] = {}
+    by_rule: dict[str, list[Bucket]] = {}
     points = DETECTORS[settings.detector].has_points
     with Progress("assigning", 0, len(rules) * len(images), quiet=True) as progress:
         for done, (label, rule) in enumerate(rules.items()):
             seen = _ticking(images, progress, done * len(images))
-            counted[label] = positives(seen, _at_points(rule) if points else rule, layout)
-    buckets = next(iter(counted.values()))
+            by_rule[label] = positives(seen, _at_points(rule) if points else rule, layout)
+    buckets = next(iter(by_rule.values()))
 
     yield "Positives an object gets, by its size sqrt(w h) in pixels of the resized image"
     yield f"  {_words(settings, layout)}"
@@ -131,11 +133,11 @@ def describe_positives(
         yield f"  image 1 of every {every}: {len(images):,} of {len(pool.images):,}"
     rows = [["", *(bucket.name for bucket in buckets)]]
     rows.append(["objects", *(f"{bucket.objects:,}" for bucket in buckets)])
-    rows += [[label, *map(_mean, found)] for label, found in counted.items()]
+    rows += [[label, *map(_mean, found)] for label, found in by_rule.items()]
     yield from _table(rows)
     yield ""
     yield f"As jol train with these arguments: preset {settings.preset}, {_images(layout)}."
-    for label, found in counted.items():
+    for label, found in by_rule.items():
         which = "" if label == name else f" {label}"
         if any(bucket.objects for bucket in found):
             yield _sentence(name, which, without_positives(found))

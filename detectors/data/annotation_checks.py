@@ -71,7 +71,7 @@ def check_annotations(
             found.skipped.append(f"annotation {number}: no box")
             found.boxless += 1
             continue
-        box = _box(record, where, report)
+        box = read_box(record, where, report)
         if box is None:
             continue
         if min(box[2:]) <= ROUNDING:
@@ -146,7 +146,7 @@ def _number(value: object) -> float:
         return math.inf
 
 
-def _box(record: dict[str, Any], where: str, report: Report) -> list[float] | None:
+def read_box(record: dict[str, Any], where: str, report: Report) -> list[float] | None:
     """x, y, w, h as the file has them."""
     value, outline = record.get("bbox"), record.get("segmentation")
     if value is None:  # exports.py has found no outline

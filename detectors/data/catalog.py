@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from detectors.data.coco import fail
 from detectors.data.coco_checks import Report
 from detectors.errors import DataError
+from detectors.utils.names import brief
 
 if TYPE_CHECKING:
     from detectors.data.dataset import CocoDetection
@@ -142,7 +143,9 @@ def read_split(name: str, root: Path, split: str, report: Report = fail) -> "Pub
     """
     dataset = DATASETS[name]
     if split not in dataset.splits:
-        raise DataError(f"{name} has no split {split!r}, wanted one of {', '.join(dataset.splits)}")
+        raise DataError(
+            f"{name} has no split {brief(split)}, wanted one of {', '.join(dataset.splits)}"
+        )
     return dataset.read(root, split, report)
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
-from detectors.data.annotation_checks import ROUNDING
+from detectors.data.annotation_checks import ROUNDING, read_box
 from detectors.data.coco import CocoFile, fail, read_json
 from detectors.data.coco_checks import Report
 from detectors.data.dataset import CocoDetection, Detection
@@ -58,13 +58,10 @@ def read_sodad(
     for record in _dicts(content, "annotations"):
         if record.get("category_id") in ids:
             where = f"{annotations}: annotation {brief(record.get('id'))}"
-            try:
-                x, y, w, h = map(float, record["bbox"])
-                if not math.isfinite(x + y + w + h):
-                    raise ValueError
-            except (KeyError, TypeError, ValueError, OverflowError):
-                report(f"{where}: a region without a box")
+            box = read_box(record, f"{where}: a region without a box", report)
+            if box is None:
                 continue
+            x, y, w, h = box
             image = record.get("image_id")
             if _is_number(image) and image in regions:
                 regions[image].append((x, y, w, h))

@@ -36,10 +36,12 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace `path` by what `write` writes: all of it, on the disk, or nothing.
 
     Raises:
-        OSError: it cannot be written; `path` is as it was.
+        OSError: it cannot be written, or is a pipe or a device; `path` is as it was.
     """
     part = path.with_name(path.name + PART)
     with naming(path):
+        if path.exists():
+            refuse_endless(path)
         try:
             with _Remembering(io.FileIO(part, "wb")) as file:
                 try:

@@ -125,6 +125,7 @@ def test_simd_constants_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[st
                 sums += 64 // stride * distance / (16 + stride / math.sqrt(ratio))
                 pairs += 64 // stride
     lines = stats(capsys, "--annotations", file, "--image-size", 64, "--anchor-scale", 1)
+    assert lines[0][:4] == ["1", "image,", "1", "object;"]
     mean = f"{sums / pairs:.3f}"
     assert [f"m={mean}", f"n={mean}"] in lines
 

@@ -153,7 +153,14 @@ def test_a_region_without_a_box_is_named(tmp_path: Path) -> None:
     root = write_sodad(tmp_path)
     file = root / "Annotations" / "test.json"
     content = json.loads(file.read_text())
-    for box in (None, [1, 2, 3], [1, 2, 3, float("nan")], [1, 10**400, 3, 4]):
+    for box in (
+        None,
+        [1, 2, 3],
+        [1, 2, 3, float("nan")],
+        [1, 10**400, 3, 4],
+        [9, 2, -3, 4],
+        "1234",
+    ):
         content["annotations"][2]["bbox"] = box
         file.write_text(json.dumps(content))
         with pytest.raises(DataError, match=r"test\.json: annotation 2: a region without a box"):

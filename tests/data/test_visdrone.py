@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,6 +103,17 @@ def test_ignored_regions_cost_nothing(root: Path) -> None:
     assert evaluate(truth, [outside, *right]).metrics["AP"] < 0.8
     wrong_class = {**counted_not, "category_id": 1}
     assert evaluate(truth, [wrong_class, *right]).metrics["AP"] < 0.8
+
+
+def test_convert_writes_files_only(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A device given as the file was replaced by a file."""
+    os.mkfifo(root / "pipe")
+    arguments = ["--dataset", "visdrone", "--data-root", str(root), "--split", "val"]
+    for out in (root / "pipe", root):
+        assert main(["data", "convert", *arguments, "--out", str(out)]) == 2
+        wanted = f"jol data convert: {out}: is a folder or a device, wanted a file\n"
+        assert capsys.readouterr().err == wanted
+    assert (root / "pipe").is_fifo()
 
 
 def test_convert_and_back(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -378,5 +378,9 @@ def test_what_is_renamed_is_on_the_disk_before(
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", renamed)
     files.replace(tmp_path / "file", lambda file: file.write(b"content"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is no regular file"):
+        files.replace(tmp_path / "pipe", lambda file: file.write(b"content"))
+    assert (tmp_path / "pipe").is_fifo()
     assert events == ["sync file.part", "rename file.part", f"sync {tmp_path.name}"]
     assert (tmp_path / "file").read_bytes() == b"content"
