@@ -12,7 +12,6 @@ from PIL import Image
 from detectors.cli import main
 from detectors.data import CocoDetection, DataError
 from detectors.data.coco import check_coco, read_coco
-from detectors.data.outlines import outline_box
 
 
 def pictures(folder: Path, *names: str) -> Path:
@@ -341,30 +340,6 @@ def test_numbers_in_quotes(tmp_path: Path):
     assert crowd["iscrowd"] == 1 and crowd["area"] == 9
 
 
-@pytest.mark.parametrize("box", [{}, {"bbox": None}])
-@pytest.mark.parametrize(
-    "outline, wanted",
-    [
-        ({}, "no bbox, and no segmentation to take it from; wanted"),
-        ({"segmentation": []}, "no bbox, and no segmentation to take it from; wanted"),
-        ({"segmentation": None}, "no bbox, and no segmentation to take it from; wanted"),
-        (
-            {"segmentation": [[1, 2, 5, 9]]},
-            r"no bbox, and segmentation is \[\[1, 2, 5, 9\]\], wanted",
-        ),
-        ({"segmentation": "x" * 5000}, "no bbox, and segmentation is 'xxx.*xxx', wanted a polygon"),
-    ],
-)
-def test_a_box_that_is_nowhere_is_refused_with_the_remedy(tmp_path, box, outline, wanted):
-    content = copy.deepcopy(LABELME)
-    for key in ("bbox", "segmentation"):
-        del content["annotations"][0][key]
-    content["annotations"][0] |= box | outline
-    with pytest.raises(DataError, match=rf"annotation 0: {wanted}") as said:
-        check_coco(content, "a.json", None)
-    assert len(str(said.value)) < 250
-
-
 def test_sizes_are_read_from_the_files(tmp_path: Path):
     content = copy.deepcopy(FIFTYONE)
     del content["images"][0]["width"]
@@ -396,37 +371,6 @@ def test_lvis_names_files_by_their_address(tmp_path: Path):
     assert CocoDetection(tmp_path / "train2017", tmp_path / "boxes.json")[0][0].shape[0] == 3
 
 
-@pytest.mark.parametrize(
-    "outline, box",
-    [
-        ([[1, 2, 5, 2, 5, 9]], [1, 2, 4, 7]),
-        ([[1, 2, 5, 2, 5, 9], [0, 3, 2, 3, 1, 12.5]], [0, 2, 5, 10.5]),
-        ([1, 2, 5, 2, 5, 9], [1, 2, 4, 7]),
-        # column after column of 4 rows: the mask holds rows 1 and 2 of columns 1 and 2
-        ({"size": [4, 5], "counts": [5, 2, 2, 2, 9]}, [1, 1, 2, 2]),
-        ({"size": [4, 5], "counts": [5, 2, 2, 2, 10]}, None),
-        ({"size": [0, 5], "counts": []}, None),
-        ({"size": [4, 5], "counts": [-5, 25]}, None),
-        ({"size": [4, 5], "counts": [20]}, None),
-        ({"size": [4, 5], "counts": "R"}, None),
-        ({"size": [4, 5], "counts": "\x00"}, None),
-        ({"size": [4, 5], "counts": 3}, None),
-        ({"size": "4", "counts": "5"}, None),
-        ([[1, 2, 5, 2]], None),
-        ([[1, 2, 5, 2, 5]], None),
-        ([[1, 2, 5, 2, 5, "9"]], None),
-        ([[1, 2, 5, 2, 5, float("nan")]], None),
-        ([[1, 2, 5, 2, 5, 10**400]], None),
-        ([[]], None),
-        ([], None),
-        (None, None),
-        ("text", None),
-    ],
-)
-def test_boxes_around_outlines(outline, box):
-    assert outline_box(outline) == box
-
-
 def test_annotation_ids_that_are_names(tmp_path: Path):
     """Nothing refers to them."""
     content = copy.deepcopy(CVAT)
@@ -449,14 +393,6 @@ def test_numbers_too_large_for_floats_are_named(tmp_path: Path):
         assert len(coco.annotations) + len(problems) == len(content["annotations"])
         assert all("bbox is [1000" in problem for problem in problems)
         assert bool(problems) == (number > 9)
-
-
-def test_a_compressed_mask_has_the_box_of_its_numbers():
-    from pycocotools import mask
-
-    encoded = mask.frPyObjects({"size": [40, 50], "counts": [85, 20, 20, 20, 1855]}, 40, 50)
-    text = encoded["counts"].decode()
-    assert outline_box({"size": [40, 50], "counts": text}) == [2, 5, 2, 20]
 
 
 def test_classes_of_a_validation_file(tmp_path: Path, capsys):
