@@ -1,8 +1,10 @@
 """One writer per folder: a lock that is released however the process that holds it ends."""
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -48,8 +50,8 @@ def claimed(folder: Path) -> Iterator[None]:
 def writer(folder: Path) -> str:
     """Who writes into a folder, such as "process 7 on host"; "" if nobody does."""
     try:
-        number = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
+        number = _opened(folder / LOCK, os.O_RDONLY)
+    except (OSError, RunError):
         return ""
     try:
         fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -68,7 +70,7 @@ def _locked(folder: Path) -> int:
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+            number = _opened(folder / LOCK, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:  # another writer has just removed the folder it had made
             if time.monotonic() > until:
                 raise
@@ -95,9 +97,26 @@ def _locked(folder: Path) -> int:
         os.close(number)  # the last writer has removed it since it was opened
 
 
+def _opened(path: Path, flags: int) -> int:
+    """The number of the open file; a link is not followed, to a file that would be emptied.
+
+    Raises:
+        RunError: a link, or another thing that is no file.
+    """
+    try:
+        number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            return number
+        os.close(number)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
+            raise
+    raise RunError(f"{path}: is no regular file; remove it")
+
+
 def _is(number: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(number), path.stat())
+        return os.path.samestat(os.fstat(number), path.lstat())
     except FileNotFoundError:
         return False
 

@@ -142,3 +142,23 @@ def test_a_lock_of_strange_content(text: bytes, tmp_path: Path) -> None:
         assert writer(tmp_path).isprintable() and writer(tmp_path)
     finally:
         os.close(number)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_what_is_no_lock_file_is_neither_followed_nor_written(kind: str, tmp_path: Path) -> None:
+    """Such as a link planted in a shared folder: the file it leads to would be emptied."""
+    lock, other = tmp_path / "run" / LOCK, tmp_path / "other"
+    lock.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(lock)
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        lock.symlink_to(other)
+        if kind == "link":
+            other.write_text("mine")
+    with pytest.raises(RunError) as caught, claimed(lock.parent):
+        pass
+    assert str(caught.value) == f"{lock}: is no regular file; remove it"
+    assert writer(lock.parent) == ""
+    assert other.exists() == (kind == "link") and (kind != "link" or other.read_text() == "mine")
