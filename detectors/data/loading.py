@@ -1,4 +1,7 @@
-"""Samples loaded by other processes, which may be stuck, die or lack memory and files.
+"""Samples read where signals are heard: by a thread, or by other processes.
+
+A disk that does not answer is waited for, but not for ever. Processes may also die or lack memory
+and files.
 
 A batch is handed over as a file without a name, whose descriptor travels through a socket. torch's
 own way needs room in /dev/shm (64 MB in a Docker container by default) and several open files for
@@ -19,9 +22,11 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing.process import BaseProcess
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,13 +36,17 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from detectors.errors import LoadingError
 
 WAIT = 300
-"""Seconds without a batch after which loading processes count as stuck; generous to slow disks."""
+"""Seconds without a batch, or an image, after which its reading counts as stuck; generous to slow
+disks."""
 POLL = 1
 """Seconds between checks for signals and dead processes."""
 ALIGNED = 64
 """Arrays in a file begin at a multiple of this many bytes."""
 SHARED_MEMORY = "/dev/shm"
 """Where the system keeps semaphores, a few of which loading processes need."""
+GIVEN_UP = "no batch came in time"
+ANSWERING = "wanted images on a disk that answers"
+Read = TypeVar("Read")
 
 
 def load(
@@ -52,15 +61,17 @@ def load(
         dataset: from key to sample: a tuple (tensor, dict), or an exception that stands for it.
         schedule: the keys of each batch.
         workers: number of loading processes; 0: this process loads.
-        leaving: asked every second while there is no batch: whether to stop waiting.
+        leaving: asked every second while there is no batch, and by this process between samples:
+            whether to stop waiting.
 
     Raises:
-        LoadingError: no loading processes, or none that bring the next batch.
+        LoadingError: no loading processes, or nothing that brings the next batch.
         RuntimeError: a loading process died.
     """
     if not workers:
         for keys in schedule:
-            yield [dataset[key] for key in keys]
+            reads = (partial(dataset.__getitem__, key) for key in keys)
+            yield [read_in_time(read, "the next image", leaving) for read in reads]
         return
     with ExitStack() as stack:
         batches, sockets = _start(dataset, schedule, workers, stack)
@@ -76,6 +87,38 @@ def load(
                 yield _received(sockets[worker])
         finally:
             del batches  # which ends processes that are not stuck
+
+
+def read_in_time(
+    read: Callable[[], Read], what: str, leaving: Callable[[], object] = lambda: False
+) -> Read:
+    """What `read` returns or raises, in a thread: signals are heard while a disk does not answer.
+
+    Args:
+        read: reads and decodes an image.
+        what: what it reads, for messages.
+        leaving: asked first and every second: whether to stop waiting.
+
+    Raises:
+        LoadingError: nothing came in WAIT seconds, or `leaving` said so.
+    """
+    if leaving():
+        raise LoadingError(GIVEN_UP)
+    answer: Future[Read] = Future()
+    threading.Thread(target=_answer, args=(read, answer), daemon=True).start()
+    for _ in range(0, WAIT, POLL):
+        if wait([answer], POLL).done:
+            return answer.result()
+        if leaving():
+            raise LoadingError(GIVEN_UP)
+    raise LoadingError(f"{what} was not read in {WAIT} seconds; {ANSWERING}")
+
+
+def _answer(read: Callable[[], Read], answer: Future[Read]) -> None:
+    try:
+        answer.set_result(read())
+    except BaseException as error:
+        answer.set_exception(error)
 
 
 def _start(
@@ -125,10 +168,9 @@ def _next(
             if not str(error).startswith("DataLoader timed out"):
                 raise
         if leaving():
-            raise LoadingError("no batch came in time")
+            raise LoadingError(GIVEN_UP)
     raise LoadingError(
-        f"no batch came from {workers} loading processes in {WAIT} seconds; wanted images on a "
-        "disk that answers"
+        f"no batch came from {workers} loading processes in {WAIT} seconds; {ANSWERING}"
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detectors.data.dataset import CocoDetection
-from detectors.errors import DataError
+from detectors.errors import DataError, LoadingError
 from detectors.evaluation.average_precision import Evaluation, evaluate
 from detectors.inference.detect import as_results, find
 from detectors.utils.distributed import ALONE, World
@@ -34,7 +34,7 @@ def evaluate_model(
     training batch norm's running statistics are each rank's own.
 
     Raises:
-        DataError: on all of them, an image that cannot be read.
+        DataError: on all of them, an image that cannot be read, or not in time.
         Interrupted: on all of them, as soon as `leaving`, asked after each image, says so on one,
             or a context of `at_once`, within which each works alone, raises it there.
     """
@@ -50,7 +50,7 @@ def evaluate_model(
         try:
             with at_once():
                 mine = find(model, dataset, device, indices, on_image=done)
-        except DataError as error:
+        except (DataError, LoadingError) as error:
             problem = str(error)
         except Interrupted:
             left = True

@@ -1,11 +1,13 @@
 """A trained detector run on images, and on those of a data set."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from detectors.data.dataset import CocoDetection, Detection
+from detectors.data.loading import read_in_time
 
 COLUMNS = 7
 """Columns of a row of detections: index of the image, label, x, y, w, h, score."""
@@ -34,10 +36,14 @@ def find(
     """Detections on the images at `indices`, float64 [D, COLUMNS], pixels of the image as stored.
 
     `on_image` is called with the number of images done; if it returns something true, find stops.
+
+    Raises:
+        DataError: an image that cannot be decoded. LoadingError: one that is not read in time.
     """
     found = [torch.zeros(0, COLUMNS, dtype=torch.float64)]
     for done, index in enumerate(indices, start=1):
-        image, _ = dataset[index]
+        what = f"{dataset.source}: image {dataset.image_ids[index]}"
+        image, _ = read_in_time(partial(dataset.__getitem__, index), what)
         (result,) = detect(model, [image], device)
         boxes = result["boxes"]
         boxes[:, 2:] -= boxes[:, :2]

@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from detectors.data.coco import to_json
 from detectors.data.images import black_images, decode, is_black
+from detectors.data.loading import read_in_time
 from detectors.errors import DataError, JolError
 from detectors.inference.detect import detect
 from detectors.inference.drawing import draw_detections
@@ -67,6 +69,7 @@ def predict(
 
     Raises:
         DataError: none of the images can be decoded. Nothing is written.
+        LoadingError: one is not read in time.
         PredictError: `out` cannot be written.
     """
     began = time.perf_counter()
@@ -150,7 +153,8 @@ def _decoded(
 ) -> Iterator[tuple[Found, Tensor]]:
     for image in images:
         try:
-            yield image, decode(image.path, None, f"image {image.id}")
+            read = partial(decode, image.path, None, f"image {image.id}")
+            yield image, read_in_time(read, f"image {image.id}: {image.path}")
         except DataError as error:
             problem(error)
 

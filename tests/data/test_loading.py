@@ -100,20 +100,25 @@ def wait_for_ever(index: int) -> None:
         time.sleep(60)
 
 
-def test_a_process_that_is_stuck_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a second try: it would wait as long. The process ignores SIGTERM, as in a run."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_stuck_ends_in_an_error(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a second try: it would wait as long. The processes ignore SIGTERM, as in a run."""
     monkeypatch.setattr(loading, "WAIT", 2)
     notes: list[str] = []
+    wanted = "no batch came from 2 loading" if workers else "the next image was not read in 2 sec"
     began = time.monotonic()
-    with Stopping(), pytest.raises(TrainingError, match=r"step \d: no batch came from 2 loading"):
-        list(feed(lambda step: batches(Made(wait_for_ever), 2), 0, 12, 9, notes.append, bool))
+    with Stopping(), pytest.raises(TrainingError, match=rf"step \d: {wanted}"):
+        list(feed(lambda _: batches(Made(wait_for_ever), workers), 0, 12, 9, notes.append, bool))
     assert time.monotonic() - began < 10 and not notes
 
 
-def test_a_signal_is_obeyed_while_a_process_is_stuck() -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_is_obeyed_while_an_image_is_missing(workers: int) -> None:
+    main = os.getpid()
+
     def stop(index: int) -> None:
         if index == 3:
-            os.kill(os.getppid(), signal.SIGTERM)
+            os.kill(main, signal.SIGTERM)
         wait_for_ever(index)
 
     began = time.monotonic()
@@ -122,9 +127,30 @@ def test_a_signal_is_obeyed_while_a_process_is_stuck() -> None:
         def asked() -> str:
             return stopping.asked
 
-        given = list(feed(lambda step: batches(Made(stop), leaving=asked), 0, 12, 0, print, asked))
+        def load(step: int) -> Iterator[Batch]:
+            return batches(Made(stop), workers, leaving=asked)
+
+        given = list(feed(load, 0, 12, 0, print, asked))
     assert given[-1] == "no batch came in time" and asked() == "SIGTERM"
     assert time.monotonic() - began < 10
+
+
+def test_a_signal_is_obeyed_between_the_images_of_a_batch() -> None:
+    seen: list[int] = []
+    large = train_batches(
+        Made(seen.append),
+        **dict(batch_size=8, crop=None, seed=0, steps=12, leaving=lambda: len(seen) == 3),
+    )
+    assert list(feed(lambda _: large, 0, 12, 0, print, lambda: True)) == ["no batch came in time"]
+    assert len(seen) == 3
+
+
+def test_what_goes_wrong_while_an_image_is_read_is_raised() -> None:
+    def fail(index: int) -> None:
+        raise DataError(f"image {index} is torn") if index == 3 else MemoryError
+
+    with pytest.raises(MemoryError):
+        list(batches(Made(fail), workers=0))
 
 
 def test_too_few_files_to_start_with() -> None:

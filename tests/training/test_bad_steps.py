@@ -243,22 +243,38 @@ def test_loading_processes_that_die_too_often_end_the_run(
 
 
 class Stuck(CocoDetection):
-    """As on a disk that does not answer; if it `stops`, SIGTERM comes meanwhile."""
+    """As on a disk that does not answer; if it `stops`, SIGTERM comes to `main` meanwhile."""
 
     stops: bool
+    main = os.getpid()
 
     def __getitem__(self, index: int) -> Any:
-        if index == 1 and torch.utils.data.get_worker_info():
+        if index == 1:
             if self.stops:
-                os.kill(os.getppid(), signal.SIGTERM)
+                os.kill(self.main, signal.SIGTERM)
             while True:
                 time.sleep(60)
         return super().__getitem__(index)
 
 
+READ = "not read in 3 seconds; wanted images on a disk that answers; the last checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("stuck_in", "workers", "said"),
+    [
+        ("training", 1, r"step \d: no batch came from 1 loading processes in 3 sec"),
+        ("training", 0, r"step \d: the next image was not read in 3 seconds; wanted images on a d"),
+        ("evaluation", 0, rf"step 5: its evaluation: .*\.json: image \d was {READ}"),
+    ],
+    ids=["a worker", "the run", "evaluation"],
+)
 @pytest.mark.parametrize("stops", [False, True])
-def test_a_loading_process_that_is_stuck(
+def test_a_disk_that_does_not_answer(
     stops: bool,
+    stuck_in: str,
+    workers: int,
+    said: str,
     settings: TrainSettings,
     data: CocoDetection,
     scenes: tuple[Path, Path],
@@ -267,17 +283,17 @@ def test_a_loading_process_that_is_stuck(
 ) -> None:
     """It ends the run, however many bad steps are allowed; a signal does while it is waited for."""
     monkeypatch.setattr("detectors.data.loading.WAIT", 60 if stops else 3)
-    settings = replace(settings, workers=1, max_bad_steps=9)
+    settings = replace(settings, workers=workers, max_bad_steps=9)
     stuck = Stuck(*scenes)
     stuck.stops = stops
-    wanted = (
-        (errors.Stopped, r"step \d of 5: stopped by SIGTERM; the last checkpoint, of step \d")
-        if stops
-        else (errors.TrainingError, r"step \d: no batch came from 1 loading processes in 3 sec")
-    )
+    wanted: tuple[type[Exception], str] = (errors.TrainingError, said)
+    if stops:
+        where = r"step \d of 5:" if stuck_in == "training" else "step 5: its evaluation was"
+        wanted = errors.Stopped, rf"{where} stopped by SIGTERM; the last checkpoint, of step \d"
+    both = (stuck, data) if stuck_in == "training" else (data, stuck)
     began = time.monotonic()
     with pytest.raises(wanted[0], match=wanted[1]):
-        run(settings, stuck, tmp_path / "run", data)
+        run(settings, both[0], tmp_path / "run", both[1])
     assert time.monotonic() - began < 40
 
 
