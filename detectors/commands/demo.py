@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detectors.commands.options import folder_to_write
 from detectors.data.object_sizes import SMALL, TINY, VERY_TINY
 from detectors.errors import RunError
 from detectors.evaluation.protocols import METRICS
@@ -60,7 +61,7 @@ def add(subparsers: Any) -> None:
     add(
         "--out",
         metavar="DIR",
-        type=Path,
+        type=folder_to_write,
         default=Path("runs/demo"),
         help="folder for data, runs and pictures",
     )

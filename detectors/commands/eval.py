@@ -2,11 +2,10 @@
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from detectors.commands import data_options
-from detectors.commands.options import add_settings, checkpoint_option, find_device
+from detectors.commands.options import add_settings, checkpoint_option, find_device, folder_to_write
 from detectors.commands.warnings import warn, warn_of_crowds
 from detectors.data.catalog import DATASETS
 from detectors.errors import RunError
@@ -26,7 +25,7 @@ def add(subparsers: Any) -> None:
         "--out",
         metavar="DIR",
         required=True,
-        type=Path,
+        type=folder_to_write,
         help="folder for results.json and pr_curves.png",
     )
     data = command.add_argument_group(

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from detectors.commands.options import checkpoint_option
-from detectors.utils.argument_types import positive
+from detectors.training.settings import SIDES
+from detectors.utils.argument_types import number
 from detectors.utils.parser import Parser
 
 
@@ -23,7 +24,7 @@ def add(subparsers: Any) -> None:
         "--image-size",
         metavar=("H", "W"),
         nargs=2,
-        type=positive,
+        type=number(int, **SIDES),
         default=[800, 800],
         help="height and width of the image that it takes (default: 800 800)",
     )

@@ -2,11 +2,14 @@
 
 import argparse
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from detectors.errors import Unusable
+from detectors.training.setting_values import misfit
 from detectors.training.settings import TrainSettings
 from detectors.utils.argument_types import file, named_number, number, one_of
 
@@ -30,6 +33,7 @@ def add_settings(
 def _kind(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
     """What argparse has to know of a field of this type, which TrainSettings' `setting` made."""
     about = dict(field.metadata["kind"])
+    wanted = partial(misfit, hint=hint, about=dict(about))
     metavar = {"metavar": about.pop("metavar")} if "metavar" in about else {}
     parts = [part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
     many = [part for part in parts if get_origin(part) is list]
@@ -45,9 +49,22 @@ def _kind(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
     if get_origin(kind) is dict:
         return {"type": named_number, "nargs": "+", **metavar}
     if kind is str:
-        return metavar
+        return {"type": partial(_text, wanted), **metavar}
     found = {"type": number(kind, **about), "metavar": "N" if kind is int else "X", **metavar}
     return found | ({"nargs": "+"} if many else {})
+
+
+def _text(wanted: Callable[[str], str], text: str) -> str:
+    if problem := wanted(text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted {problem}")
+    return text
+
+
+def folder_to_write(text: str) -> Path:
+    """A folder that need not exist; "", as of a variable that is not set, would be this one."""
+    if not text:
+        raise argparse.ArgumentTypeError("got '', wanted a folder")
+    return Path(text)
 
 
 def checkpoint_option(options: Options) -> None:

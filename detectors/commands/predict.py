@@ -1,13 +1,18 @@
 """`jol predict`: detections on images that nobody has annotated."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from detectors.commands.options import add_settings, checkpoint_option, find_device, share
+from detectors.commands.options import (
+    add_settings,
+    checkpoint_option,
+    find_device,
+    folder_to_write,
+    share,
+)
 from detectors.commands.warnings import warn
-from detectors.training.settings import TrainSettings
-from detectors.utils.argument_types import file_or_folder, positive
+from detectors.training.settings import SHARES, TrainSettings
+from detectors.utils.argument_types import file_or_folder, number
 from detectors.utils.locks import claimed
 from detectors.utils.parser import Parser
 from detectors.utils.printable import counted
@@ -36,7 +41,7 @@ def add(subparsers: Any) -> None:
         "--out",
         metavar="DIR",
         required=True,
-        type=Path,
+        type=folder_to_write,
         help="new or empty folder for detections.json, images.json and pictures",
     )
     add(
@@ -49,7 +54,7 @@ def add(subparsers: Any) -> None:
     add(
         "--batch-size",
         metavar="N",
-        type=positive,
+        type=number(int, **SHARES),
         default=4,
         help="images of one size at a time (default: %(default)s)",
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from detectors.commands import train
+from detectors.commands.options import folder_to_write
 from detectors.errors import JolError, RunError
 from detectors.paper import table_plan
 from detectors.paper.table_plan import Cell
@@ -53,7 +54,13 @@ def add(subparsers: Any) -> None:
     )
     add = command.add_argument
     add("table", **{**choice(TABLES), "metavar": "N"}, help="table, 2 to 9 (9: steps only)")
-    add("--out", metavar="DIR", required=True, type=Path, help="folder of the runs' folders")
+    add(
+        "--out",
+        metavar="DIR",
+        required=True,
+        type=folder_to_write,
+        help="folder of the runs' folders",
+    )
     add("--seeds", metavar="N", nargs="+", type=count, default=[0, 1, 2], help="default: 0 1 2")
     add("--dry-run", action="store_true", help="print the commands, run nothing")
     command.split = lambda words: words.index("--") if "--" in words else len(words)

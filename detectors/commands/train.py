@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from detectors import errors
 from detectors.commands import data_options
-from detectors.commands.options import Options, add_settings, find_device
+from detectors.commands.options import Options, add_settings, find_device, folder_to_write
 from detectors.commands.warnings import warn_of_crowds, warn_of_slow_bfloat16
 from detectors.errors import Unusable
 from detectors.models.compatibility import misfits
@@ -28,12 +28,13 @@ from detectors.training.settings import (
     LENGTH,
     LOSS,
     MODEL,
+    PASSES,
     TRAINING,
     TrainSettings,
     resolve,
     usual_preset,
 )
-from detectors.utils.argument_types import file, folder, positive
+from detectors.utils.argument_types import file, folder, number, positive
 from detectors.utils.parser import Parser
 from detectors.utils.printable import printable_lines
 
@@ -237,7 +238,7 @@ def _report_end(result: "TrainResult", settings: TrainSettings, images: int, out
 
 def _add_options(command: Parser) -> None:
     add = command.add_argument
-    add("--out", metavar="DIR", required=True, type=Path, help="folder of the run")
+    add("--out", metavar="DIR", required=True, type=folder_to_write, help="folder of the run")
     add(
         "--config",
         metavar="FILE",
@@ -276,14 +277,14 @@ def _add_length(options: Options) -> None:
     add(
         "--epochs",
         metavar="N",
-        type=positive,
+        type=number(int, **PASSES),
         help=f"passes over the training images (default: {of_datasets(EPOCHS, 'epochs')})",
     )
     add(
         "--decay-epochs",
         metavar="N",
         nargs="+",
-        type=positive,
+        type=number(int, **PASSES),
         help="epochs after which the learning rate falls to a tenth "
         "(default: at 8/12 and 11/12 of the run)",
     )

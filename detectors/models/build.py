@@ -102,7 +102,7 @@ def build_detector(
     _check_known("loss", loss, LOSSES)
     backbone = backbone or row.backbone[preset]
     _check_known("backbone", backbone, BACKBONES)
-    weights = str(backbone_weights or WEIGHTS[preset])
+    weights = WEIGHTS[preset] if backbone_weights is None else str(backbone_weights)
     refuse(
         misfits(
             name,

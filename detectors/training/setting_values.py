@@ -12,12 +12,14 @@ def misfit(value: Any, hint: Any, about: Mapping[str, Any]) -> str:
     Args:
         value: as read from JSON or a checkpoint.
         hint: the type of the setting.
-        about: `choices`, `least`, `above` and `below`, as settings.setting takes them.
+        about: `choices`, `metavar`, `least`, `above` and `below`, as settings.setting takes them.
     """
     if not _fits(value, hint):
         return hint.__name__ if isinstance(hint, type) else str(hint)
     if value == []:  # which the command line cannot say
         return "one or more numbers"
+    if value == "" and "choices" not in about:
+        return str(about["metavar"])
     if "choices" in about and value is not None and value not in about["choices"]:
         return f"one of {', '.join(about['choices'])}"
     limits = {name: about[name] for name in ("least", "above", "below") if name in about}

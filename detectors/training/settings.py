@@ -41,6 +41,12 @@ CROPS = by_preset(0, slim=192)
 LENGTH = ("epochs", "max_steps", "decay_epochs")
 """Options that become `steps` and `decay_steps` once the number of images is known."""
 PRECISIONS = ("off", "bf16", "fp16")
+SIDES: dict[str, Any] = {"least": 1, "below": 16_384}
+"""Limits of a side in pixels; Pillow refuses images of more than 178 million."""
+SHARES: dict[str, Any] = {"least": 1, "below": 65_536}
+"""Limits of the images that are taken at once."""
+PASSES: dict[str, Any] = {"least": 1, "below": 100_000}
+"""Limits of a number of epochs: as steps they stay whole numbers that torch takes."""
 MODEL, LOSS, TRAINING, EVALUATION = "model", "loss", "training", "evaluation"
 """Groups of settings; build_detector takes those of the first two."""
 
@@ -112,8 +118,8 @@ class TrainSettings:
         "the largest is for evaluation",
         MODEL,
         metavar="S",
-        least=1,
         said=of_image_sizes(),
+        **SIDES,
     )
     lam: float = setting("λ of the weights", LOSS, usual=2.0, least=1)
     location_score: str | None = setting(
@@ -125,18 +131,22 @@ class TrainSettings:
     detach_weights: bool = setting("no gradient through the weights", LOSS, usual=False)
     steps: int = dataclasses.field(metadata={"kind": {"least": 1}})
     batch_size: int = setting(
-        "images per step, over all processes", TRAINING, least=1, said=of_presets(BATCHES)
+        "images per step, over all processes", TRAINING, said=of_presets(BATCHES), **SHARES
     )
     lr: float = setting(
-        "learning rate", TRAINING, above=0, said=of_detectors(lambda d: d.learning_rate)
+        "learning rate",
+        TRAINING,
+        above=0,
+        below=1e38,  # float32 ends at 3e38
+        said=of_detectors(lambda d: d.learning_rate),
     )
     crop: int | None = setting(
         "train on random crops of S x S pixels; 0: whole images",
         TRAINING,
         metavar="S",
-        least=1,
         none="0",
         said=of_presets(CROPS),
+        **SIDES,
     )
     seed: int = setting("seed of weights, data order and draws", TRAINING, usual=0, least=0)
     assigner: str | None = setting(
@@ -193,6 +203,7 @@ class TrainSettings:
         MODEL,
         None,
         least=1,
+        below=100_000,
         said="the preset's, but at least what --protocol counts",
     )
     decay_steps: list[int] | None = dataclasses.field(default=None, metadata={"kind": {"least": 0}})
@@ -238,6 +249,7 @@ class TrainSettings:
         TRAINING,
         0,
         least=0,
+        below=1024,
         may_change=True,
     )
     evaluator: str = setting(

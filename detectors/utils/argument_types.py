@@ -82,7 +82,7 @@ def in_words(
     """What a number in these limits is."""
     wanted = "a whole number" if kind is int else "a number"
     if above == 0:
-        return "a positive number"
+        return "a positive number" + ("" if below is None else f" below {below:g}")
     if least is not None and below is not None:
         return f"{wanted} from {least:g} to below {below:g}"
     return wanted if least is None else f"{wanted} of {least:g} or more"

@@ -180,6 +180,18 @@ def test_other_classes_in_validation(
     assert not (tmp_path / "run").exists()
 
 
+LIMITS = {
+    "--image-size": "1 to below 16384",
+    "--crop": "1 to below 16384, or 0",
+    "--detections": "1 to below 100000",
+    "--batch-size": "1 to below 65536",
+    "--workers": "0 to below 1024",
+    "--epochs": "1 to below 100000",
+    "--decay-epochs": "1 to below 100000",
+}
+"""Numbers with which training would end in a traceback, at its end, or never."""
+
+
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
@@ -200,6 +212,13 @@ def test_other_classes_in_validation(
         (["--lr", "0"], "--lr: got '0', wanted a positive number"),
         (["--max-steps", "0"], "--max-steps: got '0', wanted a whole number of 1 or more"),
         (["--batch-size", "two"], "--batch-size: got 'two'"),
+        *(
+            ([option, str(2**62)], f"{option}: got '{2**62}', wanted a whole number from {limits}")
+            for option, limits in LIMITS.items()
+        ),
+        (["--lr", "1e300"], "--lr: got '1e300', wanted a positive number below 1e+38"),
+        (["--backbone-weights", ""], "--backbone-weights: got '', wanted imagenet|none|FILE"),
+        (["--out", ""], "--out: got '', wanted a folder"),
         (["--seed", "-1"], "--seed"),
         (["--backbone-weights", "imagenet"], "GroupNorm"),
         (["--backbone-weights", "nowhere.pth"], "no such file: nowhere.pth"),
@@ -357,11 +376,11 @@ def test_all_problems_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--lr", "0", "--assigner", "iuo", "--strides", "--learning-rate", "3", "--seeds=4"]
     assert main(["train", *words, "--image-size", "64", "x", "--train-images", "y"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "jol train: --lr: got '0', wanted a positive number",
+        "jol train: --lr: got '0', wanted a positive number below 1e+38",
         "jol train: --assigner: got 'iuo', wanted one of iou, simd, nwd, nwd-rka, dotd, rfla, atss;"
         " did you mean iou?",
         "jol train: --strides: expected at least one argument",
-        "jol train: --image-size: got 'x', wanted a whole number of 1 or more",
+        "jol train: --image-size: got 'x', wanted a whole number from 1 to below 16384",
         "jol train: --train-images: y: no such folder",
         "jol train: the following arguments are required: --out",
         "jol train: unknown option --learning-rate; did you mean --lr?",

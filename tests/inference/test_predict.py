@@ -244,6 +244,8 @@ def test_unusable_arguments(
         (file, "a.png", [], "is a file, wanted a folder"),
         (file, "out", ["--score-threshold", "1"], "--score-threshold: got '1'"),
         (file, "out", ["--batch-size", "0"], "--batch-size: got '0'"),
+        (file, "out", ["--batch-size", str(2**62)], "wanted a whole number from 1 to below 65536"),
+        (file, "out", ["--out", ""], "--out: got '', wanted a folder"),
         (file, "out", ["--checkpoint", str(file)], "is no checkpoint"),
     ):
         arguments = ["predict", str(image), "--checkpoint", str(checkpoint)]

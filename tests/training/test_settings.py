@@ -198,7 +198,16 @@ def test_config_repeats_a_run_bit_for_bit(
         ({"lr": math.nan}, "lr: got nan, wanted a positive number"),
         ({"lam": math.inf}, "lam: got inf, wanted a number of 1 or more"),
         ({"steps": 0}, "steps: got 0, wanted a whole number of 1 or more"),
-        ({"workers": -1}, "workers: got -1, wanted a whole number of 0 or more"),
+        ({"workers": -1}, "workers: got -1, wanted a whole number from 0 to below 1024"),
+        (
+            {"crop": 2**62},
+            "crop: got 4611686018427387904, wanted a whole number from 1 to bel",
+        ),
+        (
+            {"image_size": [64, 2**62]},
+            "4611686018427387904], wanted a whole number from 1 to bel",
+        ),
+        ({"backbone_weights": ""}, "backbone_weights: got '', wanted imagenet|none|FILE"),
         ({"anchor_ratios": [1, 0]}, "anchor_ratios: got [1, 0], wanted a positive number"),
         ({"backbone": "vgg"}, "backbone: got 'vgg', wanted one of resnet14, resnet18"),
         ({"seed": 10**30}, "seed: got 1000000000000000000000000000000, wanted a whole number"),
