@@ -156,7 +156,8 @@ def run(args: argparse.Namespace) -> None:
             if not resumed:
                 scale = {"scale": scale_of(train_data, by_name, training=True)}
                 run_folder.start(out, settings, data | scale)
-            for dataset in (train_data, val_data):
+            files = {dataset.digest: dataset for dataset in (val_data, train_data)}  # often one
+            for dataset in reversed(files.values()):
                 data_options.report_skipped(dataset)
                 warn_of_crowds(dataset, detections_of(model), settings.protocol, settings.counted)
             warn_of_slow_bfloat16(settings.amp, settings.device)

@@ -249,13 +249,17 @@ def test_eval_and_predict_count_black_images(
         assert "warning: " in line and "2 images of those read came out black: no pixel" in line
 
 
-def test_a_run_keeps_its_scale(data: CocoDetection, tmp_path: Path) -> None:
+def test_a_run_keeps_its_scale_and_warns_once_of_one_file(
+    data: CocoDetection, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = str(Path(data.source).parent)
     words = ["train", "--detector", "fcos", "--loss", "base", "--preset", "slim", "--device", "cpu"]
     words += ["--max-steps", "1", "--batch-size", "1", "--crop", "32", "--out", str(tmp_path / "r")]
     for split in ("train", "val"):
         words += [f"--{split}-images", images, f"--{split}-annotations", data.source]
+    words += ["--detections", "4"]
     assert main(words) == 0
+    assert capsys.readouterr().err.count("4 detections of an image that are reported") == 1
     wanted = {"objects": 7, "images": 64}
     assert json.loads((tmp_path / "r" / "config.json").read_text())["data"]["scale"] == wanted
     for name in ("last.pt", "best.pt"):
