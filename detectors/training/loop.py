@@ -33,7 +33,7 @@ from detectors.training.run_folder import MetricsLog
 from detectors.training.schedule import learning_rate
 from detectors.training.settings import TrainSettings
 from detectors.training.state import State, TrainResult, losses_line
-from detectors.training.step import Outcome, Stepper
+from detectors.training.step import Outcome, Stepper, means_no_memory
 from detectors.utils.distributed import ALONE, World, means_lost
 from detectors.utils.progress import Progress, peak_memory
 from detectors.utils.signals import Interrupted, Stopping
@@ -131,7 +131,7 @@ def _log(
 
 @contextmanager
 def _explained(state: State, checkpoints: Checkpoints, world: World) -> Iterator[None]:
-    """Say at which step a file could not be written or another rank was lost, and what is kept."""
+    """Say at which step a file, memory or another rank was wanting, and what is kept."""
     try:
         yield
     except OSError as error:
@@ -139,10 +139,13 @@ def _explained(state: State, checkpoints: Checkpoints, world: World) -> Iterator
             raise  # nothing that a run writes
         what = f"{error.filename}: cannot be written: {error.strerror}"
         raise TrainingError(f"step {state.step}: {what}; {checkpoints.kept}") from error
-    except RuntimeError as error:
-        if not means_lost(error):
+    except (RuntimeError, MemoryError) as error:
+        if means_no_memory(error):
+            what = "out of memory; wanted a smaller --batch-size, --crop or --image-size"
+        elif means_lost(error):
+            what = f"rank {world.rank}: another rank has ended or cannot be reached"
+        else:
             raise
-        what = f"rank {world.rank}: another rank has ended or cannot be reached"
         raise TrainingError(f"after step {state.step}: {what}; {checkpoints.kept}") from error
 
 

@@ -108,7 +108,7 @@ class World:
 ALONE = World()
 
 
-def means_lost(error: RuntimeError) -> bool:
+def means_lost(error: Exception) -> bool:
     """Whether this is how torch reports that another rank has ended or cannot be reached."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 

@@ -323,6 +323,38 @@ def test_only_what_cannot_be_written_is_called_so(
         run(settings, data, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 4.47 GiB"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_said_in_a_line(
+    error: Exception,
+    settings: TrainSettings,
+    data: CocoDetection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call: Callable[..., Any] = Stepper.__call__
+
+    def out_of_memory(self: Stepper, batch: Any, step: int, *given: Any) -> Any:
+        if step == 4:
+            raise error
+        return call(self, batch, step, *given)
+
+    monkeypatch.setattr(Stepper, "__call__", out_of_memory)
+    with pytest.raises(errors.TrainingError) as caught:
+        run(settings, data, tmp_path / "run")
+    assert str(caught.value) == (
+        "after step 3: out of memory; wanted a smaller --batch-size, --crop or --image-size; "
+        f"the last checkpoint, of step 3, is in {tmp_path / 'run'}"
+    )
+
+
 def test_fp16_scales_down_instead_of_stopping(
     settings: TrainSettings, data: CocoDetection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
