@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detectors.assigners.priors import BACKGROUND, Level, check_levels, chunks
+from detectors.assigners.priors import BACKGROUND, Level, check_levels
 from detectors.assigners.similarities import centres, paired_iou
+from jolkernels.integrations.matching import chunks
 
 
 def atss(boxes: Tensor, priors: Tensor, levels: Sequence[Level], *, k: int = 9) -> Tensor:

@@ -1,6 +1,6 @@
-"""What assigners share: the values of a match, levels of priors, chunks of objects."""
+"""What assigners share: the values of a match, levels of priors."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,8 +9,6 @@ from torch import Tensor
 from detectors.assigners.similarities import centres
 
 BACKGROUND, IGNORED = -1, -2
-PAIRS = 1 << 22
-"""Most (object, prior) pairs that are compared at once."""
 RECEPTIVE_FIELDS = {2: 45.0, 3: 91.0, 4: 267.0, 5: 427.0, 6: 555.0, 7: 811.0}
 """Pyramid level → theoretical receptive field of ResNet-50 with an FPN, in pixels (RFLA)."""
 
@@ -29,16 +27,7 @@ class Level(NamedTuple):
     receptive_field: float = 0.0
 
 
-Similarity = Callable[[Tensor, Tensor], Tensor]
-"""boxes [G, 4], priors [A, 4] → [G, A], larger is more similar."""
 Assigner = Callable[[Tensor, Tensor, Sequence[Level]], Tensor]
-
-
-def chunks(boxes: Tensor, priors: int) -> Iterator[tuple[int, Tensor]]:
-    """Chunks of at most PAIRS pairs: (index of the first object, objects)."""
-    step = max(1, PAIRS // max(1, priors))
-    for start in range(0, len(boxes) if priors else 0, step):
-        yield start, boxes[start : start + step]
 
 
 def check_levels(levels: Sequence[Level], priors: Tensor) -> None:

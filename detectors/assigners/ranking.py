@@ -11,12 +11,11 @@ from detectors.assigners.priors import (
     IGNORED,
     RECEPTIVE_FIELDS,
     Level,
-    Similarity,
     around,
-    chunks,
     per_prior,
 )
 from detectors.assigners.similarities import nwd_similarity, rfla_similarity
+from jolkernels.integrations.matching import Similarity, chunks
 
 
 def nwd_rka(

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from detectors.assigners.priors import BACKGROUND, IGNORED, chunks
+from detectors.assigners.priors import BACKGROUND, IGNORED
+from jolkernels.integrations.matching import chunks
 
 COVERED = 0.5
 """Share of a box's area above which it lies in a region."""

@@ -3,18 +3,13 @@
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from detectors.assigners.priors import BACKGROUND, IGNORED, Assigner, Level, Similarity, chunks
+from detectors.assigners.priors import Assigner, Level
 from detectors.assigners.similarities import dotd_similarity, nwd_similarity, simd_similarity
-
-TIE = 1e-6
-"""Similarities within this share of each other are tied: float32 rounds equal ones apart."""
-LEAST = 1e-5
-"""Below this similarity to every prior an object has no best prior: all would be tied."""
+from jolkernels.integrations.matching import match_as, match_by
 
 
 def iou(
@@ -39,7 +34,7 @@ def iou(
     Raises:
         ValueError: low above high.
     """
-    return _max_overlap(box_iou, boxes, priors, high, low, min_low_quality)
+    return match_by(box_iou, boxes, priors, high, low, min_low_quality)
 
 
 def simd(
@@ -55,7 +50,7 @@ def simd(
 ) -> Tensor:
     """As `iou`, by SimD. m, n: the release's for VisDrone; prior_coverage.simd_constants."""
     similarity = partial(simd_similarity, m=m, n=n)
-    return _max_overlap(similarity, boxes, priors, high, low, min_low_quality)
+    return match_by(similarity, boxes, priors, high, low, min_low_quality)
 
 
 def nwd(
@@ -70,7 +65,7 @@ def nwd(
 ) -> Tensor:
     """As `iou`, by NWD. constant: the mean object size in pixels; 12.7 is AI-TOD-v2's."""
     similarity = partial(nwd_similarity, constant=constant)
-    return _max_overlap(similarity, boxes, priors, high, low, min_low_quality)
+    return match_by(similarity, boxes, priors, high, low, min_low_quality)
 
 
 def dotd(
@@ -85,7 +80,7 @@ def dotd(
 ) -> Tensor:
     """As `iou`, by DotD. size: the mean object size in pixels; 12.7 is AI-TOD-v2's."""
     similarity = partial(dotd_similarity, size=size)
-    return _max_overlap(similarity, boxes, priors, high, low, min_low_quality)
+    return match_by(similarity, boxes, priors, high, low, min_low_quality)
 
 
 def chunked(matcher: Matcher) -> Assigner:
@@ -100,35 +95,4 @@ def chunked(matcher: Matcher) -> Assigner:
 def _as_torchvision(
     matcher: Matcher, boxes: Tensor, priors: Tensor, levels: Sequence[Level]
 ) -> Tensor:
-    bar = 0.0 if matcher.allow_low_quality_matches else None
-    high, low = matcher.high_threshold, matcher.low_threshold
-    return _max_overlap(box_iou, boxes, priors, high, low, bar, tie=0.0, least=0.0)
-
-
-def _max_overlap(
-    similarity: Similarity,
-    boxes: Tensor,
-    priors: Tensor,
-    high: float,
-    low: float,
-    min_low_quality: float | None,
-    *,
-    tie: float = TIE,
-    least: float = LEAST,
-) -> Tensor:
-    if low > high:
-        raise ValueError(f"low: got {low}, wanted at most high, {high}")
-    best = priors.new_full((len(priors),), -torch.inf)
-    matches = torch.full((len(priors),), BACKGROUND, device=priors.device)
-    low_quality = torch.zeros_like(matches, dtype=torch.bool)
-    for start, chunk in chunks(boxes, len(priors)):
-        scores = similarity(chunk, priors)
-        value, index = scores.max(dim=0)
-        matches = torch.where(value > best, start + index, matches)
-        best = torch.maximum(best, value)
-        if min_low_quality is not None:
-            top = scores.amax(dim=1, keepdim=True)
-            bar = max(min_low_quality, least)
-            low_quality |= ((scores >= top * (1 - tie)) & (top >= bar)).any(dim=0)
-    unsure = torch.where(best < low, BACKGROUND, IGNORED)
-    return torch.where((best >= high) | low_quality, matches, unsure)
+    return match_as(matcher, boxes, priors)

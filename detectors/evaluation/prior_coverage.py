@@ -102,7 +102,7 @@ def positives(
     make_assigner("simd", min_low_quality=None). RFLA has one prior a location: Layout(ratios=(1,)).
     IoU's low-quality matches of objects smaller than every anchor are ties, of all the anchors an
     object lies in, and rounding decides how many stay tied: VisDrone's objects of 16 to 32 pixels
-    get 6.7 in exact arithmetic, 4.3 were float32 compared bit by bit, 5.4 within assigners.TIE.
+    get 6.7 in exact arithmetic, 4.3 were float32 compared bit by bit, 5.4 within matching.TIE.
     """
     layout = layout or Layout()
     objects = torch.zeros(len(BUCKETS) - 1, dtype=torch.float64)

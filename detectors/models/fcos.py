@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 from torchvision.models.resnet import ResNet
 
-from detectors.assigners.priors import BACKGROUND, IGNORED, Assigner, Level, chunks
+from detectors.assigners.priors import BACKGROUND, IGNORED, Assigner, Level
 from detectors.assigners.regions import ignore_points
 from detectors.assigners.similarities import centres
 from detectors.models.anchor_plans import ATSS_SCALE
 from detectors.models.anchors import make_anchors
 from detectors.models.plan import Plan, detections_kept
 from detectors.models.pyramids import one_stage_pyramid
+from jolkernels.integrations.matching import chunks
 from jolkernels.integrations.torchvision import (
     JointFCOSHead,
     fcos_criterion,

@@ -1,18 +1,15 @@
-"""The second stage's heads: torchvision's matching without its matrix, and regions to ignore."""
+"""The second stage's heads with regions to ignore."""
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from detectors.assigners.priors import IGNORED
 from detectors.assigners.regions import ignore_boxes
-from detectors.assigners.threshold import chunked
 from jolkernels.integrations.torchvision import JointRoIHeads
 
 
 class AssignedRoIHeads(JointRoIHeads):
-    """JointRoIHeads that hold no [G, N] matrix and sample no negatives in regions to ignore."""
+    """JointRoIHeads that sample no negatives in regions to ignore."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -30,15 +27,8 @@ class AssignedRoIHeads(JointRoIHeads):
     def assign_targets_to_proposals(
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Each image's matched objects [N], 0 for none, and labels [N]; -1 is ignored."""
-        match = chunked(self.proposal_matcher)
-        matched, labels = [], []
-        for boxes, objects, classes, regions in zip(
-            proposals, gt_boxes, gt_labels, self._regions, strict=True
-        ):
-            matches = ignore_boxes(match(objects, boxes, ()), boxes, regions)
-            chosen = matches.clamp(min=0)
-            label = classes[chosen].to(torch.int64) if len(objects) else torch.zeros_like(chosen)
-            labels.append(label.where(matches >= 0, 0).masked_fill(matches == IGNORED, -1))
-            matched.append(chosen)
-        return matched, labels
+        """As JointRoIHeads', with labels of -1, ignored, for background in a region."""
+        matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        # one less than these labels are BACKGROUND and IGNORED
+        found = zip(labels, proposals, self._regions, strict=True)
+        return matched, [ignore_boxes(y - 1, boxes, regions) + 1 for y, boxes, regions in found]

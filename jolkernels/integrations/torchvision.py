@@ -21,16 +21,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from jolkernels import process_groups
+from jolkernels.integrations.matching import gather, match_as, matched_boxes, matched_labels
 from jolkernels.loss import JointLoss, JointOptimizationLoss
 from jolkernels.spec import LTRB, Delta, Focal, GIoU, Regression, SmoothL1
-
-IGNORE_INDEX = -100
-"""JointOptimizationLoss's default."""
 
 
 def roi_criterion(
@@ -84,6 +83,9 @@ def fcos_criterion(**choices: Any) -> JointOptimizationLoss:
 
 class JointRoIHeads(RoIHeads):
     """torchvision's RoIHeads, boxes only, trained with `criterion`.
+
+    They hold no matrix of objects times proposals; a torchvision model's RPN still holds one of
+    objects times anchors.
 
     Args:
         args: RoIHeads' arguments in its order; its box coder must be the criterion's.
@@ -160,6 +162,22 @@ class JointRoIHeads(RoIHeads):
             class_logits, box_regression, proposals, labels, matched_boxes(targets, matches)
         )
         return [], {"loss_classifier": loss.classification, "loss_box_reg": loss.regression}
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As RoIHeads', without its matrix of objects times proposals.
+
+        Returns:
+            For each image the matched objects [R], 0 for none, and labels [R], -1: ignored.
+        """
+        matched, labels = [], []
+        for boxes, objects, classes in zip(proposals, gt_boxes, gt_labels, strict=True):
+            matches = match_as(self.proposal_matcher, objects, boxes)
+            label = gather(classes, matches).to(torch.int64).where(matches >= 0, 0)
+            labels.append(label.masked_fill(matches == Matcher.BETWEEN_THRESHOLDS, -1))
+            matched.append(matches.clamp(min=0))
+        return matched, labels
 
     def predict(
         self,
@@ -257,7 +275,7 @@ class JointRetinaNetHead(RetinaNetHead):
         """
         logits, priors = head_outputs["cls_logits"], torch.cat(anchors)
         matched = torch.stack(matched_idxs)
-        labels = _labels(targets, matched, logits.shape[-1])
+        labels = matched_labels(targets, matched, logits.shape[-1])
         target_boxes = torch.cat(matched_boxes(targets, matched_idxs))
         choices: dict[str, Any] = {
             "classification_normalizer": "positives",
@@ -344,7 +362,7 @@ class JointFCOSHead(FCOSHead):
         loss: JointLoss = self.criterion(
             logits,
             head_outputs["bbox_regression"].flatten(0, 1),
-            _labels(targets, matched, logits.shape[-1]).flatten(),
+            matched_labels(targets, matched, logits.shape[-1]).flatten(),
             target_boxes,
             priors,
             regression_weights=centreness if self.weigh_boxes else None,
@@ -388,21 +406,3 @@ def at_least_float32(x: Tensor) -> Tensor:
 def _outputs(head: torch.nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
     """A dense head's outputs; in training as they are: the criterion computes in float32."""
     return found if head.training else {k: at_least_float32(v) for k, v in found.items()}
-
-
-def matched_boxes(targets: list[dict[str, Tensor]], matches: list[Tensor]) -> list[Tensor]:
-    """The objects [N, 4] that each image's samples are matched to; any box, or 0, for none."""
-    return [_gather(t["boxes"], m) for t, m in zip(targets, matches, strict=True)]
-
-
-def _labels(targets: list[dict[str, Tensor]], matched: Tensor, background: int) -> Tensor:
-    """Labels [B, A] of priors matched [B, A] to objects, to -1 (background) or -2 (ignored)."""
-    found = torch.stack([_gather(t["labels"], m) for t, m in zip(targets, matched, strict=True)])
-    return found.where(matched >= 0, background).masked_fill(matched == -2, IGNORE_INDEX)
-
-
-def _gather(values: Tensor, matches: Tensor) -> Tensor:
-    """values[matches], [G, ...] and [N] to [N, ...]; any row for -1, zeros without objects."""
-    if values.shape[0] == 0:
-        return values.new_zeros((matches.shape[0], *values.shape[1:]))
-    return values[matches.clamp(min=0)]

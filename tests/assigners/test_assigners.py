@@ -18,13 +18,13 @@ from detectors.assigners import (
     ranking,
     threshold,
 )
-from detectors.assigners import priors as prior_chunks
 from detectors.assigners.similarities import (
     dotd_similarity,
     nwd_similarity,
     rfla_similarity,
     simd_similarity,
 )
+from jolkernels.integrations import matching
 
 # Centre (20, 10), 8 x 4; centre (26, 18), 12 x 6: dx 6, dy 8, sums 20 and 10, differences 4 and 2.
 OBJECT = torch.tensor([[16.0, 8, 24, 12]])
@@ -93,7 +93,7 @@ def test_iou_is_torchvisions_matcher(high, low, low_quality, monkeypatch):
         # the same object twice, an object that is an anchor, one on a corner shared by anchors
         corner = torch.tensor([[16.0, 16, 24, 24]])
         boxes = torch.cat([boxes, boxes[:1], priors[7:8], corner])
-        monkeypatch.setattr(prior_chunks, "PAIRS", (1 + seed % 4) * len(priors))
+        monkeypatch.setattr(matching, "PAIRS", (1 + seed % 4) * len(priors))
         got = threshold.iou(boxes, priors, levels, high=high, low=low, min_low_quality=setting)
         assert torch.equal(got, reference(box_iou(boxes, priors)))
 
@@ -116,7 +116,7 @@ def test_chunked_is_torchvisions_matcher_bit_for_bit(high, low, low_quality, dty
             boxes, priors = boxes.round(), priors.round()
         wanted = matcher(box_iou(boxes, priors))
         for pairs in (1, (1 + seed % 4) * len(priors), 1 << 22):
-            monkeypatch.setattr(prior_chunks, "PAIRS", pairs)
+            monkeypatch.setattr(matching, "PAIRS", pairs)
             got = threshold.chunked(matcher)(boxes, priors, levels)
             assert got.dtype == torch.int64 and torch.equal(got, wanted)
         found |= set(wanted.tolist())
@@ -208,7 +208,7 @@ def test_nwd_rka_by_loops(k, monkeypatch):
     for a in range(len(priors)):
         if wanted[a] == -1 and max(scores[g][a] for g in range(len(boxes))) >= 0.3:
             wanted[a] = -2
-    monkeypatch.setattr(prior_chunks, "PAIRS", 4 * len(priors))
+    monkeypatch.setattr(matching, "PAIRS", 4 * len(priors))
     got = ranking.nwd_rka(boxes, priors, levels, k=k, constant=9.0)
     assert got.tolist() == wanted and {-1, -2} < set(wanted)
     # some objects chose the same prior, otherwise the order of objects would not be tested
@@ -238,7 +238,7 @@ def test_rfla_by_loops(monkeypatch):
     assert wanted != first
     best = [max(column) for column in zip(*scores(1.0), strict=True)]
     wanted = [-2 if a == -1 and s >= 0.8 else a for a, s in zip(wanted, best, strict=True)]
-    monkeypatch.setattr(prior_chunks, "PAIRS", 4 * len(priors))
+    monkeypatch.setattr(matching, "PAIRS", 4 * len(priors))
     assert ranking.rfla(boxes, priors, levels).tolist() == wanted
     lower = [-2 if a == -1 and s >= 0.3 else a for a, s in zip(wanted, best, strict=True)]
     assert lower != wanted and ranking.rfla(boxes, priors, levels, low=0.3).tolist() == lower
@@ -272,7 +272,7 @@ def test_atss_by_its_definition(make, monkeypatch):
             inside = x1 < x < x2 and y1 < y < y2
             if inside and v >= mean + math.sqrt(variance) and v > value[a]:
                 wanted[a], value[a] = g, v
-    monkeypatch.setattr(prior_chunks, "PAIRS", 4 * len(priors))
+    monkeypatch.setattr(matching, "PAIRS", 4 * len(priors))
     assert atss.atss(boxes, priors, levels, k=5).tolist() == wanted
     assert len(set(wanted)) > 15 and len(boxes) - 1 not in wanted
 
@@ -295,7 +295,7 @@ def test_chunks_do_not_change_the_result(name, monkeypatch):
     boxes, priors, levels = grid(6, 1500, largest=20)
     whole = make_assigner(name)(boxes, priors, levels)
     largest = 0
-    original = prior_chunks.chunks
+    original = matching.chunks
 
     def watched(boxes, priors):
         nonlocal largest
@@ -303,12 +303,12 @@ def test_chunks_do_not_change_the_result(name, monkeypatch):
             largest = max(largest, len(chunk) * priors)
             yield start, chunk
 
-    for module in (atss, ranking, threshold):
+    for module in (atss, ranking, matching):
         monkeypatch.setattr(module, "chunks", watched)
-    monkeypatch.setattr(prior_chunks, "PAIRS", 37 * len(priors))
+    monkeypatch.setattr(matching, "PAIRS", 37 * len(priors))
     assert torch.equal(make_assigner(name)(boxes, priors, levels), whole)
     assert largest == 37 * len(priors)
-    monkeypatch.setattr(prior_chunks, "PAIRS", 1)  # one object at a time, however many priors
+    monkeypatch.setattr(matching, "PAIRS", 1)  # one object at a time, however many priors
     assert torch.equal(make_assigner(name)(boxes, priors, levels), whole)
 
 

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from detectors.assigners import BACKGROUND, IGNORED, priors
+from detectors.assigners import BACKGROUND, IGNORED
 from detectors.assigners.regions import ignore_boxes, ignore_points
+from jolkernels.integrations import matching
 
 REGIONS = torch.tensor([[0.0, 0, 10, 10], [10, 0, 14, 10], [50, 50, 60, 60]])
 
 
 @pytest.mark.parametrize("pairs", [1, 1 << 22])
 def test_boxes_of_which_one_region_covers_more_than_half(pairs, monkeypatch):
-    monkeypatch.setattr(priors, "PAIRS", pairs)
+    monkeypatch.setattr(matching, "PAIRS", pairs)
     for box, match, wanted in (
         ([2, 2, 8, 8], BACKGROUND, IGNORED),
         ([2, 2, 8, 8], 3, 3),  # matches an object
@@ -30,7 +31,7 @@ def test_boxes_of_which_one_region_covers_more_than_half(pairs, monkeypatch):
 
 @pytest.mark.parametrize("pairs", [1, 1 << 22])
 def test_points_inside(pairs, monkeypatch):
-    monkeypatch.setattr(priors, "PAIRS", pairs)
+    monkeypatch.setattr(matching, "PAIRS", pairs)
     points = torch.tensor([[5.0, 5], [5, 5], [0, 5], [10, 5], [12, 5], [55, 59.9], [30, 5]])
     matches = torch.tensor([BACKGROUND, 0, *[BACKGROUND] * 5])
     wanted = [IGNORED, 0, BACKGROUND, BACKGROUND, IGNORED, IGNORED, BACKGROUND]

@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.models.detection import FCOS
+from torchvision.models.detection.roi_heads import RoIHeads
 
-from detectors.assigners import ASSIGNERS, Level, make_assigner, priors
+from detectors.assigners import ASSIGNERS, Level, make_assigner
 from detectors.models import DETECTORS, ONE_STAGE, PRESETS
 from detectors.models.fcos import sampled_centres
+from jolkernels.integrations import matching
+from jolkernels.integrations.torchvision import JointRoIHeads, roi_criterion
 
 PAIRS = 1 << 14
 OBJECTS = 1500
@@ -53,7 +56,7 @@ def check(model: torch.nn.Module) -> None:
 
 @pytest.fixture(autouse=True)
 def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(priors, "PAIRS", PAIRS)
+    monkeypatch.setattr(matching, "PAIRS", PAIRS)
 
 
 slow = pytest.mark.slow
@@ -103,6 +106,51 @@ def test_fcos_matches_as_torchvision(dtype: torch.dtype, monkeypatch: pytest.Mon
         stand_in: Any = SimpleNamespace(center_sampling_radius=1.5, head=head)
         FCOS.compute_loss(stand_in, [{"boxes": boxes}], {}, [squares], counts)
         for pairs in (1, (2 + seed) * len(squares), 1 << 22):
-            monkeypatch.setattr(priors, "PAIRS", pairs)
+            monkeypatch.setattr(matching, "PAIRS", pairs)
             assert torch.equal(sampled_centres(boxes, squares, counts, 1.5), captured[0])
         assert (captured[0] >= 0).any() and (captured[0] < 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_heads_of_a_users_own_model_match_as_torchvision(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples, labels and objects of torchvision's RoIHeads, bit for bit; ties included."""
+    parts: Any = (None, None, None)
+    settings = (0.6, 0.4, 64, 0.25, None, 0.05, 0.5, 100)
+    plain = RoIHeads(*parts, *settings)
+    ours = JointRoIHeads(*parts, *settings, criterion=roi_criterion())
+    found = set()
+    for seed in range(12):
+        _, targets = scene([0 if seed == 3 else 30, 5])
+        proposals = []
+        for target in targets:
+            target["labels"] += 1  # 0 is the background
+            near = target["boxes"].repeat(8, 1) + torch.rand(8 * len(target["boxes"]), 4) * 4 - 2
+            at = torch.rand(100, 2) * 90
+            boxes = torch.cat([near, at.repeat(1, 2) + torch.tensor([0, 0, 12, 12])]).to(dtype)
+            proposals.append(boxes.round() if seed % 2 else boxes)
+        for pairs in (1, 1 << 10, 1 << 22):
+            monkeypatch.setattr(matching, "PAIRS", pairs)
+            drawn = []
+            for heads in (plain, ours):
+                torch.manual_seed(seed)
+                drawn.append(heads.select_training_samples(list(proposals), targets))
+            for wanted, got in zip(*drawn, strict=True):
+                assert all(a.dtype == b.dtype for a, b in zip(wanted, got, strict=True))
+                assert all(map(torch.equal, wanted, got))
+            boxes, labels = ([target[name] for target in targets] for name in ("boxes", "labels"))
+            every = ours.assign_targets_to_proposals(proposals, boxes, labels)[1]
+            found |= set(torch.cat(every).tolist())
+    assert found >= {-1, 0, 1, 2}
+
+
+def test_no_matrix_in_the_heads_of_a_users_own_model() -> None:
+    heads = JointRoIHeads(
+        *(None, None, None, 0.5, 0.5, 64, 0.25, None, 0.05, 0.5, 100), criterion=roi_criterion()
+    )
+    _, targets = scene([OBJECTS])
+    proposals = targets[0]["boxes"].flip(0) + 1
+    with Largest() as seen:
+        heads.select_training_samples([proposals], targets)
+    assert seen.elements <= 4 * PAIRS < OBJECTS * 2 * OBJECTS
