@@ -75,8 +75,8 @@ class Variant:
         )
         result, forward, _ = launch.plan_forward(batch, call)
         upstream = torch.empty((), dtype=accumulator(batch), device="meta")
-        saved = (result.rows, result.scalars, upstream, upstream, (True, True))
-        return forward + launch.plan_backward(batch, criterion.settings, *saved)[1]
+        saved = (result.rows, result.scalars, upstream, upstream, (True, True, False))
+        return forward + launch.plan_backward(batch, call, *saved)[1]
 
 
 @dataclass(frozen=True)

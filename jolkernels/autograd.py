@@ -11,53 +11,53 @@ from jolkernels.settings import Call
 
 
 def joint_optimization(batch: Batch, call: Call) -> tuple[Tensor, ...]:
-    """classification, regression, negative_weight and num_positives, 0-dim each.
+    """The fields of a JointLoss, 0-dim each or [G].
 
-    Differentiable with respect to logits and box_preds; the last two results carry no gradient.
+    Differentiable with respect to logits, box_preds and extra_regression; only the first two
+    results carry a gradient.
     """
-    logits, box_preds, *constants = batch
     if torch.compiler.is_compiling():  # its autograd Functions take no tensor twice
-        constants = [t if t is None else t.detach() for t in constants]
-    return JointOptimizationFunction.apply(call, logits, box_preds, *constants)
+        batch = batch._replace(
+            **{name: t.detach() for name, t in batch._asdict().items()
+               if t is not None and name not in DIFFERENTIABLE}
+        )  # fmt: skip
+    return JointOptimizationFunction.apply(call, *batch)
+
+
+DIFFERENTIABLE = ("logits", "box_preds", "extra_regression")
+AT = tuple(1 + Batch._fields.index(name) for name in DIFFERENTIABLE)  # after the call
 
 
 class JointOptimizationFunction(torch.autograd.Function):
     """The operators of jolkernels.ops as a differentiable function: apply(call, *batch).
 
-    Keeps the inputs, the rows' terms (Settings.kept numbers each) and five scalars.
+    Keeps the inputs, the rows' terms (Settings.kept numbers each) and the scalars.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, call: Call, logits: Tensor, box_preds: Tensor, *constants: Any
-    ) -> tuple[Tensor, ...]:
-        batch = Batch(logits, box_preds, *constants)
+    def forward(ctx: Any, call: Call, *fields: Any) -> tuple[Tensor, ...]:
+        batch = Batch(*fields)
         result = ops.forward(batch, call)
         ctx.call = call
         ctx.save_for_backward(*batch, result.rows, result.scalars)
-        ctx.mark_non_differentiable(result.negative_weight, result.num_positives)
-        return (
-            result.classification,
-            result.regression,
-            result.negative_weight,
-            result.num_positives,
-        )
+        constants = result.negative_weight, result.num_positives, result.extra_regression
+        ctx.mark_non_differentiable(*constants)
+        return result.classification, result.regression, *constants
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *batch, rows, scalars = ctx.saved_tensors
-        _, needs_logits, needs_boxes, *constants = ctx.needs_input_grad
-        needs = needs_logits, needs_boxes
+        needs = tuple(ctx.needs_input_grad[i] for i in AT)
         grad_classification, grad_regression, *_ = grads
         saved = rows, scalars, grad_classification, grad_regression
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             gradients = JointOptimizationBackward.apply(ctx.call, needs, *saved, *batch)
         else:
             gradients = ops.backward(Batch(*batch), ctx.call, *saved, needs)
-        grad_logits, grad_boxes = (
-            g if needed else None for g, needed in zip(gradients, needs, strict=True)
-        )
-        return None, grad_logits, grad_boxes, *[None] * len(constants)
+        results: list[Tensor | None] = [None] * (1 + len(batch))
+        for i, gradient, needed in zip(AT, gradients, needs, strict=True):
+            results[i] = gradient if needed else None
+        return tuple(results)
 
 
 class JointOptimizationBackward(torch.autograd.Function):
@@ -71,13 +71,13 @@ class JointOptimizationBackward(torch.autograd.Function):
     def forward(
         ctx: Any,
         call: Call,
-        needs: tuple[bool, bool],
+        needs: ops.Needs,
         rows: Tensor,
         scalars: Tensor,
         grad_classification: Tensor,
         grad_regression: Tensor,
         *batch: Any,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return ops.backward(
             Batch(*batch), call, rows, scalars, grad_classification, grad_regression, needs
         )

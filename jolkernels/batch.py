@@ -2,7 +2,7 @@
 
 import sys
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +13,30 @@ from jolkernels.settings import Call, Settings
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 NUMBERS = (*FLOATS, torch.int64, torch.int32)
 NORMALIZERS = ("samples", "positives", "sum")
+OF_ROWS = ("classification_weights", "regression_weights", "class_targets", "extra_regression")
+
+
+class Inputs(NamedTuple):
+    """The arguments of a call, which JointOptimizationLoss.forward documents."""
+
+    logits: Tensor
+    box_preds: Tensor
+    labels: Tensor
+    target_boxes: Tensor
+    priors: Tensor | None = None
+    classification_weights: Tensor | None = None
+    regression_weights: Tensor | None = None
+    classification_normalizer: float | Tensor | str = "samples"
+    regression_normalizer: float | Tensor | str = "samples"
+    class_targets: Tensor | None = None
+    extra_regression: Tensor | None = None
+    class_weights: Tensor | None = None
+    groups: Tensor | None = None
+    num_groups: int | None = None
 
 
 class Batch(NamedTuple):
-    """The tensors of one call; shapes as in JointOptimizationLoss.forward."""
+    """The tensors of one call, in the order of Inputs."""
 
     logits: Tensor
     box_preds: Tensor
@@ -25,19 +45,25 @@ class Batch(NamedTuple):
     priors: Tensor | None
     classification_weights: Tensor | None
     regression_weights: Tensor | None
-    classification_normalizer: Tensor | None  # 0-dim; None: Call says which it is
+    classification_normalizer: Tensor | None  # 0-dim, or one a group; None: Call says which it is
     regression_normalizer: Tensor | None
+    class_targets: Tensor | None = None
+    extra_regression: Tensor | None = None
+    class_weights: Tensor | None = None
+    groups: Tensor | None = None
 
 
 class Forward(NamedTuple):
-    """What a forward pass returns: four 0-dim results, and what its backward needs."""
+    """What a forward pass returns: results, 0-dim or [G], and what its backward needs."""
 
     classification: Tensor
     regression: Tensor
     negative_weight: Tensor
     num_positives: Tensor
+    extra_regression: Tensor
     rows: Tensor  # [kept, N]: what the same implementation's backward needs of each row
-    scalars: Tensor  # float64: w_neg, A_neg / P, 1 / Z_cls, 1 / Z_loc; 0, or NaN if a label is bad
+    scalars: Tensor  # float64 [5] or [G, 5]: w_neg, A_neg / P, 1 / Z_cls, 1 / Z_loc; 0, or NaN if
+    # a label or group is bad
 
 
 def accumulator(batch: Batch) -> torch.dtype:
@@ -49,9 +75,9 @@ def accumulator(batch: Batch) -> torch.dtype:
 def check_batch(batch: Batch, settings: Settings) -> None:
     """Raise unless every tensor has the shape, dtype and device that JointOptimizationLoss takes.
 
-    Labels are another matter: to look at them means to wait for a GPU.
+    Labels and groups are another matter: to look at them means to wait for a GPU.
     """
-    logits, box_preds, labels, target_boxes, priors, alphas, betas, z_cls, z_loc = batch
+    logits, box_preds = batch.logits, batch.box_preds
     least = 2 if settings.classification.softmax else 1
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < least:
         raise wrong("logits", logits, f"a tensor of shape [N, C] with C >= {least}")
@@ -66,84 +92,83 @@ def check_batch(batch: Batch, settings: Settings) -> None:
     ):
         shapes = " or ".join(f"[{n}, {w}]" for w in widths)
         raise wrong("box_preds", box_preds, f"a tensor of shape {shapes}, as logits are [{n}, {c}]")
-    check("labels", labels, (n,), logits, (torch.int64,))
-    check("target_boxes", target_boxes, (n, 4), logits)
-    if priors is not None:
-        check("priors", priors, (n, 4), logits)
-    elif settings.coding.uses_priors:
+    check("labels", batch.labels, (n,), logits, (torch.int64,))
+    check("target_boxes", batch.target_boxes, (n, 4), logits)
+    if batch.priors is None and settings.coding.uses_priors:
         raise ValueError(f"priors: got None, wanted a [{n}, 4] tensor for {settings.coding}")
-    if alphas is not None:
-        check("classification_weights", alphas, (n,), logits)
-    if betas is not None:
-        check("regression_weights", betas, (n,), logits)
+    if batch.class_targets is not None and not settings.takes_targets:
+        raise ValueError(
+            f"class_targets: got a tensor, wanted None for {settings.classification}, whose "
+            "targets are labels"
+        )
+    if batch.priors is not None:
+        check("priors", batch.priors, (n, 4), logits)
+    for name in OF_ROWS:
+        if (tensor := getattr(batch, name)) is not None:
+            check(name, tensor, (n,), logits)
+    if batch.class_weights is not None:
+        check("class_weights", batch.class_weights, (c,), logits)
+    if batch.groups is not None:
+        check("groups", batch.groups, (n,), logits, (torch.int64,))
     check("logits", logits, (n, c), logits)
     check("box_preds", box_preds, tuple(box_preds.shape), logits)
-    if z_cls is not None:
-        check("classification_normalizer", z_cls, (), logits, NUMBERS)
-    if z_loc is not None:
-        check("regression_normalizer", z_loc, (), logits, NUMBERS)
 
 
 def check_call(batch: Batch, call: Call) -> None:
-    """check_batch, and that the batch holds the numbers that the call announces, and no others."""
+    """check_batch, and that the batch holds what the call announces, and nothing else."""
     check_batch(batch, call.settings)
+    check_groups(batch.groups, call.num_groups)
     for name in ("classification_normalizer", "regression_normalizer"):
         kind, number = getattr(call, name), getattr(batch, name)
         one_of(name, kind, (*NORMALIZERS, "number"))
         if (number is None) == (kind == "number"):
             got = "None" if number is None else "a tensor"
             raise ValueError(f"{name}: got {got} in the batch and {kind!r} in the call")
+        if number is not None:
+            check_normalizer(name, number, call.num_groups, batch.logits)
 
 
-def make_batch(
-    settings: Settings,
-    logits: Tensor,
-    box_preds: Tensor,
-    labels: Tensor,
-    target_boxes: Tensor,
-    priors: Tensor | None = None,
-    classification_weights: Tensor | None = None,
-    regression_weights: Tensor | None = None,
-    classification_normalizer: float | Tensor | str = "samples",
-    regression_normalizer: float | Tensor | str = "samples",
-) -> tuple[Batch, Call]:
-    """Check the arguments of a call; raises what JointOptimizationLoss.forward does."""
-    tensors = (
-        logits,
-        box_preds,
-        labels,
-        target_boxes,
-        priors,
-        classification_weights,
-        regression_weights,
-    )
-    check_batch(Batch(*tensors, None, None), settings)
+def check_groups(groups: Tensor | None, num_groups: object) -> None:
+    """Raise unless there are groups and their number, or neither."""
+    if groups is None and num_groups is not None:
+        raise ValueError(f"num_groups: got {num_groups!r} without groups, wanted None")
+    if groups is None:
+        return
+    if isinstance(num_groups, bool) or not isinstance(num_groups, int):
+        raise TypeError(f"num_groups: got {num_groups!r}, wanted the number of groups, an int")
+    if num_groups < 1:
+        raise ValueError(f"num_groups: got {num_groups}, wanted at least 1")
+
+
+def make_batch(settings: Settings, *args: Any, **kwargs: Any) -> tuple[Batch, Call]:
+    """Check the arguments of a call, which are those of Inputs.
+
+    Raises what JointOptimizationLoss.forward does.
+    """
+    given = Inputs(*args, **kwargs)
+    logits, groups = given.logits, given.num_groups
+    before, weights, after = given[:4], given[5:7], given[9:13]
+    check_batch(Batch(*before, given.priors, *weights, None, None, *after), settings)
+    check_groups(given.groups, groups)
     kind_cls, z_cls = make_normalizer(
-        "classification_normalizer", classification_normalizer, logits
+        "classification_normalizer", given.classification_normalizer, groups, logits
     )
-    kind_loc, z_loc = make_normalizer("regression_normalizer", regression_normalizer, logits)
-    batch = Batch(
-        logits,
-        box_preds,
-        labels,
-        target_boxes,
-        priors if settings.coding.uses_priors else None,
-        classification_weights,
-        regression_weights,
-        z_cls,
-        z_loc,
+    kind_loc, z_loc = make_normalizer(
+        "regression_normalizer", given.regression_normalizer, groups, logits
     )
-    return batch, Call(settings, kind_cls, kind_loc)
+    priors = given.priors if settings.coding.uses_priors else None
+    batch = Batch(*before, priors, *weights, z_cls, z_loc, *after)
+    return batch, Call(settings, kind_cls, kind_loc, groups)
 
 
 def make_normalizer(
-    name: str, choice: float | Tensor | str, logits: Tensor
+    name: str, choice: float | Tensor | str, num_groups: int | None, logits: Tensor
 ) -> tuple[str, Tensor | None]:
-    """How Call describes a normaliser, and its value as a 0-dim tensor if it is a number."""
+    """How Call describes a normaliser, and its value as a tensor if it is a number."""
     if isinstance(choice, str):
         return one_of(name, choice, NORMALIZERS), None
     if isinstance(choice, Tensor):
-        check(name, choice, (), logits, NUMBERS)
+        check_normalizer(name, choice, num_groups, logits)
         return "number", choice.detach()
     if isinstance(choice, bool) or not isinstance(choice, int | float | Real):
         wanted = f"a number, a 0-dim tensor or one of {', '.join(NORMALIZERS)}"
@@ -152,6 +177,12 @@ def make_normalizer(
         raise ValueError(f"{name}: got an integer beyond the range of float64")
     # By arithmetic: torch.full would make every number a constant of a compiled graph.
     return "number", torch.ones((), dtype=torch.float64, device=logits.device) * float(choice)
+
+
+def check_normalizer(name: str, number: Tensor, num_groups: int | None, logits: Tensor) -> None:
+    """Raise unless `number` is a 0-dim tensor or, with groups, has one number for each."""
+    each = num_groups is not None and number.ndim > 0
+    check(name, number, (num_groups,) if each else (), logits, NUMBERS)  # type: ignore[arg-type]
 
 
 def check(
@@ -170,8 +201,8 @@ def check(
         raise ValueError(f"{name}: got device {tensor.device}, wanted logits' {logits.device}")
 
 
-def check_labels(batch: Batch, settings: Settings) -> None:
-    """Raise for a label out of range.
+def check_labels(batch: Batch, call: Call) -> None:
+    """Raise for a label, or the group of a row that counts, out of range.
 
     Every implementation then makes both losses and all gradients NaN. On a GPU, where looking means
     waiting, that is all that happens unless JOLKERNELS_VALIDATE=1.
@@ -179,13 +210,22 @@ def check_labels(batch: Batch, settings: Settings) -> None:
     Raises:
         ValueError: with the first bad index and its value.
     """
-    labels, last = batch.labels, settings.last_label(batch.logits.shape[1])
-    bad = ((labels < 0) | (labels > last)) & (labels != settings.ignore_index)
+    settings, labels, columns = call.settings, batch.labels, batch.logits.shape[1]
+    last, counted = settings.last_label(columns), labels != settings.ignore_index
+    bad = ((labels < 0) | (labels > last)) & counted
     if bad.any():
         i = int(bad.nonzero()[0, 0])
         raise ValueError(
             f"labels: got {int(labels[i])} at index {i}, wanted 0 to {last} for logits with "
-            f"{batch.logits.shape[1]} columns, or ignore_index {settings.ignore_index}"
+            f"{columns} columns, or ignore_index {settings.ignore_index}"
+        )
+    if (groups := batch.groups) is None or call.num_groups is None:
+        return
+    bad = ((groups < 0) | (groups >= call.num_groups)) & counted
+    if bad.any():
+        i = int(bad.nonzero()[0, 0])
+        raise ValueError(
+            f"groups: got {int(groups[i])} at index {i}, wanted 0 to {call.num_groups - 1}"
         )
 
 

@@ -1,7 +1,9 @@
 """Checks of single values, whose errors name the argument, what came and what was wanted."""
 
 import math
+from dataclasses import fields
 from numbers import Real
+from typing import Any
 
 
 def real(
@@ -37,3 +39,16 @@ def one_of(name: str, choice: object, choices: tuple[str, ...]) -> str:
     if not isinstance(choice, str) or choice not in choices:
         raise ValueError(f"{name}: got {choice!r}, wanted one of {', '.join(choices)}")
     return str.__str__(choice)
+
+
+def check_fields(
+    choice: Any, *names: str, least: float = 0, most: float = math.inf, above: bool = False
+) -> None:
+    """Check that fields of a choice, all or these, are in a range; make them floats.
+
+    Raises as `real`.
+    """
+    for name in names or [field.name for field in fields(choice)]:
+        label = f"{type(choice).__name__}: {name}"
+        value = real(label, getattr(choice, name), least, most, above=above)
+        object.__setattr__(choice, name, value)

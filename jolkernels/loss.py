@@ -9,25 +9,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from jolkernels import ops, reference
+from jolkernels import reference
 from jolkernels.autograd import joint_optimization
-from jolkernels.batch import make_batch
-from jolkernels.settings import Arguments, Settings, hands_on, same_arguments, show_arguments
+from jolkernels.batch import Inputs, check_labels, make_batch
+from jolkernels.settings import Arguments, Settings, hands_on, show_arguments
 
 
 class JointLoss(NamedTuple):
-    """The two parts of the loss, divided by their normalisers, and two numbers to log."""
+    """The two parts of the loss, divided by their normalisers, and what to log.
+
+    0-dim tensors; of a call with groups [G].
+    """
 
     classification: Tensor
     regression: Tensor
+    """With the part of `extra_regression`."""
     negative_weight: Tensor
     """w_neg, the mean weight of the positives; no gradient."""
     num_positives: Tensor
     """int64; no gradient."""
+    extra_regression: Tensor
+    """The part of `regression` that the call's extra_regression makes up, or 0; no gradient."""
 
     @property
     def total(self) -> Tensor:
-        """classification + regression: call backward on it."""
+        """classification + regression: call backward on it, with groups on its sum."""
         return self.classification + self.regression
 
 
@@ -35,7 +41,8 @@ class PerSample(NamedTuple):
     """What each row contributes, [N] each, no gradient; see JointOptimizationLoss.per_sample.
 
     Scores and regression are 0 in rows that are not positive, weight is w_neg in negatives, and
-    everything is 0 in ignored rows. Losses are without weights and normalisers.
+    everything is 0 in ignored rows. Losses are without the rows' weights and normalisers;
+    classification has class_weights in it, and regression extra_regression.
     """
 
     location_score: Tensor
@@ -52,10 +59,12 @@ class JointOptimizationLoss(nn.Module):
     the batch's positives, in both the classification and the box loss.
 
     Args:
-        classification: "cross_entropy", "bce", "focal", "quality_focal", "varifocal" or a spec
-            such as Focal(alpha=.25, gamma=2) from jolkernels.spec.
-        regression: "l1", "smooth_l1", "l2", "iou", "giou", "diou", "ciou", "eiou" or a spec.
-        coding: how box predictions are coded: "xyxy", "delta", "ltrb" or a spec such as
+        classification: "cross_entropy", "bce", "focal", "quality_focal", "varifocal", "mal" or a
+            spec such as Focal(alpha=.25, gamma=2) from jolkernels.spec.
+        regression: "l1", "smooth_l1", "l2", "iou", "giou", "diou", "ciou", "eiou", "siou",
+            "shape_iou", "wiou", "nwd", a spec such as IoU(mode="log"), Inner, Focaler or Sum around
+            these, or text such as "iou:mode=log" and "5*l1+2*giou" (registry.parse).
+        coding: how box predictions are coded: "xyxy", "delta", "ltrb", "cxcywh" or a spec such as
             Delta(weights=(10, 10, 5, 5)).
         location_score: S_loc: "iou", "giou", "nwd", "simd", "dotd", a spec, or None: S_loc = 1.
         class_score: S_cls: "probability" of the true class, or None: S_cls = 1.
@@ -76,18 +85,8 @@ class JointOptimizationLoss(nn.Module):
         super().__init__()
         self.settings = Settings(*args, **kwargs)
 
-    def forward(
-        self,
-        logits: Tensor,
-        box_preds: Tensor,
-        labels: Tensor,
-        target_boxes: Tensor,
-        priors: Tensor | None = None,
-        classification_weights: Tensor | None = None,
-        regression_weights: Tensor | None = None,
-        classification_normalizer: float | Tensor | str = "samples",
-        regression_normalizer: float | Tensor | str = "samples",
-    ) -> JointLoss:
+    @hands_on(Inputs)
+    def forward(self, *args: Any, **kwargs: Any) -> JointLoss:  # noqa: D417  those of Inputs
         """The loss of a batch of samples (anchors, points or proposals).
 
         Args:
@@ -97,59 +96,47 @@ class JointOptimizationLoss(nn.Module):
                 "first". Boxes of IoU losses must not have negative sizes: see spec.LTRB.
             labels: [N] int64: a foreground class, the background (0 or C - 1 with cross entropy,
                 K with the sigmoid losses) or ignore_index.
-            target_boxes: [N, 4] x1 y1 x2 y2 in pixels, read for positives only.
+            target_boxes: [N, 4] x1 y1 x2 y2 in pixels, read for positives only; with "cxcywh"
+                coded as box_preds are.
             priors: [N, 4] x1 y1 x2 y2 in pixels, anchors or proposals, for "delta" and "ltrb".
             classification_weights: [N] floating, constant factors of the classification losses.
             regression_weights: [N] floating, constant factors of the box losses.
             classification_normalizer: what the sum is divided by: "samples" (max(1, valid rows)),
-                "positives" (max(1, positives)), "sum" (1), a number or a 0-dim tensor.
+                "positives" (max(1, positives)), "sum" (1), a number or a 0-dim tensor; with groups
+                also [G].
             regression_normalizer: the same for the box loss.
+            class_targets: [N] floating, constants from 0 to 1: the target of a positive's labelled
+                column with a sigmoid loss, in place of 1, or of the box's IoU with the soft ones.
+            extra_regression: [N] floating, differentiable: added to the positives' box losses, and
+                so under their weights.
+            class_weights: [C] floating, constants >= 0: factors of the columns with the sigmoid
+                losses, of rows by their label with cross entropy; "samples" then means the sum of
+                the valid rows' factors (1 if it is 0), as in torch.nn.functional.cross_entropy.
+            groups: [N] int64: each of G = num_groups groups has its own w_neg, positives and
+                normalisers, as if the loss were called for each; results are [G].
+            num_groups: G, with groups.
 
         Raises:
             ValueError, TypeError: a wrong shape, dtype, device or name; the message names it.
-            ValueError: a label out of range, on the CPU or with JOLKERNELS_VALIDATE=1; the message
-                has its index. Otherwise losses and gradients on a GPU are NaN.
+            ValueError: a label or group out of range, on the CPU or with JOLKERNELS_VALIDATE=1; the
+                message has its index. Otherwise losses and gradients on a GPU are NaN.
             ValueError: with JOLKERNELS_VALIDATE=1, a predicted box of negative size in an IoU loss.
         """
-        batch, call = make_batch(
-            self.settings,
-            logits,
-            box_preds,
-            labels,
-            target_boxes,
-            priors,
-            classification_weights,
-            regression_weights,
-            classification_normalizer,
-            regression_normalizer,
-        )
-        return JointLoss(*joint_optimization(batch, call))
+        return JointLoss(*joint_optimization(*make_batch(self.settings, *args, **kwargs)))
 
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's returns Any
 
-    @same_arguments(forward)
+    @hands_on(Inputs)
     @torch.no_grad()
     def per_sample(self, *args: Any, **kwargs: Any) -> PerSample:
         """Scores, weights and unweighted losses of single rows, for figures and debugging.
 
         Takes the arguments of `forward`. Runs the plain reference, not the kernels.
         """
-        batch, _ = make_batch(self.settings, *args, **kwargs)
-        ops.check_labels(batch, self.settings)
-        r = reference.rows(batch, self.settings)
-        w_pos, w_neg = reference.weights(r, self.settings)
-
-        def of_positives(values: Tensor) -> Tensor:
-            return torch.zeros_like(r.l_cls).index_put_((r.positive,), values)
-
-        return PerSample(
-            location_score=of_positives(r.s_loc),
-            class_score=of_positives(r.s_cls),
-            weight=of_positives(w_pos).index_put_((r.negative,), w_neg),
-            classification=r.l_cls,
-            regression=of_positives(r.l_loc),
-        )
+        batch, call = make_batch(self.settings, *args, **kwargs)
+        check_labels(batch, call)
+        return PerSample(*reference.per_sample(batch, call))
 
     def extra_repr(self) -> str:
         """The choices, for repr."""
@@ -161,26 +148,14 @@ def joint_optimization_loss(
     box_preds: Tensor,
     labels: Tensor,
     target_boxes: Tensor,
-    *,
-    priors: Tensor | None = None,
-    classification_weights: Tensor | None = None,
-    regression_weights: Tensor | None = None,
-    classification_normalizer: float | Tensor | str = "samples",
-    regression_normalizer: float | Tensor | str = "samples",
-    **choices: Any,
+    **others: Any,
 ) -> JointLoss:
-    """JointOptimizationLoss as a function: see there for arguments, shapes and errors."""
-    return JointOptimizationLoss(**choices)(
-        logits,
-        box_preds,
-        labels,
-        target_boxes,
-        priors,
-        classification_weights,
-        regression_weights,
-        classification_normalizer,
-        regression_normalizer,
-    )
+    """JointOptimizationLoss as a function: see there for arguments, shapes and errors.
+
+    By name it takes both those of JointOptimizationLoss and the others of its `forward`.
+    """
+    inputs = {name: others.pop(name) for name in Inputs._fields[4:] if name in others}
+    return JointOptimizationLoss(**others)(logits, box_preds, labels, target_boxes, **inputs)
 
 
-show_arguments(joint_optimization_loss, Arguments)
+show_arguments(joint_optimization_loss, Inputs, Arguments)

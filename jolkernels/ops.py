@@ -11,7 +11,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -24,23 +24,22 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 # The fields of a Batch by position, everything else by name; the call is encoded.
-BATCH = (
-    "Tensor logits, Tensor box_preds, Tensor labels, Tensor target_boxes, Tensor? priors, "
-    "Tensor? classification_weights, Tensor? regression_weights, "
-    "Tensor? classification_normalizer, Tensor? regression_normalizer, *, str call"
+BATCH = ", ".join(
+    f"Tensor{'' if kind is Tensor else '?'} {name}" for name, kind in get_type_hints(Batch).items()
 )
-torch.library.define(
-    "jolkernels::forward", f"({BATCH}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+RESULTS = ", ".join("Tensor" for _ in Forward._fields)
+torch.library.define("jolkernels::forward", f"({BATCH}, *, str call) -> ({RESULTS})")
 torch.library.define(
     "jolkernels::backward",
-    f"({BATCH}, Tensor rows, Tensor scalars, Tensor grad_classification, Tensor grad_regression, "
-    "bool needs_logits, bool needs_boxes) -> (Tensor, Tensor)",
+    f"({BATCH}, *, str call, Tensor rows, Tensor scalars, Tensor grad_classification, "
+    "Tensor grad_regression, bool needs_logits, bool needs_boxes, bool needs_extra) -> "
+    "(Tensor, Tensor, Tensor)",
 )
+Needs = tuple[bool, bool, bool]  # whether logits, box_preds and extra_regression need gradients
 
 
 def forward(batch: Batch, call: Call) -> Forward:
-    """Both losses, negative_weight, num_positives and what the backward pass needs."""
+    """The results, and what the backward pass needs."""
     if in_eager_mode(batch):
         return forward_pass(batch, call)
     return Forward(*torch.ops.jolkernels.forward(*batch, call=call.encode()))
@@ -53,12 +52,15 @@ def backward(
     scalars: Tensor,
     grad_classification: Tensor,
     grad_regression: Tensor,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    """Gradients for logits [N, C] and box_preds [N, 4S], each empty where `needs` is False."""
+    needs: Needs,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for logits [N, C], box_preds [N, 4S] and extra_regression [N].
+
+    Each is empty where `needs` is False.
+    """
     saved = rows, scalars, grad_classification, grad_regression
     if in_eager_mode((*batch, *saved)):
-        return backward_pass(batch, call.settings, *saved, needs)
+        return backward_pass(batch, call, *saved, needs)
     return torch.ops.jolkernels.backward(
         *batch,
         call=call.encode(),
@@ -68,6 +70,7 @@ def backward(
         grad_regression=grad_regression,
         needs_logits=needs[0],
         needs_boxes=needs[1],
+        needs_extra=needs[2],
     )
 
 
@@ -84,12 +87,13 @@ def in_eager_mode(tensors: Iterable[Tensor | None]) -> bool:
     )
 
 
-def implementation(logits: Tensor, settings: Settings) -> Any:
+def implementation(batch: Batch, settings: Settings) -> Any:
     """The package whose `forward` and `backward` compute this: kernels or cpu."""
+    logits = batch.logits
     if HAS_TRITON and (logits.is_cuda or (INTERPRETED and logits.device.type == "cpu")):
         from jolkernels import kernels
 
-        if kernels.available(settings):
+        if kernels.available(batch, settings):
             return kernels
     return cpu
 
@@ -98,16 +102,16 @@ def forward_pass(batch: Batch, call: Call) -> Forward:
     """The forward pass on real tensors.
 
     Raises:
-        ValueError: a label out of range, on the CPU or with JOLKERNELS_VALIDATE=1; with the latter
-            also a predicted box of negative extent in an IoU loss.
+        ValueError: a label or group out of range, on the CPU or with JOLKERNELS_VALIDATE=1; with
+            the latter also a predicted box of negative extent in an IoU loss.
     """
     batch = materialized(batch)
     validate = os.environ.get("JOLKERNELS_VALIDATE") == "1"
-    result = implementation(batch.logits, call.settings).forward(batch, call)
+    result = implementation(batch, call.settings).forward(batch, call)
     may_wait = batch.labels.device.type == "cpu" or validate
-    if may_wait and math.isnan(result.scalars[4]):  # of all ranks: they raise together
-        check_labels(batch, call.settings)
-        raise ValueError("labels: a label is out of range on another rank of sync_group")
+    if may_wait and math.isnan(result.scalars.view(-1)[4]):  # of all ranks: they raise together
+        check_labels(batch, call)
+        raise ValueError("labels: a label or group is out of range on another rank of sync_group")
     if validate:
         check_boxes(batch, call.settings)
     return result
@@ -115,33 +119,30 @@ def forward_pass(batch: Batch, call: Call) -> Forward:
 
 def backward_pass(
     batch: Batch,
-    settings: Settings,
+    call: Call,
     rows: Tensor,
     scalars: Tensor,
     grad_classification: Tensor,
     grad_regression: Tensor,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
+    needs: Needs,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The backward pass on real tensors.
 
     Raises:
-        ValueError: a label out of range by now, on the CPU.
+        ValueError: a label or group out of range by now, on the CPU.
     """
     batch = materialized(batch)
-    grad_logits, grad_boxes = implementation(batch.logits, settings).backward(
+    gradients = implementation(batch, call.settings).backward(
         batch,
-        settings,
+        call,
         rows.contiguous(),
         scalars.contiguous(),
         grad_classification.resolve_neg(),
         grad_regression.resolve_neg(),
         needs,
     )
-    nothing = batch.logits.new_empty(0)
-    return (
-        nothing if grad_logits is None else grad_logits,
-        nothing.clone() if grad_boxes is None else grad_boxes,
-    )
+    made = [batch.logits.new_empty(0) if g is None else g for g in gradients]
+    return made[0], made[1], made[2]
 
 
 def materialized(batch: Batch) -> Batch:
@@ -164,16 +165,20 @@ def run_backward(
     grad_regression: Tensor,
     needs_logits: bool,
     needs_boxes: bool,
-) -> tuple[Tensor, Tensor]:
+    needs_extra: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """jolkernels::backward on real tensors."""
     check_call(batch, call)
     numbers = (accumulator(batch),)
     check("rows", rows, (call.settings.kept, len(batch.labels)), batch.logits, numbers)
-    check("scalars", scalars, (5,), batch.logits, (torch.float64,))
-    check("grad_classification", grad_classification, (), batch.logits)
-    check("grad_regression", grad_regression, (), batch.logits)
+    shape = call.shape
+    check("scalars", scalars, (*shape, 5), batch.logits, (torch.float64,))
+    check("grad_classification", grad_classification, shape, batch.logits)
+    check("grad_regression", grad_regression, shape, batch.logits)
+    if needs_extra and batch.extra_regression is None:
+        raise ValueError("needs_extra: got True without extra_regression, wanted False")
     saved = rows, scalars, grad_classification, grad_regression
-    return backward_pass(batch, call.settings, *saved, (needs_logits, needs_boxes))
+    return backward_pass(batch, call, *saved, (needs_logits, needs_boxes, needs_extra))
 
 
 def fake_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
@@ -182,26 +187,35 @@ def fake_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     def empty(*shape: int) -> Tensor:
         return batch.logits.new_empty(shape, dtype=accumulator(batch))
 
+    shape = call.shape
     return tuple(
         Forward(
-            classification=empty(),
-            regression=empty(),
-            negative_weight=empty(),
-            num_positives=batch.labels.new_empty(()),
+            classification=empty(*shape),
+            regression=empty(*shape),
+            negative_weight=empty(*shape),
+            num_positives=batch.labels.new_empty(shape),
+            extra_regression=empty(*shape),
             rows=empty(call.settings.kept, batch.labels.shape[0]),
-            scalars=batch.logits.new_empty(5, dtype=torch.float64),
+            scalars=batch.logits.new_empty((*shape, 5), dtype=torch.float64),
         )
     )
 
 
 def fake_backward(
-    batch: Batch, call: Call, needs_logits: bool, needs_boxes: bool, **_: Tensor
-) -> tuple[Tensor, Tensor]:
+    batch: Batch,
+    call: Call,
+    needs_logits: bool,
+    needs_boxes: bool,
+    needs_extra: bool,
+    **_: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes and dtypes of jolkernels::backward."""
-    logits, boxes = batch.logits, batch.box_preds
+    logits, boxes, extra = batch.logits, batch.box_preds, batch.extra_regression
+    nothing = logits.new_empty(0)
     return (
-        logits.new_empty(logits.shape if needs_logits else 0),
-        boxes.new_empty(boxes.shape) if needs_boxes else logits.new_empty(0),
+        logits.new_empty(logits.shape) if needs_logits else nothing,
+        boxes.new_empty(boxes.shape) if needs_boxes else nothing.clone(),
+        extra.new_empty(extra.shape) if needs_extra and extra is not None else nothing.clone(),
     )
 
 
@@ -229,7 +243,7 @@ def check_boxes(batch: Batch, settings: Settings) -> None:
     Raises:
         ValueError: with the first such index, its numbers and its size.
     """
-    if settings.regression.on_codes:
+    if all(term.on_codes for _, term in settings.terms):
         return
     labels = batch.labels
     background = settings.background_label(batch.logits.shape[1])

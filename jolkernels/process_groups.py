@@ -37,6 +37,11 @@ def total(value: Tensor, group: str | None) -> Tensor:
     return value
 
 
+def mean(value: Tensor, group: str | None) -> Tensor:
+    """The mean of `value` over the ranks, without gradient; every rank must call it."""
+    return value.detach() if group is None else total(value, group) / size(group)
+
+
 def all_reduce(sums: Tensor, group: str) -> None:
     """Add `sums` over the ranks, in place. Every rank of the group must call it."""
     dist.all_reduce(sums, group=resolve(group))

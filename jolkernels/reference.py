@@ -5,21 +5,22 @@
     L       = sum_pos w_pos_i (l_loc_i + l_cls_i) + w_neg sum_neg l_cls_i    (Eq. 2)
 
 S_loc is the IoU of the predicted and the target box, S_cls the predicted probability of the true
-class. Slow and readable; users get the same numbers from jolkernels.loss. First the equations, then
-the rows' losses, scores and codings.
+class. Slow and readable; users get the same numbers from jolkernels.loss. The formulas of single
+losses, scores and codings are in jolkernels.formulas.
 
 Shapes: N rows (samples), C class columns, P positives; boxes are [P, 4] as x1 y1 x2 y2 in pixels.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from jolkernels import spec
 from jolkernels.batch import Batch, accumulator
+from jolkernels.formulas import coding, regression, scores  # noqa: F401  fill in REFERENCE
+from jolkernels.formulas.boxes import extents
+from jolkernels.formulas.classification import sum_of_columns
 from jolkernels.registry import REFERENCE
 from jolkernels.settings import Call, Settings
 
@@ -33,31 +34,45 @@ class Rows(NamedTuple):
     l_loc: Tensor  # [P]
     s_cls: Tensor  # [P]
     s_loc: Tensor  # [P]
+    extra: Tensor  # [P], of l_loc the part that the caller gives
+    counts: Tensor  # [N], what a row counts among the samples: 1, its class weight, or 0
 
 
-def joint_optimization_loss(batch: Batch, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eq. 2, its two parts divided by their normalisers.
+def joint_optimization_loss(batch: Batch, call: Call) -> tuple[Tensor, ...]:
+    """Eq. 2, its two parts divided by their normalisers; with groups as many losses, stacked.
 
     Returns:
-        classification, regression, w_neg (detached) and the number of positives, 0-dim each.
+        classification, regression, w_neg (detached), the number of positives and the part of
+        extra_regression (detached), 0-dim each or [G].
     """
+    if batch.groups is None:
+        return one_loss(batch, call)
+    losses = [one_loss(part, call) for _, part in by_group(batch, call)]
+    return tuple(torch.stack(column) for column in zip(*losses, strict=True))
+
+
+def one_loss(batch: Batch, call: Call) -> tuple[Tensor, ...]:
+    """As joint_optimization_loss, without groups."""
     r = rows(batch, call.settings)
     w_pos, w_neg = weights(r, call.settings)
 
-    l_cls, l_loc = r.l_cls, r.l_loc
+    l_cls, l_loc, extra = r.l_cls, r.l_loc, r.extra
     if batch.classification_weights is not None:
         l_cls = batch.classification_weights.detach() * l_cls
     if batch.regression_weights is not None:
-        l_loc = batch.regression_weights.detach()[r.positive] * l_loc
-    classification = (w_pos * l_cls[r.positive]).sum() + w_neg * l_cls[r.negative].sum()
-    regression = (w_pos * l_loc).sum()
+        betas = batch.regression_weights.detach()[r.positive]
+        l_loc, extra = betas * l_loc, betas * extra
+    of_classes = (w_pos * l_cls[r.positive]).sum() + w_neg * l_cls[r.negative].sum()
+    of_boxes = (w_pos * l_loc).sum()
 
-    z_cls = normalizer(call.classification_normalizer, batch.classification_normalizer, r)
+    kind = call.classification_normalizer
+    z_cls = normalizer(kind, batch.classification_normalizer, r, r.counts)
     z_loc = normalizer(call.regression_normalizer, batch.regression_normalizer, r)
     positives = batch.labels.new_tensor(len(r.positive))
     dtype = r.l_cls.dtype  # a normaliser or a weight may be wider
-    parts = (classification / z_cls).to(dtype), (regression / z_loc).to(dtype)
-    return *parts, w_neg.detach(), positives
+    parts = (of_classes / z_cls).to(dtype), (of_boxes / z_loc).to(dtype)
+    of_extra = ((w_pos * extra).sum() / z_loc).to(dtype)
+    return *parts, w_neg.detach(), positives, of_extra.detach()
 
 
 def weights(r: Rows, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -71,11 +86,16 @@ def weights(r: Rows, settings: Settings) -> tuple[Tensor, Tensor]:
     return w_pos, w_neg
 
 
-def normalizer(kind: str, number: Tensor | None, r: Rows) -> Tensor | int:
-    """What a sum is divided by."""
+def normalizer(
+    kind: str, number: Tensor | None, r: Rows, counts: Tensor | None = None
+) -> Tensor | float:
+    """What a sum is divided by; `counts` [N] is what the rows count among the samples, if not 1."""
     if number is not None:
         return number.detach()
     positives, samples = len(r.positive), len(r.positive) + len(r.negative)
+    if kind == "samples" and counts is not None:
+        total = counts.sum()
+        return torch.where(total > 0, total, 1)
     return {"samples": max(1, samples), "positives": max(1, positives), "sum": 1}[kind]
 
 
@@ -91,38 +111,66 @@ def rows(batch: Batch, settings: Settings) -> Rows:
         for mask in (is_valid, is_valid & ~is_background, is_valid & is_background)
     )
 
-    codes, boxes, targets, priors = boxes_of(batch, positive, settings)
-    if settings.regression.on_codes:
-        _, encode = REFERENCE["coding"][type(settings.coding)]
-        compared = codes, encode(targets, priors, settings.coding)
+    codes, boxes, encoded, targets, priors = boxes_of(batch, positive, settings)
+    l_loc = codes.new_zeros(len(positive))
+    for factor, term in settings.terms:
+        compared = (codes, encoded) if term.on_codes else (boxes, targets)
+        l_loc = l_loc + factor * REFERENCE["regression"][type(term)](*compared, term)
+    extra = torch.zeros_like(l_loc)
+    if batch.extra_regression is not None:
+        extra = batch.extra_regression[positive].to(dtype)
+
+    if batch.class_targets is not None:
+        goal = batch.class_targets.detach()[positive].to(dtype)
+    elif settings.classification.soft:
+        goal = location_scores(boxes, targets, priors, spec.IoU(), settings).detach()
     else:
-        compared = boxes, targets
-    iou_now = location_scores(boxes, targets, priors, spec.IoU(), settings).detach()
-    quality = logits.new_zeros(len(labels)).index_put((positive,), iou_now)
+        goal = boxes.new_ones(len(positive))
+    goals = logits.new_zeros(len(labels)).index_put((positive,), goal)
     classify = REFERENCE["classification"][type(settings.classification)]
-    l_cls = classify(logits[valid], labels[valid], quality[valid], settings.classification)
-    regress = REFERENCE["regression"][type(settings.regression)]
+    l_cls = classify(logits[valid], labels[valid], goals[valid], settings.classification)
+    factors = None if batch.class_weights is None else batch.class_weights.detach().to(dtype)
+    if settings.classification.softmax and factors is not None:
+        counts = factors[labels[valid]]
+        l_cls = counts * l_cls
+    else:
+        l_cls = sum_of_columns(l_cls, factors, settings.classification)
+        counts = torch.ones_like(l_cls)
+
+    def of_valid(values: Tensor) -> Tensor:
+        return values.new_zeros(len(labels)).index_put((valid,), values)
+
     return Rows(
         positive=positive,
         negative=negative,
-        l_cls=l_cls.new_zeros(len(labels)).index_put((valid,), l_cls),
-        l_loc=regress(*compared, settings.regression),
+        l_cls=of_valid(l_cls),
+        l_loc=l_loc + extra,
         s_cls=classification_scores(logits[positive], labels[positive], settings),
         s_loc=location_scores(boxes, targets, priors, settings.location_score, settings),
+        extra=extra,
+        counts=of_valid(counts),
     )
 
 
 def boxes_of(
     batch: Batch, positive: Tensor, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes, the boxes that they decode to, targets and priors of the positives, [P, 4] each."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Codes, the boxes they decode to, encoded targets, target boxes and priors of positives.
+
+    [P, 4] each.
+    """
     dtype, y = accumulator(batch), batch.labels[positive]
+    decode, encode = REFERENCE["coding"][type(settings.coding)]
     slots = batch.box_preds.to(dtype)[positive].unflatten(1, (-1, 4))  # [P, S, 4]
     codes = slots[torch.arange(len(y), device=y.device), y if slots.shape[1] > 1 else 0]
-    targets = batch.target_boxes[positive].to(dtype)
-    priors = targets if batch.priors is None else batch.priors[positive].to(dtype)
-    decode, _ = REFERENCE["coding"][type(settings.coding)]
-    return codes, decode(codes, priors, settings.coding), targets, priors
+    given = batch.target_boxes[positive].to(dtype)
+    priors = given if batch.priors is None else batch.priors[positive].to(dtype)
+    boxes = decode(codes, priors, settings.coding)
+    if settings.coded_targets:
+        return codes, boxes, given, decode(given, priors, settings.coding), priors
+    needed = any(term.on_codes for _, term in settings.terms)
+    encoded = encode(given, priors, settings.coding) if needed else given
+    return codes, boxes, encoded, given, priors
 
 
 def classification_scores(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
@@ -148,270 +196,38 @@ def location_scores(
     return torch.where(degenerate, 0, value)
 
 
-MIN_EXTENT = 1e-6
-"""In encodings and aspect ratios boxes are at least this wide and high, in pixels; in aspect ratios
-an extent may also be at most minus this."""
-EPS = 1e-7
-"""torchvision's, in the places where its box losses have it."""
-
-
-# Classification losses of rows: (logits [n, C], labels [n], quality [n], spec) -> [n]. Label C of
-# a sigmoid loss is the background; quality is the IoU of a positive's box, a constant.
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, _: Tensor, __: spec.CrossEntropy) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)); F.softplus is linear beyond 20, 2e-9 off there."""
-    return -F.logsigmoid(-x)
-
-
-def one_hot_columns(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 in the column of a row's true class, 0 elsewhere and for the background."""
-    return F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
-
-
-def bce(logits: Tensor, labels: Tensor, _: Tensor, __: spec.BCE) -> Tensor:
-    target = one_hot_columns(logits, labels)
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
-
-
-def focal(logits: Tensor, labels: Tensor, _: Tensor, spec: spec.Focal) -> Tensor:
-    """torchvision.ops.sigmoid_focal_loss, summed over the columns."""
-    one_hot = one_hot_columns(logits, labels)
-    toward = torch.where(one_hot == 1, -logits, logits)  # the larger, the more wrong
-    alpha = spec.alpha * one_hot + (1 - spec.alpha) * (1 - one_hot)
-    return (alpha * torch.sigmoid(toward) ** spec.gamma * softplus(toward)).sum(1)
-
-
-def quality_focal(
-    logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.QualityFocal
-) -> Tensor:
-    """Generalized Focal Loss, Eq. 3: |y - sigma|^beta BCE(sigma, y), y the quality or 0."""
-    target = one_hot_columns(logits, labels) * quality[:, None]
-    modulation = (target - logits.sigmoid()).abs() ** spec.beta
-    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return (modulation * bce).sum(1)
-
-
-def varifocal(logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.Varifocal) -> Tensor:
-    """VarifocalNet, Eq. 2: q BCE(p, q) where the quality q > 0, else alpha p^gamma BCE(p, 0)."""
-    target = one_hot_columns(logits, labels) * quality[:, None]
-    negative = spec.alpha * logits.sigmoid() ** spec.gamma
-    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return (torch.where(target > 0, target, negative) * bce).sum(1)
-
-
-# Box losses: (x [P, 4], target [P, 4], spec) -> [P]; codes or corner boxes, as spec.on_codes says
-
-
-def l1(x: Tensor, target: Tensor, _: spec.L1) -> Tensor:
-    return (x - target).abs().sum(1)
-
-
-def smooth_l1(x: Tensor, target: Tensor, spec: spec.SmoothL1) -> Tensor:
-    return F.smooth_l1_loss(x, target, beta=spec.beta, reduction="none").sum(1)
-
-
-def l2(x: Tensor, target: Tensor, _: spec.L2) -> Tensor:
-    return (x - target).square().sum(1)
-
-
-def extents(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    return boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-
-
-def area(boxes: Tensor) -> Tensor:
-    w, h = extents(boxes)
-    return w * h
-
-
-def intersection_and_union(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    w = torch.min(x[:, 2], target[:, 2]) - torch.max(x[:, 0], target[:, 0])
-    h = torch.min(x[:, 3], target[:, 3]) - torch.max(x[:, 1], target[:, 1])
-    intersection = torch.where((w > 0) & (h > 0), w * h, 0)
-    return intersection, area(x) + area(target) - intersection
-
-
-def iou(x: Tensor, target: Tensor) -> Tensor:
-    intersection, union = intersection_and_union(x, target)
-    empty = union <= 0  # not `~(union > 0)`: NaN stays NaN
-    return torch.where(empty, 0, intersection / torch.where(empty, 1, union))
-
-
-def iou_loss(x: Tensor, target: Tensor, _: spec.IoU) -> Tensor:
-    return 1 - iou(x, target)
-
-
-def hull_extents(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Width and height of the smallest box around both."""
-    w = torch.max(x[:, 2], target[:, 2]) - torch.min(x[:, 0], target[:, 0])
-    h = torch.max(x[:, 3], target[:, 3]) - torch.min(x[:, 1], target[:, 1])
-    return w, h
-
-
-def giou_loss(x: Tensor, target: Tensor, _: spec.GIoU) -> Tensor:
-    """torchvision.ops.generalized_box_iou_loss."""
-    intersection, union = intersection_and_union(x, target)
-    hull_w, hull_h = hull_extents(x, target)
-    hull = hull_w * hull_h
-    return 1 - (intersection / (union + EPS) - (hull - union) / (hull + EPS))
-
-
-def center_offsets(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    d = 0.5 * ((x[:, :2] - target[:, :2]) + (x[:, 2:] - target[:, 2:]))  # 0 for equal boxes
-    return d[:, 0], d[:, 1]
-
-
-def diou_loss(x: Tensor, target: Tensor, _: spec.DIoU) -> Tensor:
-    """torchvision.ops.distance_box_iou_loss."""
-    intersection, union = intersection_and_union(x, target)
-    hull_w, hull_h = hull_extents(x, target)
-    dx, dy = center_offsets(x, target)
-    distance = (dx**2 + dy**2) / (hull_w**2 + hull_h**2 + EPS)
-    return 1 - intersection / (union + EPS) + distance
-
-
-def off_zero(extent: Tensor) -> Tensor:
-    """An extent, positive or negative, moved to at least MIN_EXTENT from 0."""
-    return torch.where(extent < 0, extent.clamp(max=-MIN_EXTENT), extent.clamp(min=MIN_EXTENT))
-
-
-def aspect_angle(boxes: Tensor) -> Tensor:
-    """atan(w / h)."""
-    w, h = extents(boxes)
-    return torch.atan(off_zero(w) / off_zero(h))
-
-
-def ciou_loss(x: Tensor, target: Tensor, _: spec.CIoU) -> Tensor:
-    """torchvision.ops.complete_box_iou_loss; the trade-off factor alpha is a constant."""
-    intersection, union = intersection_and_union(x, target)
-    v = 4 / math.pi**2 * (aspect_angle(target) - aspect_angle(x)) ** 2
-    alpha = (v / (1 - intersection / (union + EPS) + v + EPS)).detach()
-    return diou_loss(x, target, spec.DIoU()) + alpha * v
-
-
-def eiou_loss(x: Tensor, target: Tensor, _: spec.EIoU) -> Tensor:
-    """DIoU and the differences of width and height against the hull's, eps as in DIoU."""
-    (w, h), (target_w, target_h) = extents(x), extents(target)
-    hull_w, hull_h = hull_extents(x, target)
-    sides = (w - target_w) ** 2 / (hull_w**2 + EPS) + (h - target_h) ** 2 / (hull_h**2 + EPS)
-    return diou_loss(x, target, spec.DIoU()) + sides
-
-
-# Location scores: (boxes [P, 4], targets [P, 4], spec) -> [P] in [0, 1], for boxes with an extent
-
-
-def iou_score(boxes: Tensor, targets: Tensor, _: spec.IoU) -> Tensor:
-    return iou(boxes, targets)
-
-
-def giou_score(boxes: Tensor, targets: Tensor, spec: spec.GIoU) -> Tensor:
-    return 1 - giou_loss(boxes, targets, spec) / 2  # (1 + GIoU) / 2
-
-
-def root(squares: Tensor) -> Tensor:
-    """Square root whose derivative at 0 is 0."""
-    positive = squares > 0
-    return torch.where(positive, torch.where(positive, squares, 1).sqrt(), 0 * squares)
-
-
-def nwd_score(boxes: Tensor, targets: Tensor, spec: spec.NWD) -> Tensor:
-    dx, dy = center_offsets(boxes, targets)
-    (w, h), (target_w, target_h) = extents(boxes), extents(targets)
-    wasserstein = root(dx**2 + dy**2 + ((w - target_w) ** 2 + (h - target_h) ** 2) / 4)
-    return torch.exp(-wasserstein / spec.constant)
-
-
-def simd_score(boxes: Tensor, targets: Tensor, spec: spec.SimD) -> Tensor:
-    dx, dy = center_offsets(boxes, targets)
-    (w, h), (target_w, target_h) = extents(boxes), extents(targets)
-    per_w, per_h = spec.m / (w + target_w), spec.n / (h + target_h)
-    location = root((dx * per_w) ** 2 + (dy * per_h) ** 2)
-    shape = root(((w - target_w) * per_w) ** 2 + ((h - target_h) * per_h) ** 2)
-    return torch.exp(-(location + shape)).clamp(min=1e-6)
-
-
-def dotd_score(boxes: Tensor, targets: Tensor, spec: spec.DotD) -> Tensor:
-    dx, dy = center_offsets(boxes, targets)
-    return torch.exp(-root(dx**2 + dy**2) / spec.size)
-
-
-# Codings, [P, 4] all: decode (codes, priors, spec) -> boxes; encode (boxes, priors, spec) -> codes
-
-
-def decode_xyxy(codes: Tensor, _: Tensor, __: spec.XYXY) -> Tensor:
-    return codes
-
-
-def encode_xyxy(boxes: Tensor, _: Tensor, __: spec.XYXY) -> Tensor:
-    return boxes
-
-
-def center_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    size = boxes[:, 2:] - boxes[:, :2]
-    return boxes[:, :2] + 0.5 * size, size
-
-
-def decode_delta(codes: Tensor, priors: Tensor, spec: spec.Delta) -> Tensor:
-    """torchvision's BoxCoder.decode_single."""
-    center, size = center_and_size(priors)
-    codes = codes / codes.new_tensor(spec.weights)
-    center = center + codes[:, :2] * size
-    size = size * torch.exp(codes[:, 2:].clamp(max=codes.new_tensor(spec.clip)))
-    return torch.cat((center - 0.5 * size, center + 0.5 * size), 1)
-
-
-def encode_delta(boxes: Tensor, priors: Tensor, spec: spec.Delta) -> Tensor:
-    """torchvision's BoxCoder.encode_single."""
-    prior_center, prior_size = center_and_size(priors)
-    center, size = center_and_size(boxes)
-    prior_size, size = prior_size.clamp(min=MIN_EXTENT), size.clamp(min=MIN_EXTENT)
-    codes = torch.cat(((center - prior_center) / prior_size, torch.log(size / prior_size)), 1)
-    return codes * codes.new_tensor(spec.weights)
-
-
-def decode_ltrb(codes: Tensor, priors: Tensor, _: spec.LTRB) -> Tensor:
-    """torchvision's BoxLinearCoder.decode with normalize_by_size."""
-    center, size = 0.5 * (priors[:, :2] + priors[:, 2:]), priors[:, 2:] - priors[:, :2]
-    return torch.cat((center - codes[:, :2] * size, center + codes[:, 2:] * size), 1)
-
-
-def encode_ltrb(boxes: Tensor, priors: Tensor, _: spec.LTRB) -> Tensor:
-    """torchvision's BoxLinearCoder.encode with normalize_by_size."""
-    center = 0.5 * (priors[:, :2] + priors[:, 2:])
-    size = (priors[:, 2:] - priors[:, :2]).clamp(min=MIN_EXTENT)
-    return torch.cat(((center - boxes[:, :2]) / size, (boxes[:, 2:] - center) / size), 1)
-
-
-REFERENCE["classification"] |= {
-    spec.CrossEntropy: cross_entropy,
-    spec.BCE: bce,
-    spec.Focal: focal,
-    spec.QualityFocal: quality_focal,
-    spec.Varifocal: varifocal,
-}
-REFERENCE["regression"] |= {
-    spec.L1: l1,
-    spec.SmoothL1: smooth_l1,
-    spec.L2: l2,
-    spec.IoU: iou_loss,
-    spec.GIoU: giou_loss,
-    spec.DIoU: diou_loss,
-    spec.CIoU: ciou_loss,
-    spec.EIoU: eiou_loss,
-}
-REFERENCE["location_score"] |= {
-    spec.IoU: iou_score,
-    spec.GIoU: giou_score,
-    spec.NWD: nwd_score,
-    spec.SimD: simd_score,
-    spec.DotD: dotd_score,
-}
-REFERENCE["coding"] |= {
-    spec.XYXY: (decode_xyxy, encode_xyxy),
-    spec.Delta: (decode_delta, encode_delta),
-    spec.LTRB: (decode_ltrb, encode_ltrb),
-}
+def by_group(batch: Batch, call: Call) -> list[tuple[Tensor, Batch]]:
+    """Of each group its rows, as indices, and its part of the batch."""
+    assert batch.groups is not None and call.num_groups is not None
+    shared = ("classification_normalizer", "regression_normalizer", "class_weights")
+    parts = []
+    for g in range(call.num_groups):
+        at = (batch.groups == g).nonzero()[:, 0]
+        fields = {}
+        for name, tensor in batch._asdict().items():
+            if tensor is None or name in shared:
+                fields[name] = tensor if tensor is None or tensor.ndim == 0 else tensor[g]
+            else:
+                fields[name] = tensor[at]
+        fields |= {"groups": None, "class_weights": batch.class_weights}
+        parts.append((at, Batch(**fields)))
+    return parts
+
+
+def per_sample(batch: Batch, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """location_score, class_score, weight, classification and regression of each row, [N]."""
+    if batch.groups is not None:
+        parts = by_group(batch, call)
+        numbers = [torch.stack(per_sample(part, call)) for _, part in parts]
+        of_rows = numbers[0].new_zeros(5, len(batch.labels))
+        for (at, _), values in zip(parts, numbers, strict=True):
+            of_rows[:, at] = values
+        return of_rows.unbind()  # type: ignore[return-value]
+    r = rows(batch, call.settings)
+    w_pos, w_neg = weights(r, call.settings)
+
+    def of_positives(values: Tensor) -> Tensor:
+        return torch.zeros_like(r.l_cls).index_put_((r.positive,), values)
+
+    weight = of_positives(w_pos).index_put_((r.negative,), w_neg)
+    return of_positives(r.s_loc), of_positives(r.s_cls), weight, r.l_cls, of_positives(r.l_loc)

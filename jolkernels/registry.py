@@ -1,10 +1,12 @@
 """Which choices there are, by kind and name, and the functions that compute them.
 
 Four tables, filled in by the modules that hold the choices and their functions: jolkernels.spec,
-.reference, .cpu.closed_form and .kernels. `register` adds a choice from outside the package.
+.formulas, .cpu.closed_form and .kernels. `register` adds a choice from outside the package.
 """
 
+import ast
 import math
+import re
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -18,26 +20,29 @@ class Spec(Protocol):
 
 
 class Classification(Spec, Protocol):
-    """A classification loss."""
+    """A classification loss.
+
+    With `takes_targets` = True, which a `soft` one has anyway, it can be given class_targets.
+    """
 
     softmax: ClassVar[bool]
     soft: ClassVar[bool]
 
 
 class Regression(Spec, Protocol):
-    """A box loss."""
+    """A box loss. One with a method `terms` is the sum of others; see the function `terms`."""
 
     on_codes: ClassVar[bool]
 
 
 class Coding(Spec, Protocol):
-    """How a box prediction encodes a box."""
+    """How a box prediction encodes a box. With `coded_targets` = True targets come as codes too."""
 
     uses_priors: ClassVar[bool]
 
 
 class Score(Spec, Protocol):
-    """A location score."""
+    """A location score. With `in_pixels` = True it depends on the unit of the boxes."""
 
 
 FLAGS = {
@@ -53,7 +58,7 @@ CHOICES: dict[str, dict[str, type]] = {kind: {} for kind in FLAGS}
 CLASS_SCORES = ("probability",)
 """What S_cls can be."""
 REFERENCE: dict[str, dict[type, Any]] = {kind: {} for kind in FLAGS}
-"""In plain PyTorch; a pair (decode, encode) for a coding. Signatures: jolkernels.reference."""
+"""In plain PyTorch; a pair (decode, encode) for a coding. Signatures: jolkernels.formulas."""
 CLOSED_FORM: dict[str, dict[type, Any]] = {kind: {} for kind in FLAGS}
 """With their gradients, for the CPU; optional. Signatures: jolkernels.cpu.closed_form."""
 KERNEL: dict[str, dict[type, Any]] = {kind: {} for kind in FLAGS}
@@ -94,7 +99,8 @@ def register(
             these, each with a default. Its class variables say how it is used: softmax (False) and
             soft for a classification loss, on_codes for a box loss, uses_priors for a coding.
         reference: a function in plain PyTorch, with the signature of its kind in
-            jolkernels.reference; for a coding the pair (decode, encode).
+            jolkernels.formulas; for a coding the pair (decode, encode). A classification loss that
+            gives one number a row, not one a column, does without class_weights.
         closed_form: a function that also returns the gradient, with the signature of its kind in
             jolkernels.cpu.closed_form; None: autograd differentiates the reference.
         kernel: a @triton.jit device function with the signature of its kind in jolkernels.kernels,
@@ -146,11 +152,16 @@ def check_params(kind: str, choice: Any) -> None:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether `value` is a finite number or a string, not of a subclass, or a tuple of these."""
+    """Whether `value` is a finite number or a string, not of a subclass, or a tuple of these.
+
+    A choice, such as the loss that Inner stands around, is plain if its parameters are.
+    """
     if type(value) is tuple:
         return all(map(is_plain, value))
     if type(value) is float:
         return math.isfinite(value)
+    if is_dataclass(value):
+        return is_plain(params(value))  # type: ignore[arg-type]
     return value is None or type(value) in (int, bool, str)
 
 
@@ -168,8 +179,34 @@ def params(choice: Spec) -> tuple[Any, ...]:
     return tuple(getattr(choice, field.name) for field in fields(choice))
 
 
+def terms(choice: Any) -> tuple[tuple[float, Any], ...]:
+    """A box loss as a sum of losses that have formulas of their own: (factor, loss) each."""
+    parts = getattr(choice, "terms", None)
+    return ((1.0, choice),) if parts is None else parts()
+
+
+def written(kind: str, value: Any) -> Any:
+    """A choice as {name: parameters}, for text; choices inside another are box losses."""
+    if isinstance(value, tuple):
+        return tuple(written("regression", item) for item in value)
+    if not is_dataclass(value):
+        return value
+    (name,) = (name for name, choice in CHOICES[kind].items() if choice is type(value))
+    return {name: written(kind, params(value))}  # type: ignore[arg-type]
+
+
+def read(kind: str, value: Any) -> Any:
+    """What `written` was given."""
+    if isinstance(value, tuple):
+        return tuple(read("regression", item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    ((name, parameters),) = value.items()
+    return CHOICES[kind][name](*read(kind, parameters))
+
+
 def resolve(kind: str, choice: object) -> Any:
-    """The spec that `choice`, a name or a spec, means; `kind` is a key of CHOICES.
+    """The spec that `choice`, a text as `parse` reads it or a spec, means; a key of CHOICES.
 
     Raises:
         TypeError: `choice` is neither a string nor a spec of this kind.
@@ -177,9 +214,7 @@ def resolve(kind: str, choice: object) -> Any:
     """
     choices = CHOICES[kind]
     if isinstance(choice, str):
-        if choice not in choices:
-            raise ValueError(f"{kind}: got {choice!r}, wanted one of {', '.join(choices)}")
-        choice = choices[choice]()
+        choice = parse(kind, choice)
     elif type(choice) not in choices.values():
         wanted = ", ".join(c.__name__ for c in choices.values())
         raise TypeError(
@@ -187,3 +222,66 @@ def resolve(kind: str, choice: object) -> Any:
         )
     check_params(kind, choice)
     return choice
+
+
+def parse(kind: str, text: str) -> Any:
+    """The choice that a text names.
+
+        iou                             its defaults
+        iou:mode=log                    parameters by name, separated by commas
+        delta:weights=(10, 10, 5, 5)
+        inner:loss=ciou,ratio=0.7       a loss in another; in parentheses if it has parameters
+        5*l1+2*giou                     a sum of two box losses
+
+    Raises:
+        ValueError: an unknown name or parameter, or a parameter without a value.
+        TypeError, ValueError: a value that the choice refuses.
+    """
+    if text in CHOICES[kind]:
+        return CHOICES[kind][text]()
+    parts = split(text, "+")
+    if kind == "regression" and (len(parts) > 1 or len(split(text, "*")) > 1):
+        if len(parts) > 2:
+            raise ValueError(f"{kind}: got {text!r}, wanted a sum of at most two losses")
+        return CHOICES[kind]["sum"](*map(weighted, parts), *[None] * (2 - len(parts)))
+    name, colon, rest = text.partition(":")
+    if name not in CHOICES[kind]:
+        raise ValueError(f"{kind}: got {name!r}, wanted one of {', '.join(CHOICES[kind])}")
+    choice, given = CHOICES[kind][name], {}
+    names = [field.name for field in fields(choice)]
+    for part in split(rest, ",") if colon else ():
+        key, equals, value = part.partition("=")
+        if key.strip() not in names or not equals:
+            wanted = " or ".join(f"{name}=VALUE" for name in names) or "no parameter"
+            raise ValueError(f"{kind}: {name}: got {part!r}, wanted {wanted}")
+        given[key.strip()] = literal(value.strip())
+    return choice(**given)
+
+
+def weighted(term: str) -> tuple[float, str]:
+    """The factor and the loss of a term such as 5*l1 or giou."""
+    *factor, loss = split(term, "*")
+    number = literal(factor[0].strip()) if factor else 1.0
+    if len(factor) > 1 or isinstance(number, str):
+        raise ValueError(f"regression: got {term!r}, wanted NUMBER*LOSS or LOSS")
+    return number, re.sub(r"^\((.*)\)$", r"\1", loss.strip())
+
+
+def split(text: str, separator: str) -> list[str]:
+    """The parts of a text between separators outside of parentheses."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def literal(text: str) -> Any:
+    """A number, True, False, None or a tuple of them; another text, less parentheses, as it is."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return re.sub(r"^\((.*)\)$", r"\1", text)

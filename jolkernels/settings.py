@@ -18,8 +18,10 @@ from jolkernels.registry import (
     Coding,
     Regression,
     Score,
-    params,
+    read,
     resolve,
+    terms,
+    written,
 )
 
 
@@ -69,17 +71,26 @@ class Arguments:
             )
         for name, value in kept.items():
             object.__setattr__(self, name, value)
+        check_together(self)
         # Here, because torch.compile may see symbols for the floats and could not write them.
         object.__setattr__(self, "text", self.written())
 
     def written(self) -> str:
         """These settings as text, for Call."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
-        for kind, choices in CHOICES.items():
-            if (choice := values[kind]) is not None:
-                (name,) = (name for name, spec in choices.items() if spec is type(choice))
-                values[kind] = name, params(choice)
-        return repr(values)
+        names = [field.name for field in fields(self) if field.init]
+        return repr({name: written(name, getattr(self, name)) for name in names})
+
+
+def check_together(arguments: Any) -> None:
+    """Raise ValueError for a score that is none, or that a coding's unit does not suit."""
+    score = arguments.location_score
+    if hasattr(score, "check_score"):
+        score.check_score()
+    if not hasattr(arguments.coding, "check_unit"):
+        return
+    arguments.coding.check_unit("location_score", score)
+    for _, loss in terms(arguments.regression):
+        arguments.coding.check_unit("regression", loss)
 
 
 class Settings(Arguments):
@@ -102,6 +113,21 @@ class Settings(Arguments):
         return self.weighted and not self.detach_weights
 
     @property
+    def takes_targets(self) -> bool:
+        """Whether class_targets can be given."""
+        return getattr(self.classification, "takes_targets", self.classification.soft)
+
+    @property
+    def coded_targets(self) -> bool:
+        """Whether target_boxes are coded as predictions are."""
+        return getattr(self.coding, "coded_targets", False)
+
+    @property
+    def terms(self) -> tuple[tuple[float, Regression], ...]:
+        """The box loss as a sum of losses that have formulas: (factor, loss) each."""
+        return terms(self.regression)
+
+    @property
     def kept(self) -> int:
         """How many numbers of a row are kept for the backward pass.
 
@@ -122,65 +148,62 @@ class Settings(Arguments):
 
 
 class Call(NamedTuple):
-    """The settings of one call: those of the loss, and how each normaliser was given."""
+    """The settings of one call: those of the loss, how each normaliser was given, the groups."""
 
     settings: Settings
     classification_normalizer: str
     """"samples", "positives", "sum", or "number": it is in the batch."""
     regression_normalizer: str
+    num_groups: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the results: () or, with groups, (G,)."""
+        return () if self.num_groups is None else (self.num_groups,)
 
     def encode(self) -> str:
         """This call as text, for operators, whose schemas know no dataclasses."""
-        return f"{self.classification_normalizer} {self.regression_normalizer} {self.settings.text}"
+        settings, z_cls, z_loc, groups = self
+        return f"{z_cls} {z_loc} {groups or 0} {settings.text}"
 
     @staticmethod
     @lru_cache
     def decode(text: str) -> "Call":
         """The call that `encode` wrote as text."""
-        z_cls, z_loc, settings = text.split(" ", 2)
+        z_cls, z_loc, groups, settings = text.split(" ", 3)
         values = ast.literal_eval(settings)
-        for kind, choices in CHOICES.items():
-            if values[kind] is not None:
-                name, parameters = values[kind]
-                values[kind] = choices[name](*parameters)
+        for kind in CHOICES:
+            values[kind] = read(kind, values[kind])
         if values["sync_group"] is not None:
             values["sync_group"] = process_groups.resolve(values["sync_group"])
-        return Call(Settings(**values), z_cls, z_loc)
+        return Call(Settings(**values), z_cls, z_loc, int(groups) or None)
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def same_arguments(
-    as_of: Callable[P, object],
-) -> Callable[[Callable[..., R]], Callable[P, R]]:
-    """Decorate a function that hands on *args and **kwargs with the parameters of another."""
-
-    def decorate(function: Callable[..., R]) -> Callable[P, R]:
-        parameters = [*signature(as_of).parameters.values()]
-        function.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
-        return function
-
-    return decorate
-
-
 def hands_on(
     arguments: Callable[P, object],
-) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
+) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
     """Decorate a method that hands on *args and **kwargs with the signature that these have."""
 
-    def decorate(method: Callable[..., None]) -> Callable[Concatenate[Any, P], None]:
+    def decorate(method: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
         show_arguments(method, arguments)
         return method
 
     return decorate
 
 
-def show_arguments(function: Any, arguments: Callable[..., object]) -> None:
-    """Show help() and completion what `function` hands on as *args or **kwargs."""
-    own, handed = signature(function), [*signature(arguments).parameters.values()]
-    named = [p for p in own.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if not any(p.kind == p.VAR_POSITIONAL for p in own.parameters.values()):
-        handed = [p.replace(kind=p.KEYWORD_ONLY) for p in handed]
-    function.__signature__ = own.replace(parameters=[*named, *handed])
+def show_arguments(function: Any, *arguments: Callable[..., object]) -> None:
+    """Show help() and completion what `function` hands on as *args or **kwargs.
+
+    As keywords only if it takes no *args, and then without those that it has itself.
+    """
+    own = signature(function).parameters.values()
+    named = [p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    handed = [p for a in arguments for p in signature(a).parameters.values()]
+    if not any(p.kind == p.VAR_POSITIONAL for p in own):
+        names = {p.name for p in named}
+        handed = [p.replace(kind=p.KEYWORD_ONLY) for p in handed if p.name not in names]
+    function.__signature__ = signature(function).replace(parameters=[*named, *handed])

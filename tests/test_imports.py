@@ -32,6 +32,7 @@ FLOORS = (
     {"jolkernels.reference"},
     {"jolkernels.batch"},
     {"jolkernels.settings"},
+    {"jolkernels.formulas"},
     {"jolkernels.spec", "jolkernels.process_groups"},
     {"jolkernels.registry"},
     {"jolkernels.checks"},

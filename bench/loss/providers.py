@@ -94,7 +94,7 @@ def stated(weighting: str, case: Case) -> Loss:
         batch, call = make_batch(
             settings, x.logits, x.boxes, x.labels, x.targets, x.priors, None, None, *sums
         )
-        classification, regression, _, _ = reference.joint_optimization_loss(batch, call)
+        classification, regression, *_ = reference.joint_optimization_loss(batch, call)
         return classification + regression
 
     return loss

@@ -28,14 +28,17 @@ def forward(batch: Batch, call: Call) -> Forward:
 
 def backward(
     batch: Batch,
-    settings: Settings,
+    call: Call,
     rows: Tensor,
     scalars: Tensor,
     grad_classification: Tensor,
     grad_regression: Tensor,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients for logits [N, C] and box_preds [N, 4S], each None where `needs` is False."""
-    return implementation(batch, settings).backward(
-        batch, settings, rows, scalars, grad_classification, grad_regression, needs
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients for logits [N, C], box_preds [N, 4S] and extra_regression [N].
+
+    Each is None where `needs` is False.
+    """
+    return implementation(batch, call.settings).backward(
+        batch, call, rows, scalars, grad_classification, grad_regression, needs
     )

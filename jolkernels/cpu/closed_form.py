@@ -2,12 +2,13 @@
 
     box loss or score   (x [P, 4], target [P, 4], spec) -> value [P], Gradient [P, 4]
     decoder             (codes [P, 4], priors [P, 4], spec) -> boxes [P, 4], Pullback
-    classification      (logits [N, C], labels [N], quality [N], spec) -> Rowwise
+    classification      (logits [N, C], labels [N], goal [N], spec) -> Rowwise
 
 A Gradient computes the gradient for x when it is called, a Pullback that for the codes from that
-for the boxes. Rowwise is a pair of functions: one gives the losses [N], the other their gradient
-[N, C]; the backward pass has the losses already and calls the second only. `quality` is the IoU of
-a positive's box, a constant.
+for the boxes. Rowwise is a pair of functions: one gives the losses, [N, C] by column or [N], the
+other their gradient [N, C]; the backward pass has the losses already and calls the second only.
+`goal` is the target of a positive's true class, a constant; only the soft losses look at it, as the
+others come here with goals of 1 alone.
 """
 
 import math
@@ -17,7 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jolkernels import reference, spec
+from jolkernels import spec
+from jolkernels.formulas.boxes import EPS, aspect_angle, center_and_size, off_zero
+from jolkernels.formulas.classification import softplus
+from jolkernels.formulas.coding import decode_ltrb as decode_ltrb_boxes
+from jolkernels.formulas.regression import LEAST_IOU
 from jolkernels.registry import CLOSED_FORM
 
 Gradient = Callable[[], Tensor]
@@ -92,22 +97,27 @@ def iou_score(x: Tensor, target: Tensor, _: spec.IoU) -> tuple[Tensor, Gradient]
     return iou(x, target)
 
 
-def iou_loss(x: Tensor, target: Tensor, _: spec.IoU) -> tuple[Tensor, Gradient]:
+def iou_loss(x: Tensor, target: Tensor, spec: spec.IoU) -> tuple[Tensor, Gradient]:
     value, gradient = iou(x, target)
-    return 1 - value, lambda: gradient().neg_()
+    if spec.mode == "linear":
+        return 1 - value, lambda: gradient().neg_()
+    if spec.mode == "square":
+        return 1 - value**2, lambda: gradient() * (-2 * value)[:, None]
+    slope = torch.where(value < LEAST_IOU, 0, -1 / value)
+    return -value.clamp(min=LEAST_IOU).log(), lambda: gradient() * slope[:, None]
 
 
 def giou_loss(x: Tensor, target: Tensor, _: spec.GIoU) -> tuple[Tensor, Gradient]:
     o = Overlap(x, target)
-    union, hull_sides = o.union + reference.EPS, o.hull_sides()
+    union, hull_sides = o.union + EPS, o.hull_sides()
     hull = hull_sides.prod(1)
-    iou, gap = o.intersection / union, (hull - o.union) / (hull + reference.EPS)
+    iou, gap = o.intersection / union, (hull - o.union) / (hull + EPS)
 
     def gradient() -> Tensor:
         d_intersection, d_union = o.intersection_and_union_grad()
         d_hull = product_grad(hull_sides) * (1 - o.inner())
         d_iou = (d_intersection - iou[:, None] * d_union) / union[:, None]
-        d_gap = (d_hull - d_union - gap[:, None] * d_hull) / (hull + reference.EPS)[:, None]
+        d_gap = (d_hull - d_union - gap[:, None] * d_hull) / (hull + EPS)[:, None]
         return d_gap - d_iou
 
     return 1 - iou + gap, gradient
@@ -135,8 +145,8 @@ def to_corners(by_center: Tensor, by_size: Tensor) -> Tensor:
 
 def diou_loss(x: Tensor, target: Tensor, _: spec.DIoU) -> tuple[Tensor, Gradient]:
     o, d = Overlap(x, target), Offsets(x, target).d
-    union, hull_sides = o.union + reference.EPS, o.hull_sides()
-    iou, diagonal = o.intersection / union, hull_sides.square().sum(1) + reference.EPS
+    union, hull_sides = o.union + EPS, o.hull_sides()
+    iou, diagonal = o.intersection / union, hull_sides.square().sum(1) + EPS
     distance = d.square().sum(1) / diagonal
 
     def gradient() -> Tensor:
@@ -153,12 +163,12 @@ def ciou_loss(x: Tensor, target: Tensor, _: spec.CIoU) -> tuple[Tensor, Gradient
     """The trade-off factor is a constant for the gradient."""
     diou, diou_gradient = diou_loss(x, target, spec.DIoU())
     o = Overlap(x, target)
-    angle = reference.aspect_angle(target) - reference.aspect_angle(x)
+    angle = aspect_angle(target) - aspect_angle(x)
     aspect = 4 / math.pi**2 * angle**2
-    factor = aspect / (1 - o.intersection / (o.union + reference.EPS) + aspect + reference.EPS)
+    factor = aspect / (1 - o.intersection / (o.union + EPS) + aspect + EPS)
 
     def gradient() -> Tensor:
-        size = reference.off_zero(o.size)
+        size = off_zero(o.size)
         slope = 8 / math.pi**2 * factor * angle / size.square().sum(1)
         by_size = slope[:, None] * size.flip(1) * size.new_tensor([-1, 1])
         by_size = torch.where(o.size == size, by_size, 0)
@@ -171,7 +181,7 @@ def eiou_loss(x: Tensor, target: Tensor, _: spec.EIoU) -> tuple[Tensor, Gradient
     diou, diou_gradient = diou_loss(x, target, spec.DIoU())
     o, e = Overlap(x, target), Offsets(x, target).e
     hull_sides = o.hull_sides()
-    squares = hull_sides.square() + reference.EPS
+    squares = hull_sides.square() + EPS
     sides = e.square() / squares
 
     def gradient() -> Tensor:
@@ -224,15 +234,18 @@ def decode_xyxy(codes: Tensor, _: Tensor, __: spec.XYXY) -> tuple[Tensor, Pullba
 
 
 def decode_delta(codes: Tensor, priors: Tensor, spec: spec.Delta) -> tuple[Tensor, Pullback]:
-    center, size = reference.center_and_size(priors)
+    center, size = center_and_size(priors)
     coder_weights = codes.new_tensor(spec.weights)
     codes = codes / coder_weights
     center = center + codes[:, :2] * size
-    new_size = size * torch.exp(codes[:, 2:].clamp(max=codes.new_tensor(spec.clip)))
+    clip, low = (None if c is None else codes.new_tensor(c) for c in (spec.clip, spec.low_clip))
+    log_size = codes[:, 2:].clamp(low, clip)
+    new_size = size * torch.exp(log_size)
 
     def pullback(g: Tensor) -> Tensor:
         low, high = g[:, :2], g[:, 2:]
-        d_size = torch.where(codes[:, 2:] <= spec.clip, 0.5 * (high - low) * new_size, 0)
+        free = log_size == codes[:, 2:]
+        d_size = torch.where(free, 0.5 * (high - low) * new_size, 0)
         return torch.cat(((low + high) * size, d_size), 1) / coder_weights
 
     return torch.cat((center - 0.5 * new_size, center + 0.5 * new_size), 1), pullback
@@ -241,7 +254,7 @@ def decode_delta(codes: Tensor, priors: Tensor, spec: spec.Delta) -> tuple[Tenso
 def decode_ltrb(codes: Tensor, priors: Tensor, spec: spec.LTRB) -> tuple[Tensor, Pullback]:
     size = priors[:, 2:] - priors[:, :2]
     scale = torch.cat((-size, size), 1)
-    return reference.decode_ltrb(codes, priors, spec), lambda g: g * scale
+    return decode_ltrb_boxes(codes, priors, spec), lambda g: g * scale
 
 
 # Softmax of ATen is slow on short rows, its log-sum-exp on long ones: measured on x86 with AVX2.
@@ -293,13 +306,13 @@ def focal(logits: Tensor, labels: Tensor, _: Tensor, spec: spec.Focal) -> Rowwis
 
     u = logits.clone()
     u[cells] = u[cells].neg()
-    alpha, p, ce = fill(spec.alpha, 1 - spec.alpha), u.sigmoid(), reference.softplus(u)
+    alpha, p, ce = fill(spec.alpha, 1 - spec.alpha), u.sigmoid(), softplus(u)
     modulated = alpha * p**spec.gamma
 
     def gradient() -> Tensor:
         return modulated * (p + spec.gamma * ce * u.neg().sigmoid()) * fill(-1, 1)
 
-    return lambda: (modulated * ce).sum(1), gradient
+    return lambda: modulated * ce, gradient
 
 
 def true_cells(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,44 +326,43 @@ def bce(logits: Tensor, labels: Tensor, _: Tensor, __: spec.BCE) -> Rowwise:
     target[true_cells(logits, labels)] = 1
 
     def loss() -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
     return loss, lambda: logits.sigmoid() - target
 
 
-def quality_focal(
-    logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.QualityFocal
-) -> Rowwise:
-    """|p - y|^beta BCE(p, y), y the quality in the column of the true class, else 0."""
+def quality_focal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.QualityFocal) -> Rowwise:
+    """|p - y|^beta BCE(p, y), y the goal in the column of the true class, else 0."""
     cells = true_cells(logits, labels)
     y = torch.zeros_like(logits)
-    y[cells] = quality[cells[0]]
+    y[cells] = goal[cells[0]]
     p = logits.sigmoid()
     d = p - y
-    ce, modulation = reference.softplus(logits) - y * logits, d.abs() ** spec.beta
+    ce, modulation = softplus(logits) - y * logits, d.abs() ** spec.beta
 
     def gradient() -> Tensor:
         slope = torch.where(d == 0, 0, spec.beta * modulation / d)
         return modulation * d + slope * ce * p * (-logits).sigmoid()
 
-    return lambda: (modulation * ce).sum(1), gradient
+    return lambda: modulation * ce, gradient
 
 
-def varifocal(logits: Tensor, labels: Tensor, quality: Tensor, spec: spec.Varifocal) -> Rowwise:
-    """q BCE(p, q) in the true class's column if its quality q > 0, else alpha p^gamma BCE(p, 0)."""
+def varifocal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.Varifocal) -> Rowwise:
+    """q BCE(p, q) in the true class's column if its goal q > 0, else alpha p^gamma BCE(p, 0)."""
     rows, columns = true_cells(logits, labels)
-    rows, columns = rows[quality[rows] > 0], columns[quality[rows] > 0]
-    cells, q = (rows, columns), quality[rows]
-    p, ce = logits.sigmoid(), reference.softplus(logits)
+    if spec.positives == "target":
+        rows, columns = rows[goal[rows] > 0], columns[goal[rows] > 0]
+    cells, q = (rows, columns), goal[rows]
+    p, ce = logits.sigmoid(), softplus(logits)
     modulation = spec.alpha * p**spec.gamma
 
     def loss() -> Tensor:
         losses = modulation * ce
         losses[cells] = q * (ce[cells] - q * logits[cells])
-        return losses.sum(1)
+        return losses
 
     def gradient() -> Tensor:
-        g = modulation * (p + spec.gamma * ce * (-logits).sigmoid())
+        g = modulation * (p if spec.detach else p + spec.gamma * ce * (-logits).sigmoid())
         g[cells] = q * (p[cells] - q)
         return g
 

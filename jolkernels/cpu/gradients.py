@@ -10,20 +10,44 @@ import torch
 from torch import Tensor
 
 from jolkernels.cpu.closed_form import Gradient, Pullback, Rowwise
+from jolkernels.formulas.classification import sum_of_columns
 from jolkernels.registry import CLOSED_FORM, REFERENCE
 
 
-def classification(logits: Tensor, labels: Tensor, quality: Tensor, choice: Any) -> Rowwise:
-    """Losses [N] of rows and their gradient [N, C]."""
+def classification(
+    logits: Tensor,
+    labels: Tensor,
+    goal: Tensor,
+    choice: Any,
+    *,
+    given: bool,
+    class_weights: Tensor | None,
+) -> Rowwise:
+    """Losses [N] of rows and their gradient [N, C].
+
+    given: whether `goal` is the caller's class_targets. class_weights: factors of columns, [C].
+    """
     function = CLOSED_FORM["classification"].get(type(choice))
-    if function is not None:
-        return function(logits, labels, quality, choice)
-    function = REFERENCE["classification"][type(choice)]
+    if function is not None and (choice.soft or not given):
+        losses, gradient = function(logits, labels, goal, choice)
+    else:
+        function = REFERENCE["classification"][type(choice)]
 
-    def losses(z: Tensor) -> Tensor:
-        return function(z, labels, quality, choice)
+        def losses_of(z: Tensor) -> Tensor:
+            return function(z, labels, goal, choice)
 
-    return lambda: losses(logits), lambda: pull(losses, logits, logits.new_ones(len(logits)))
+        def losses() -> Tensor:
+            return losses_of(logits)
+
+        def gradient() -> Tensor:
+            return pull(losses_of, logits)
+
+    if class_weights is None:
+        return lambda: sum_of_columns(losses(), None, choice), gradient
+    return (
+        lambda: sum_of_columns(losses(), class_weights, choice),
+        lambda: gradient() * class_weights,
+    )
 
 
 def regression(x: Tensor, target: Tensor, choice: Any) -> tuple[Tensor, Gradient]:
@@ -64,11 +88,11 @@ def decode(codes: Tensor, priors: Tensor, choice: Any) -> tuple[Tensor, Pullback
 def by_autograd(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Gradient]:
     """The value of `function` at x, one number a row, and its gradient."""
     value = function(x)
-    return value, lambda: pull(function, x, torch.ones_like(value))
+    return value, lambda: pull(function, x)
 
 
-def pull(function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Tensor:
-    """The gradient for x, from the gradient g for function(x).
+def pull(function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor | None = None) -> Tensor:
+    """The gradient for x, from the gradient g for function(x); None: from ones.
 
     An operator's body runs with autograd off, twice over: by the grad mode, and by the dispatcher,
     which under compilers and dispatch modes has gone past autograd already.
@@ -82,4 +106,5 @@ def pull(function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Tensor:
         y = function(leaf)
         if not y.requires_grad:  # a constant
             return torch.zeros_like(x)
+        g = torch.ones_like(y) if g is None else g
         return torch.autograd.grad(y, leaf, g, materialize_grads=True)[0]

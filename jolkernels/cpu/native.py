@@ -116,7 +116,10 @@ def available(batch: Batch, settings: Settings) -> bool:
     floats = (batch.logits, batch.box_preds, batch.target_boxes, batch.priors,
               batch.classification_weights, batch.regression_weights)  # fmt: skip
     in_c = (
-        type(settings.classification) in CLASSIFICATION
+        batch[9:] == (None,) * 4
+        and getattr(settings.regression, "mode", "linear") == "linear"
+        and getattr(settings.coding, "low_clip", None) is None
+        and type(settings.classification) in CLASSIFICATION
         and type(settings.regression) in REGRESSION
         and type(settings.coding) in CODING
         and (score is None or isinstance(score, spec.IoU))
@@ -229,36 +232,37 @@ def forward(batch: Batch, call: Call) -> Forward:
     settings, dtype, n = call.settings, accumulator(batch), batch.labels.shape[0]
     # Always on the CPU: a default device set by the user must not reach the C pointers.
     rows = torch.empty(settings.kept, n, dtype=dtype, device="cpu")
-    sums = torch.empty(-(-n // CHUNK), len(Sums._fields), dtype=torch.float64, device="cpu")
+    sums = torch.empty(-(-n // CHUNK), 7, dtype=torch.float64, device="cpu")
     c = describe(batch, settings, rows)
     c.sums, c.alive = sums.data_ptr(), (batch, rows, sums)
     run("forward", c, dtype)
-    return finish(Sums(*sums.sum(0).tolist()), rows, batch, call)
+    total = sums.sum(0).tolist()
+    return finish([Sums(*total, total[1], 0)], rows, batch, call)  # type: ignore[call-arg]
 
 
 def backward(
     batch: Batch,
-    settings: Settings,
+    call: Call,
     rows: Tensor,
     scalars: Tensor,
     grad_classification: Tensor,
     grad_regression: Tensor,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As jolkernels.cpu.tensors.backward."""
-    c = describe(batch, settings, rows)
+    c = describe(batch, call.settings, rows)
     c.w_neg, c.mean_neg, inv_z_cls, inv_z_loc, _ = scalars.tolist()
     c.g_cls, c.g_loc = float(grad_classification), float(grad_regression)
     c.g_cls *= inv_z_cls if c.g_cls else 0  # not 0 * inf
     c.g_loc *= inv_z_loc if c.g_loc else 0
     grad_logits, grad_boxes = (
         torch.empty_like(x, memory_format=torch.contiguous_format) if needed else None
-        for x, needed in zip((batch.logits, batch.box_preds), needs, strict=True)
+        for x, needed in zip((batch.logits, batch.box_preds), needs[:2], strict=True)
     )
     c.grad_logits = None if grad_logits is None else grad_logits.data_ptr()
     c.grad_boxes = None if grad_boxes is None else grad_boxes.data_ptr()
     c.alive = batch, rows, grad_logits, grad_boxes
     run("backward", c, accumulator(batch))
     if c.bad:
-        check_labels(batch, settings)
-    return grad_logits, grad_boxes
+        check_labels(batch, call)
+    return grad_logits, grad_boxes, None

@@ -1,6 +1,7 @@
 """The sums of a forward pass on the CPU, and the results that they finish in."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,10 @@ from jolkernels.settings import Call
 
 
 class Sums(NamedTuple):
-    """What a forward pass adds up; docs/mathematics.md names them P N W A+ A- R."""
+    """What a forward pass adds up of a group; docs/mathematics.md names them P N W A+ A- R.
+
+    The order is that of rows.c.
+    """
 
     positives: float
     samples: float
@@ -20,49 +24,96 @@ class Sums(NamedTuple):
     a_pos: float
     a_neg: float
     r: float
-    bad: float  # labels out of range
+    bad: float  # labels and groups out of range, of all groups
+    counts: float  # samples, or the sum of their class weights
+    extra: float  # of r the part of extra_regression
 
 
-def finish(local: Sums, rows: Tensor, batch: Batch, call: Call) -> Forward:
+class Results(NamedTuple):
+    """What the sums of a group finish in."""
+
+    classification: float
+    regression: float
+    w_neg: float
+    positives: int
+    extra: float
+    scalars: tuple[float, float, float, float, float]
+
+
+def finish(local: list[Sums], rows: Tensor, batch: Batch, call: Call) -> Forward:
     """The results of this process, whose sums are `local`, with the totals of its sync_group.
 
-    `rows` [kept, N] is what the backward pass needs of each row.
+    One Sums a group, or one alone without groups. `rows` [kept, N] is what the backward pass needs
+    of each row.
     """
-    settings = call.settings
-    total, ranks = local, process_groups.size(settings.sync_group)
-    if settings.sync_group is not None:
+    total, sync_group = local, call.settings.sync_group
+    if sync_group is not None:
         sums = torch.tensor(local, dtype=torch.float64, device=rows.device)
-        process_groups.all_reduce(sums, settings.sync_group)
-        total = Sums(*sums.tolist())
-
-    w_neg = total.weights / total.positives if settings.weighted and total.positives else 1.0
-    z_cls, z_loc = (
-        normalizer(kind, number, total) / ranks
-        for kind, number in (
-            (call.classification_normalizer, batch.classification_normalizer),
-            (call.regression_normalizer, batch.regression_normalizer),
-        )
-    )
-    mean_neg = total.a_neg / max(1, total.positives)
-    poison = math.nan if total.bad else 0.0
-    classification = quotient(local.a_pos + w_neg * local.a_neg, z_cls) + poison
+        process_groups.all_reduce(sums, sync_group)
+        total = [Sums(*row) for row in sums.tolist()]
+    ranks = process_groups.size(sync_group)
+    z_cls, z_loc = batch.classification_normalizer, batch.regression_normalizer
+    groups = [
+        one_group(local[g], total[g], ranks, call, number(z_cls, g), number(z_loc, g))
+        for g in range(len(local))
+    ]
+    shape = call.shape
+    scalars = rows.new_tensor([g.scalars for g in groups], dtype=torch.float64)
     return Forward(
-        classification=scalar(classification, rows),
-        regression=scalar(quotient(local.r, z_loc) + poison, rows),
-        negative_weight=scalar(w_neg, rows),
-        num_positives=batch.labels.new_full((), int(total.positives)),
+        classification=filled([g.classification for g in groups], rows, shape),
+        regression=filled([g.regression for g in groups], rows, shape),
+        negative_weight=filled([g.w_neg for g in groups], rows, shape),
+        num_positives=filled([g.positives for g in groups], batch.labels, shape),
+        extra_regression=filled([g.extra for g in groups], rows, shape),
         rows=rows,
-        scalars=rows.new_tensor(
-            (w_neg, mean_neg, quotient(1, z_cls), quotient(1, z_loc), poison), dtype=torch.float64
-        ),
+        scalars=scalars.view(*shape, 5),
     )
 
 
-def normalizer(kind: str, number: Tensor | None, total: Sums) -> float:
-    """What a sum is divided by."""
-    if number is not None:
-        return float(number)
-    return {"samples": max(1, total.samples), "positives": max(1, total.positives), "sum": 1}[kind]
+def one_group(
+    local: Sums,
+    total: Sums,
+    ranks: int,
+    call: Call,
+    z_cls: float | None,
+    z_loc: float | None,
+) -> Results:
+    """The results of a group; z_cls and z_loc are its normalisers where these are numbers.
+
+    Numbers are taken as they are. Those by name are the totals' over the number of ranks, so that
+    the mean over the ranks is the loss of the joined batch.
+    """
+    if z_cls is None:
+        z_cls = divisor(call.classification_normalizer, total, total.counts) / ranks
+    if z_loc is None:
+        z_loc = divisor(call.regression_normalizer, total, total.samples) / ranks
+    w_neg = 1.0
+    if call.settings.weighted and total.positives:
+        w_neg = total.weights / total.positives
+    poison = math.nan if total.bad else 0.0
+    mean_neg = total.a_neg / max(1, total.positives)
+    return Results(
+        classification=quotient(local.a_pos + w_neg * local.a_neg, z_cls) + poison,
+        regression=quotient(local.r, z_loc) + poison,
+        w_neg=w_neg,
+        positives=int(total.positives),
+        extra=quotient(local.extra, z_loc) + poison,
+        scalars=(w_neg, mean_neg, quotient(1, z_cls), quotient(1, z_loc), poison),
+    )
+
+
+def divisor(kind: str, total: Sums, samples: float) -> float:
+    """What a sum is divided by; `samples`, which class weights make a real number, 1 if it is 0."""
+    if kind == "samples":
+        return samples if samples > 0 else 1
+    return max(1, total.positives) if kind == "positives" else 1
+
+
+def number(normalizer: Tensor | None, group: int) -> float | None:
+    """A normaliser of this group, if it was given as a number."""
+    if normalizer is None:
+        return None
+    return float(normalizer if normalizer.ndim == 0 else normalizer[group])
 
 
 def quotient(x: float, z: float) -> float:
@@ -70,8 +121,15 @@ def quotient(x: float, z: float) -> float:
     return x / z if z else x * math.copysign(math.inf, z)
 
 
-def scalar(x: float, like: Tensor) -> Tensor:
-    """A 0-dim tensor, infinite beyond the dtype's range: new_full raises there."""
-    if abs(x) > torch.finfo(like.dtype).max:
-        x = math.copysign(math.inf, x)
-    return like.new_full((), x)
+def filled(numbers: Sequence[float], like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A 0-dim tensor of one number, or [G]."""
+    if not shape:
+        return like.new_full((), within(numbers[0], like.dtype))
+    return like.new_tensor([within(x, like.dtype) for x in numbers])
+
+
+def within(x: float, dtype: torch.dtype) -> float:
+    """Infinite beyond the dtype's range: new_full raises there."""
+    if dtype.is_floating_point and abs(x) > torch.finfo(dtype).max:
+        return math.copysign(math.inf, x)
+    return x

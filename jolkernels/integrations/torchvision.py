@@ -285,7 +285,7 @@ class JointRetinaNetHead(RetinaNetHead):
             positives = (matched >= 0).sum(1, keepdim=True).clamp(min=1).to(priors.dtype)
             weights = (1 / positives).expand_as(matched).flatten()
             images = torch.full((), len(targets), device=priors.device)
-            images = process_groups.total(images, self.criterion.settings.sync_group)
+            images = process_groups.mean(images, self.criterion.settings.sync_group)
             choices = {
                 "classification_weights": weights,
                 "regression_weights": weights,
@@ -358,7 +358,7 @@ class JointFCOSHead(FCOSHead):
         group = self.criterion.settings.sync_group
         normalizer: Tensor | str = "positives"
         if self.weigh_boxes:
-            normalizer = process_groups.total(centreness.sum(), group).clamp(min=1e-6)
+            normalizer = process_groups.mean(centreness.sum(), group).clamp(min=1e-6)
         loss: JointLoss = self.criterion(
             logits,
             head_outputs["bbox_regression"].flatten(0, 1),

@@ -20,11 +20,16 @@ from jolkernels.settings import Call, Settings
 FINISH_BLOCK = 256
 
 
-def available(settings: Settings) -> bool:
+def available(batch: Batch, settings: Settings) -> bool:
     """Whether there are device functions for all choices."""
     score = settings.location_score
     return (
-        type(settings.classification) in KERNEL["classification"]
+        batch[9:] == (None,) * 4
+        and getattr(settings.regression, "mode", "linear") == "linear"
+        and getattr(settings.coding, "low_clip", None) is None
+        and getattr(settings.classification, "positives", "target") == "target"
+        and not getattr(settings.classification, "detach", False)
+        and type(settings.classification) in KERNEL["classification"]
         and type(settings.regression) in KERNEL["regression"]
         and type(settings.coding) in KERNEL["coding"]
         and (score is None or type(score) in KERNEL["location_score"])
@@ -137,6 +142,7 @@ def plan_forward(
         regression=empty(),
         negative_weight=empty(),
         num_positives=empty(dtype=torch.int64),
+        extra_regression=torch.zeros((), dtype=dtype, device=batch.logits.device),
         rows=empty(settings.kept, n),
         scalars=empty(5, dtype=torch.float64),
     )
@@ -173,19 +179,20 @@ def plan_forward(
 
 def plan_backward(
     batch: Batch,
-    settings: Settings,
+    call: Call,
     rows: Tensor,
     scalars: Tensor,
     grad_classification: Tensor,
     grad_regression: Tensor,
-    needs: tuple[bool, bool],
-) -> tuple[tuple[Tensor | None, Tensor | None], list[Launch]]:
+    needs: tuple[bool, bool, bool],
+) -> tuple[tuple[Tensor | None, Tensor | None, Tensor | None], list[Launch]]:
     """The gradients, allocated, and the launch that fills them."""
+    settings = call.settings
     inputs, sizes, compile_time = arguments(batch, settings)
     programs = triton.cdiv(len(batch.labels), compile_time["BLOCK_ROWS"])
     grad_logits, grad_boxes = (
         torch.empty_like(x, memory_format=torch.contiguous_format) if needed else None
-        for x, needed in zip((batch.logits, batch.box_preds), needs, strict=True)
+        for x, needed in zip((batch.logits, batch.box_preds), needs[:2], strict=True)
     )
     launch_arguments = (
         *inputs,
@@ -199,7 +206,7 @@ def plan_backward(
         *sizes,
     )
     compile_time["CONSTANT"] = not settings.weights_have_gradient
-    return (grad_logits, grad_boxes), [
+    return (grad_logits, grad_boxes, None), [
         Launch(gradients_kernel, programs, launch_arguments, compile_time)
     ]
 
@@ -219,16 +226,16 @@ def forward(batch: Batch, call: Call) -> Forward:
 
 def backward(
     batch: Batch,
-    settings: Settings,
+    call: Call,
     rows: Tensor,
     scalars: Tensor,
     grad_classification: Tensor,
     grad_regression: Tensor,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients for logits [N, C] and box_preds [N, 4S], each None where `needs` is False."""
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """As jolkernels.cpu.backward."""
     gradients, launches = plan_backward(
-        batch, settings, rows, scalars, grad_classification, grad_regression, needs
+        batch, call, rows, scalars, grad_classification, grad_regression, needs
     )
     with on_device(batch.logits):
         for launch in launches:

@@ -22,6 +22,11 @@ HEADS = [  # classification and background that go together
 ]
 
 
+def go_together(regression: str, coding: str) -> bool:
+    """NWD is in pixels, and cxcywh without a scale is not: the loss refuses the two by name."""
+    return (regression, coding) != ("nwd", "cxcywh")
+
+
 def sampled(cases: list, every: int) -> list:
     """All cases; with interpreted kernels, each a hundred times slower, the others are slow."""
     if not INTERPRETED:
@@ -37,6 +42,12 @@ def boxes(n: int, g: torch.Generator, dtype: torch.dtype = torch.float64) -> Ten
     low = torch.rand(n, 2, generator=g, dtype=torch.float64) * 16
     size = 2 + torch.rand(n, 2, generator=g, dtype=torch.float64) * 12
     return torch.cat((low, low + size), 1).to(dtype)
+
+
+def centered(corners: Tensor) -> Tensor:
+    """Centre and size of boxes, as shares of an image of 32 x 32 pixels."""
+    low, high = corners[:, :2] / 32, corners[:, 2:] / 32
+    return torch.cat(((low + high) / 2, high - low), 1)
 
 
 def random_batch(
@@ -71,7 +82,10 @@ def random_batch(
         "xyxy": lambda: boxes(n * slots, g).reshape(n, 4 * slots),
         "delta": lambda: 0.4 * noise(n, 4 * slots),
         "ltrb": lambda: 0.2 + 0.5 * noise(n, 4 * slots).abs(),
+        "cxcywh": lambda: centered(boxes(n * slots, g)).reshape(n, 4 * slots),
     }[coding]()
+    if coding == "cxcywh":
+        targets = centered(targets)
     unread = (labels == background) | (labels == -100)
     for t in (codes, priors, targets):
         t[unread] = torch.nan

@@ -256,7 +256,7 @@ def test_opcheck(case):
     one = torch.ones((), dtype=torch.float64, device=DEVICE)
     named |= {"rows": result.rows, "scalars": result.scalars}
     named |= {"grad_classification": one, "grad_regression": one.clone()}
-    named |= {"needs_logits": True, "needs_boxes": True}
+    named |= {"needs_logits": True, "needs_boxes": True, "needs_extra": False}
     torch.library.opcheck(torch.ops.jolkernels.backward.default, fields, named)
 
 
@@ -267,7 +267,8 @@ def test_the_kernels_run_where_there_is_a_device_function(case, kernel):
     from jolkernels import cpu, kernels
 
     criterion, batch = case
-    assert ops.implementation(batch["logits"], criterion.settings) is (kernels if kernel else cpu)
+    fields, call = make_batch(criterion.settings, **batch)
+    assert ops.implementation(fields, call.settings) is (kernels if kernel else cpu)
 
 
 def test_a_closed_form_is_used(register):

@@ -34,8 +34,9 @@ def opcheck(fields, call):
     one = torch.ones((), dtype=result.rows.dtype)
     named |= {"rows": result.rows, "scalars": result.scalars}
     named |= {"grad_classification": one, "grad_regression": one.clone()}
+    extra = fields.extra_regression is not None
     for logits, boxes in ((True, True), (True, False), (False, True)):
-        needs = {"needs_logits": logits, "needs_boxes": boxes}
+        needs = {"needs_logits": logits, "needs_boxes": boxes, "needs_extra": extra}
         torch.library.opcheck(torch.ops.jolkernels.backward.default, fields, named | needs)
 
 

@@ -1,4 +1,9 @@
-"""sync_group: two processes equal one process on the joined batch."""
+"""sync_group: two processes equal one process on the joined batch.
+
+Normalisers by name are the joined batch's over the number of ranks, so that the mean over the ranks
+is the joined batch's loss. A number or tensor is taken as it is: frameworks hand over the mean over
+the ranks, so for a joined batch's normaliser Z each rank is given Z / RANKS.
+"""
 
 import copy
 
@@ -27,6 +32,11 @@ CASES = [
         {"classification_normalizer": "sum", "regression_normalizer": 7.5},
     ),
     (("varifocal", "last"), {"weighting": "none"}, {}),
+    (
+        ("bce", "last"),
+        {"regression": "iou"},
+        {"classification_normalizer": torch.tensor(9.0), "regression_normalizer": 3},
+    ),
 ]
 SPLITS = {"equal": 12, "unequal": 3, "empty": 0, "all": 23}  # rows of rank 0, of 23
 
@@ -42,6 +52,14 @@ def shard(batch, rank, first):
     }
 
 
+def per_rank(batch):
+    """Normalisers that are numbers, as each rank is given them: the joined batch's over RANKS."""
+    return {
+        k: v / RANKS if k.endswith("_normalizer") and not isinstance(v, str) else v
+        for k, v in batch.items()
+    }
+
+
 def one_rank(rank):
     """Every case and split in one start of the processes."""
     results = []
@@ -51,7 +69,7 @@ def one_rank(rank):
             head[0], background=head[1], sync_group=dist.group.WORLD, **choices
         )
         for first in SPLITS.values():
-            mine = shard(batch, rank, first)
+            mine = per_rank(shard(batch, rank, first))
             loss = copy.deepcopy(criterion)(**mine)
             (1.3 * loss.classification + 0.7 * loss.regression).backward()
             results.append(
