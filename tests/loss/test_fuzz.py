@@ -16,8 +16,34 @@ from jolkernels import JointOptimizationLoss, spec
 pytestmark = pytest.mark.kernels
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-FLOATS = ("logits", "box_preds", "target_boxes", "priors", "classification_weights",
-          "regression_weights")  # fmt: skip
+OF_ROWS = ("classification_weights", "regression_weights", "class_targets", "extra_regression")
+FLOATS = ("logits", "box_preds", "target_boxes", "priors", *OF_ROWS)
+DIFFERENTIABLE = ("logits", "box_preds", "extra_regression")
+
+
+def box_loss(r: random.Random, usual: bool):
+    """A box loss; the usual ones have passes in C."""
+    mode, scale = r.choice(["linear", "log", "square"]), r.choice([0.0, 0.7, 2.0])
+    simple = [spec.L1(), spec.SmoothL1(r.choice([0.0, 1 / 9, 2.0])), spec.IoU(mode), spec.GIoU(),
+              spec.CIoU(), spec.DIoU(), spec.EIoU(), spec.L2(), spec.SIoU(), spec.ShapeIoU(scale),
+              spec.WIoU(), spec.NWD(r.choice([12.7, 3.0]), r.choice([1.0, 1.0, 0.4]))]  # fmt: skip
+    if usual:
+        return r.choice(simple[:5])
+    wrapped = r.choice([spec.IoU(), *simple[3:7], *simple[8:10]])
+    low = r.choice([0.0, 0.3])
+    around = [spec.Inner(wrapped, r.choice([0.7, 1.3])), spec.Focaler(wrapped, low, 0.9)]
+    pair = [(r.random() * 5, r.choice([*simple, *around])) for _ in range(2)]
+    return r.choice([*simple, *around, spec.Sum(*pair), spec.Sum(pair[0], None)])
+
+
+def coding(r: random.Random, in_pixels: bool):
+    delta = spec.Delta(
+        r.choice([(1, 1, 1, 1), (10, 10, 5, 5), (1, 2, 3, 4)]),
+        r.choice([0.3, 4.1]),
+        r.choice([None, -0.2, -4.1]),
+    )
+    cxcywh = spec.CXCYWH((64, 48) if in_pixels else r.choice([None, (64, 48)]))
+    return r.choice([spec.XYXY(), delta, spec.LTRB(), cxcywh])
 
 
 def choices(r: random.Random, usual: bool) -> dict:
@@ -27,30 +53,30 @@ def choices(r: random.Random, usual: bool) -> dict:
         return r.choice(options[:common] if usual else options)
 
     exponent = r.choice([0.0, 1.0, 1.5, 2.0, 2.0, 3.3])
+    switches = r.random() < 0.5, r.choice(["target", "label"])
     classification = draw(
-        spec.CrossEntropy(), spec.Focal(r.random(), exponent), spec.CrossEntropy(), spec.BCE(),
-        spec.QualityFocal(r.choice([1.0, 1.5, 2.0, 2.6])), spec.Varifocal(r.random(), exponent),
-        common=3,
+        spec.CrossEntropy(), spec.Focal(r.random(), exponent), spec.BCE(), spec.CrossEntropy(),
+        spec.QualityFocal(r.choice([1.0, 1.5, 2.0, 2.6])), spec.MAL(exponent),
+        spec.Varifocal(r.random(), exponent, *switches), common=3,
     )  # fmt: skip
-    delta = spec.Delta(r.choice([(1, 1, 1, 1), (10, 10, 5, 5), (1, 2, 3, 4)]), r.choice([0.3, 4.1]))
+    regression = box_loss(r, usual)
+    score = draw(
+        spec.IoU(), spec.IoU(), None, spec.GIoU(), spec.NWD(r.choice([12.7, 3.0])),
+        spec.SimD(r.choice([6.13, 1.5])), spec.DotD(r.choice([12.7, 5.0])), common=3,
+    )  # fmt: skip
+    in_pixels = "NWD" in f"{regression} {score}" or isinstance(score, spec.DotD)
     return {
         "classification": classification,
-        "regression": draw(
-            spec.L1(), spec.SmoothL1(r.choice([0.0, 1 / 9, 2.0])), spec.IoU(), spec.GIoU(),
-            spec.L2(), spec.DIoU(), spec.CIoU(), spec.EIoU(), common=4,
-        ),
-        "coding": r.choice([spec.XYXY(), delta, spec.LTRB()]),
-        "location_score": draw(
-            spec.IoU(), spec.IoU(), None, spec.GIoU(), spec.NWD(r.choice([12.7, 3.0])),
-            spec.SimD(r.choice([6.13, 1.5])), spec.DotD(r.choice([12.7, 5.0])), common=3,
-        ),
+        "regression": regression,
+        "coding": coding(r, in_pixels),
+        "location_score": score,
         "class_score": r.choice(["probability", "probability", None]),
         "lam": r.choice([1.0, 1.5, 2.0, 2.0, 3.7]),
         "weighting": r.choice(["joint", "joint", "joint", "none"]),
         "detach_weights": r.random() < 0.2,
         "background": r.choice(["last", "first"]) if classification.softmax else "last",
         "ignore_index": r.choice([-100, -100, 255, -1, 1]),
-    }  # fmt: skip
+    }
 
 
 def labels(r: random.Random, n: int, classes: int, background: int, ignore: int) -> torch.Tensor:
@@ -100,6 +126,24 @@ def laid_out(r: random.Random, t: torch.Tensor) -> torch.Tensor:
     return t
 
 
+def centered(corners: torch.Tensor, choice: spec.CXCYWH) -> torch.Tensor:
+    low, high = corners[..., :2], corners[..., 2:]
+    codes = torch.cat(((low + high) / 2, high - low), -1)
+    return codes / torch.tensor(choice.scale or (64, 64), dtype=codes.dtype).repeat(2)
+
+
+def add_groups(r: random.Random, made: dict, unread: torch.Tensor, ignored: torch.Tensor) -> None:
+    """Groups of which some may have no rows, and normalisers for each."""
+    count = r.choice([1, 2, 3])
+    groups = torch.tensor([r.randrange(r.randint(1, count)) for _ in unread], dtype=torch.int64)
+    groups[ignored] = r.choice([0, -1, count, 10**12])
+    made |= {"groups": laid_out(r, groups.to(DEVICE)), "num_groups": count}
+    for name in ("classification_normalizer", "regression_normalizer"):
+        if r.random() < 0.4:
+            each = torch.tensor([0.5 + g for g in range(count)], dtype=r.choice(DTYPES))
+            made[name] = each.to(DEVICE)
+
+
 def batch_for(r: random.Random, given: dict, usual: bool) -> dict:
     """Arguments of a call; rows that no loss may read hold NaN in their own layout's way."""
     g = torch.Generator().manual_seed(r.getrandbits(40))
@@ -117,12 +161,18 @@ def batch_for(r: random.Random, given: dict, usual: bool) -> dict:
         spec.XYXY: lambda: boxes(g, n, slots),
         spec.Delta: lambda: 0.4 * noise * torch.tensor(given["coding"].weights),
         spec.LTRB: lambda: 0.1 + 0.5 * noise.abs() - (noise[..., :1] > 1.6) * 2.0,
+        spec.CXCYWH: lambda: centered(boxes(g, n, slots), given["coding"]),
     }[type(given["coding"])]()
-    weights = torch.rand(2, n, generator=g, dtype=torch.float64) * 2
-    values = (logits(r, g, n, columns), codes.flatten(1), boxes(g, n), boxes(g, n), *weights)
+    targets = boxes(g, n)
+    if isinstance(given["coding"], spec.CXCYWH):
+        targets = centered(targets, given["coding"])
+    weights = torch.rand(4, n, generator=g, dtype=torch.float64) * 2
+    weights[2] = (1.4 * weights[2] / 2 - 0.2).clamp(0, 1)  # some of them 0 or 1
+    values = (logits(r, g, n, columns), codes.flatten(1), targets, boxes(g, n), *weights)
     made = dict(zip(FLOATS, values, strict=True))
-    unread = (y == background) | (y == given["ignore_index"])
-    for name in ("box_preds", "target_boxes", "priors"):
+    ignored = y == given["ignore_index"]
+    unread = (y == background) | ignored
+    for name in ("box_preds", "target_boxes", "priors", "class_targets", "extra_regression"):
         made[name][unread] = torch.nan
     one = r.choice(DTYPES[:2] if usual else DTYPES)
     for name, t in made.items():
@@ -130,24 +180,37 @@ def batch_for(r: random.Random, given: dict, usual: bool) -> dict:
         made[name] = laid_out(r, t.to(DEVICE, dtype))
         expanded = n > 1 and made[name].stride(0) == 0
         if expanded and made[name].isnan().any():  # else positives would get row 0's NaN
-            made[name] = made[name].nan_to_num(3.0)
-    for name in ("classification_weights", "regression_weights"):
-        if r.random() < 0.4:
+            made[name] = made[name].nan_to_num(0.5 if name == "class_targets" else 3.0)
+    for name in OF_ROWS:
+        if r.random() < 0.5:
             made[name] = None
+    if not getattr(given["classification"], "takes_targets", given["classification"].soft):
+        made["class_targets"] = None
+    if r.random() < 0.3:
+        weights = (torch.rand(columns, generator=g, dtype=torch.float64) * 1.4 - 0.2).clamp(min=0)
+        made["class_weights"] = laid_out(r, weights.to(DEVICE, r.choice(DTYPES)))
     if not given["coding"].uses_priors and r.random() < 0.5:
         made["priors"] = None
     for name in ("classification_normalizer", "regression_normalizer"):
         tensor = torch.tensor(2.5, device=DEVICE, dtype=r.choice(DTYPES))
         made[name] = r.choice(["samples", "positives", "sum", 3, 0.25, tensor])
-    for name in ("logits", "box_preds"):
-        made[name] = made[name].detach().requires_grad_()
+    if r.random() < 0.25:
+        add_groups(r, made, unread, ignored)
+    for name in DIFFERENTIABLE:
+        if made[name] is not None:
+            made[name] = made[name].detach().requires_grad_()
     return made | {"labels": laid_out(r, y.to(DEVICE))}
 
 
 def grads(parts, batch, up):
-    total = up[0] * parts[0] + up[1] * parts[1]
-    inputs = batch["logits"], batch["box_preds"]
-    return torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+    """Gradients by name; a group's losses count g + 1 times."""
+    times = torch.arange(1, parts[0].numel() + 1, device=DEVICE).view(parts[0].shape)
+    total = (up[0] * times * parts[0] + up[1] * times * parts[1]).sum()
+    inputs = {name: batch[name] for name in DIFFERENTIABLE if batch[name] is not None}
+    found = torch.autograd.grad(
+        total, list(inputs.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(inputs, found, strict=True))
 
 
 def check(seed: int, i: int) -> None:
@@ -176,14 +239,15 @@ def check(seed: int, i: int) -> None:
             a.double(), b.double(), rtol=rtol, atol=atol, msg=lambda m: f"{where}\n{m}"
         )
 
-    for a, b in zip(got[:3], wanted[:3], strict=True):
-        assert a.dtype == dtype, where
-        close(a, b.to(dtype), near, near / 100)
-    assert got.num_positives == wanted[3], where
+    for k in (0, 1, 2, 4):
+        assert got[k].dtype == dtype and got[k].shape == wanted[k].shape, where
+        close(got[k], wanted[k].to(dtype), near, near / 100)
+    assert torch.equal(got.num_positives.cpu(), torch.as_tensor(wanted[3])), where
 
-    pairs = zip(grads(got, batch, up), grads(wanted, exact, up), strict=True)
-    for name, (a, b) in zip(("logits", "box_preds"), pairs, strict=True):
+    found, expected = grads(got, batch, up), grads(wanted, exact, up)
+    for name, a in found.items():
         assert a.dtype == batch[name].dtype and a.shape == batch[name].shape, where
+        a, b = (g if g.ndim == 2 else g[:, None] for g in (a, expected[name]))
         limits = torch.finfo(a.dtype)
         assert (a[(b == 0).all(1)] == 0).all(), where  # rows that do not count: exactly 0
         # Within a row by its largest number; what cancels, p - 1 for one, by that of all rows or 1.
