@@ -24,6 +24,7 @@ from detectors.data.coco import (
 from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
 from detectors.models.anchor_plans import plan_layout
+from detectors.models.compatibility import misfits_of_loss, refuse
 from detectors.training.settings import FIELDS, TrainSettings, resolve
 from detectors.utils.argument_types import file, positive
 from detectors.utils.files import replace
@@ -32,6 +33,8 @@ from detectors.utils.printable import counted, printable
 
 SIZES = ("anchor_scale", "anchor_ratios", "strides", "image_size", "crop")
 """Settings that decide how priors lie and how large objects are."""
+AS_TRAINED = ("preset", "image_size", "crop", "classification", "regression")
+"""Settings of `jol data stats` that the detector decides where they are not given."""
 
 
 def add(subparsers: Any) -> None:
@@ -91,7 +94,7 @@ def _add_stats(actions: Any) -> None:
         help="detector whose anchors are looked at (default: %(default)s)",
     )
     add_settings(command, TrainSettings, PRIORS)
-    for name in ("preset", "image_size", "crop"):  # in the namespace only where they are given
+    for name in AS_TRAINED:  # in the namespace only where they are given
         add_settings(command, TrainSettings, [name], default=argparse.SUPPRESS)
     add(
         "--positives",
@@ -163,6 +166,7 @@ def stats(args: argparse.Namespace) -> None:
     settings = resolve({**given, "loss": "base", "assigner_settings": {}}, 1, args.dataset, {})
     preset, sizes = settings.preset, {name: getattr(settings, name) for name in SIZES}
     try:
+        refuse(misfits_of_loss(args.detector, settings.classification))
         anchors = plan_layout(args.detector, preset, **sizes)
         layout = plan_layout(args.detector, preset, args.assigner, **sizes)
         name, assign = data_stats.pick_assigner(

@@ -12,6 +12,9 @@ from detectors.errors import Unusable
 from detectors.training.setting_values import misfit
 from detectors.training.settings import TrainSettings
 from detectors.utils.argument_types import file, named_number, number, one_of
+from detectors.utils.parser import meant
+from jolkernels.registry import resolve
+from jolkernels.spec import CHOICES
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
 """What options are added to."""
@@ -46,6 +49,9 @@ def _kind(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
         known = {str(choice): choice for choice in about["choices"]}
         known |= {about["none"]: None} if "none" in about else {}
         return {"type": one_of(known), "metavar": "|".join(known), **metavar}
+    if "spec" in about:
+        words = [*CHOICES[about["spec"]], *([about["none"]] if "none" in about else [])]
+        return {"type": loss_choice(**about), "metavar": "|".join(words), **metavar}
     if get_origin(kind) is dict:
         return {"type": named_number, "nargs": "+", **metavar}
     if kind is str:
@@ -65,6 +71,25 @@ def folder_to_write(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("got '', wanted a folder")
     return Path(text)
+
+
+def loss_choice(spec: str, none: str | None = None) -> Callable[[str], str | None]:
+    """The type of an argument that names a choice of this kind as jolkernels.registry.parse reads.
+
+    `none` is the word for None.
+    """
+
+    def parse(text: str) -> str | None:
+        if text == none:
+            return None
+        try:
+            resolve(spec, text)
+        except (TypeError, ValueError) as error:
+            problem = str(error).removeprefix(f"{spec}: ")
+            raise argparse.ArgumentTypeError(problem + meant(text, CHOICES[spec])) from None
+        return text
+
+    return parse
 
 
 def checkpoint_option(options: Options) -> None:

@@ -39,6 +39,8 @@ def build_detector(
     location_score: str | None = "iou",
     class_score: str | None = "probability",
     detach_weights: bool = False,
+    classification: str | None = None,
+    regression: str | None = None,
     backbone: str | None = None,
     backbone_weights: str | Path | None = None,
     image_size: int | Sequence[int] | None = None,
@@ -67,6 +69,9 @@ def build_detector(
         location_score: S_loc as JointOptimizationLoss takes it.
         class_score: S_cls as JointOptimizationLoss takes it.
         detach_weights: stop the gradient through the weights.
+        classification: the head's class loss as JointOptimizationLoss takes it, cross entropy for a
+            two-stage detector, a sigmoid loss for the others; None: the detector's own.
+        regression: the head's box loss; None: the detector's own.
         backbone: one of BACKBONES; None: resnet50, with slim resnet18 ("detectors": resnet14).
             "detectors" needs Bottleneck blocks: resnet14, 50 or 101.
         backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file with a
@@ -103,10 +108,12 @@ def build_detector(
     backbone = backbone or row.backbone[preset]
     _check_known("backbone", backbone, BACKBONES)
     weights = WEIGHTS[preset] if backbone_weights is None else str(backbone_weights)
+    classification = classification or row.classification[preset]
     refuse(
         misfits(
             name,
             preset,
+            classification=classification,
             assigner=assigner,
             assigner_settings=assigner_settings,
             backbone=backbone,
@@ -144,6 +151,8 @@ def build_detector(
             "class_score": class_score,
             "weighting": "joint" if loss == "jol" else "none",
             "detach_weights": detach_weights,
+            "classification": classification,
+            "regression": regression or row.regression[preset],
             "sync_group": sync_group,
         },
     )

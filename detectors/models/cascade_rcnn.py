@@ -20,7 +20,6 @@ from detectors.models.pyramids import two_stage_pyramid
 from detectors.models.roi_heads import AssignedRoIHeads
 from detectors.models.two_stage import two_stage
 from jolkernels.integrations.torchvision import JointRoIHeads, matched_boxes, roi_criterion
-from jolkernels.spec import SmoothL1
 
 THRESHOLDS = (0.5, 0.6, 0.7)
 CODERS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
@@ -54,7 +53,7 @@ class CascadeRoIHeads(nn.Module):
         samples: boxes of an image that each head is trained on, at most a quarter of them positive.
         detections: most detections of an image.
         score_threshold: least score of a detection.
-        choices: other arguments of JointOptimizationLoss: lam, weighting, ...
+        choices: other arguments of JointOptimizationLoss: regression, lam, weighting, ...
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class CascadeRoIHeads(nn.Module):
                     score_threshold,
                     0.5,
                     detections,
-                    criterion=roi_criterion(coder, SmoothL1(beta=1.0), **choices),
+                    criterion=roi_criterion(coder, **choices),
                 )
             )
 

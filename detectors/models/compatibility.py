@@ -10,6 +10,8 @@ from typing import Any
 
 from detectors.assigners.names import ASSIGNERS
 from detectors.models.presets import BOTTLENECKS, DETECTORS, Detector, find_detector
+from jolkernels.registry import resolve
+from jolkernels.spec import CHOICES
 
 FOR_POINTS = ("atss", "rfla")
 """Assigners that compare objects with something other than the priors' own boxes."""
@@ -23,6 +25,7 @@ def misfits(
     assigner_settings: Mapping[str, float] | None = None,
     backbone: str | None = None,
     backbone_weights: object = None,
+    classification: str | None = None,
     anchor_scale: float | None = None,
     anchor_ratios: Sequence[float] | None = None,
     strides: Sequence[int] | None = None,
@@ -42,11 +45,24 @@ def misfits(
         )
     if preset == "slim" and backbone_weights == "imagenet":
         yield "backbone_weights: ImageNet's batch norm does not fit preset slim's GroupNorm"
+    yield from misfits_of_loss(detector, classification)
     yield from misfits_of_anchors(detector, assigner, anchor_scale, anchor_ratios, strides)
     yield from misfits_of_assigner(detector, assigner, assigner_settings)
     if centreness_weights is not None and row.centreness_weights is None:
         able = ", ".join(n for n, other in DETECTORS.items() if other.centreness_weights)
         yield f"centreness_weights: got {centreness_weights}, wanted none but with {able}"
+
+
+def misfits_of_loss(detector: str, classification: str | None) -> Iterator[str]:
+    """What is wrong with this class loss for the detector."""
+    kind, own = "classification", find_detector(detector).classification["torchvision"]
+    softmax = resolve(kind, own).softmax
+    if classification is not None and resolve(kind, classification).softmax != softmax:
+        able = [name for name in CHOICES[kind] if resolve(kind, name).softmax == softmax]
+        yield (
+            f"{kind}: got {classification!r} with {detector}, wanted one of {', '.join(able)}: its "
+            f"head has {'a' if softmax else 'no'} column for the background"
+        )
 
 
 def misfits_of_assigner(

@@ -15,9 +15,6 @@ def build(bodies: list[ResNet], plan: Plan) -> nn.Module:
     """Faster R-CNN on this ResNet."""
 
     def make_heads(plain: RoIHeads) -> nn.Module:
-        regression = "l1" if plan.preset == "paper" else None
-        return AssignedRoIHeads.from_roi_heads(
-            plain, roi_criterion(regression=regression, **plan.choices)
-        )
+        return AssignedRoIHeads.from_roi_heads(plain, roi_criterion(**plan.choices))
 
     return two_stage(two_stage_pyramid(bodies[0], plan), plan, make_heads)

@@ -20,7 +20,7 @@ class Plan:
         score_threshold: least score of a detection.
         detections: most detections of an image.
         candidates: least number of proposals or, of a level, boxes that they are chosen from.
-        choices: arguments of JointOptimizationLoss: lam, location_score, weighting, sync_group, ...
+        choices: arguments of JointOptimizationLoss: classification, regression, lam, ...
     """
 
     preset: str

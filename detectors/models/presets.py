@@ -46,6 +46,8 @@ class Detector:
         bottlenecks: whether it needs a backbone of BOTTLENECKS.
         bodies: ResNets it is made of.
         least_side: pixels a side that batches are padded to at least.
+        classification: its head's class loss, as jolkernels.spec names it.
+        regression: its head's box loss.
         learning_rate: of SGD for the preset's batch size.
         score_threshold: least score of a detection.
         detections: most detections of an image unless another number is given.
@@ -69,6 +71,10 @@ class Detector:
     bottlenecks: bool = False
     bodies: int = 1
     least_side: int = 0
+    classification: Mapping[str, str] = field(default_factory=lambda: by_preset("cross_entropy"))
+    regression: Mapping[str, str] = field(
+        default_factory=lambda: by_preset("smooth_l1", paper="l1")
+    )
     learning_rate: Mapping[str, float] = field(default_factory=lambda: by_preset(0.005, slim=0.02))
     score_threshold: Mapping[str, float] = field(default_factory=lambda: by_preset(0.05))
     detections: Mapping[str, int] = field(
@@ -108,6 +114,8 @@ DETECTORS: dict[str, Detector] = {
             "nwd-rka": {"k": 3},
         },
         detections=by_preset(300, paper=3000, slim=1500),
+        classification=by_preset("focal"),
+        regression=by_preset("l1"),
         learning_rate=by_preset(0.001, slim=0.02),
     ),
     "fcos": Detector(
@@ -120,12 +128,17 @@ DETECTORS: dict[str, Detector] = {
         scale=by_preset(1.0, slim=0.5),
         has_points=True,
         assigner=by_preset(None),
+        classification=by_preset("focal"),
+        # MMDetection's FCOS has -log IoU unless another loss is configured, torchvision's GIoU.
+        regression=by_preset("giou", paper="iou:mode=log"),
         learning_rate=by_preset(0.001, slim=0.02),
         score_threshold=by_preset(0.05, torchvision=0.2),
         centreness_weights=by_preset(False, paper=True),
     ),
     "faster_rcnn": Detector("detectors.models.faster_rcnn"),
-    "cascade_rcnn": Detector("detectors.models.cascade_rcnn"),
+    "cascade_rcnn": Detector(
+        "detectors.models.cascade_rcnn", regression=by_preset("smooth_l1:beta=1")
+    ),
     "detectors": Detector(
         "detectors.models.detecto_rs",
         strides=by_preset((4, 8, 16, 32, 64)),
@@ -134,6 +147,7 @@ DETECTORS: dict[str, Detector] = {
         bottlenecks=True,
         bodies=2,
         least_side=96,
+        regression=by_preset("smooth_l1:beta=1"),
     ),
 }
 """Name → detector."""

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from detectors.errors import RunError
+from detectors.models.presets import find_detector
 from detectors.paper.table_plan import Cell
 from detectors.training import run_folder
 from detectors.training.settings import DEFAULTS, FIELDS, MAY_CHANGE, TrainSettings
 from detectors.utils import files
 from detectors.utils.argument_types import within
 from detectors.utils.names import brief
+from jolkernels.registry import resolve
 
 JOINT = ("lam", "location_score", "class_score", "detach_weights")
 """Settings of JOL, without meaning in a base run."""
@@ -49,13 +51,24 @@ class Run:
         return int(self.settings["seed"])
 
     def is_of(self, cell: Cell) -> bool:
-        """Whether detector, loss, assigner, λ and scores are the cell's."""
+        """Whether detector, losses, assigner, λ and scores are the cell's."""
         mine, base = self.settings, cell.loss == "base"
         return (
             cell.detector == mine["detector"]
+            and self._has_own_losses()
             and cell.loss == mine["loss"]
             and (cell.assigner or "iou") == (mine["assigner"] or "iou")
             and (base or (cell.lam, cell.location_score, cell.class_score) == self._scores())
+        )
+
+    def _has_own_losses(self) -> bool:
+        """Whether class and box loss are the detector's own, as in the paper."""
+        row, preset = find_detector(self.settings["detector"]), self.settings["preset"]
+        own = {"classification": row.classification, "regression": row.regression}
+        return all(
+            self.settings[name] is None
+            or resolve(name, self.settings[name]) == resolve(name, by_preset[preset])
+            for name, by_preset in own.items()
         )
 
     def _scores(self) -> tuple[float, str | None, str | None]:

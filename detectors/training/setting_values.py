@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
 from detectors.utils.argument_types import in_words, within
+from jolkernels.registry import resolve
 
 
 def misfit(value: Any, hint: Any, about: Mapping[str, Any]) -> str:
@@ -12,16 +13,21 @@ def misfit(value: Any, hint: Any, about: Mapping[str, Any]) -> str:
     Args:
         value: as read from JSON or a checkpoint.
         hint: the type of the setting.
-        about: `choices`, `metavar`, `least`, `above` and `below`, as settings.setting takes them.
+        about: what settings.setting takes of `choices`, `spec`, `metavar`, `least`, `above`, `below`.
     """
     if not _fits(value, hint):
         return hint.__name__ if isinstance(hint, type) else str(hint)
     if value == []:  # which the command line cannot say
         return "one or more numbers"
-    if value == "" and "choices" not in about:
+    if value == "" and "metavar" in about:
         return str(about["metavar"])
     if "choices" in about and value is not None and value not in about["choices"]:
         return f"one of {', '.join(about['choices'])}"
+    if "spec" in about and value is not None:
+        try:
+            resolve(about["spec"], value)
+        except (TypeError, ValueError) as error:
+            return str(error).rpartition("wanted ")[2]
     limits = {name: about[name] for name in ("least", "above", "below") if name in about}
     items = value.values() if isinstance(value, dict) else value
     numbers = [

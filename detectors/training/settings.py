@@ -34,7 +34,7 @@ from detectors.training.defaults_in_words import (
 )
 from detectors.training.setting_values import misfit
 from detectors.utils.names import brief
-from jolkernels.spec import CHOICES, CLASS_SCORES
+from jolkernels.spec import CLASS_SCORES
 
 BATCHES = by_preset(2, slim=4)
 CROPS = by_preset(0, slim=192)
@@ -73,7 +73,8 @@ def setting(
         said: the default in words, where it depends on the preset, the detector or the data.
         may_change: whether a resumed run may have another value than its beginning.
         kind: what the command line takes beyond the field's type (see commands/options.py):
-            `choices`; `none`, the word for None; `metavar`; the limits `least`, `above`, `below`.
+            `choices`; `spec`, the kind of jolkernels.spec's choices that it names; `none`, the word
+            for None; `metavar`; the limits `least`, `above`, `below`.
     """
     plain = usual if default is MISSING else default
     if not said and isinstance(plain, int | float | str) and not isinstance(plain, bool):
@@ -123,12 +124,26 @@ class TrainSettings:
     )
     lam: float = setting("λ of the weights", LOSS, usual=2.0, least=1)
     location_score: str | None = setting(
-        "S_loc", LOSS, usual="iou", choices=CHOICES["location_score"], none="none"
+        "S_loc", LOSS, usual="iou", spec="location_score", none="none"
     )
     class_score: str | None = setting(
         "S_cls", LOSS, usual="probability", choices=CLASS_SCORES, none="none"
     )
     detach_weights: bool = setting("no gradient through the weights", LOSS, usual=False)
+    classification: str | None = setting(
+        "class loss of the head, with parameters as in focal:alpha=0.5,gamma=1",
+        LOSS,
+        None,
+        spec="classification",
+        said=of_detectors(lambda d: d.classification),
+    )
+    regression: str | None = setting(
+        "box loss of the head, with parameters as in iou:mode=log; 5*l1+2*giou is a sum",
+        LOSS,
+        None,
+        spec="regression",
+        said=of_detectors(lambda d: d.regression),
+    )
     steps: int = dataclasses.field(metadata={"kind": {"least": 1}})
     batch_size: int = setting(
         "images per step, over all processes", TRAINING, said=of_presets(BATCHES), **SHARES
@@ -406,6 +421,8 @@ def _chosen(given: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
         "backbone": detector.backbone[preset],
         "backbone_weights": WEIGHTS[preset],
         "image_size": named.image_size if named and preset != "slim" else None,
+        "classification": detector.classification[preset],
+        "regression": detector.regression[preset],
         "batch_size": BATCHES[preset],
         "lr": detector.learning_rate[preset],
         "crop": CROPS[preset] or None,

@@ -29,7 +29,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from jolkernels import process_groups
 from jolkernels.integrations.matching import gather, match_as, matched_boxes, matched_labels
 from jolkernels.loss import JointLoss, JointOptimizationLoss
-from jolkernels.spec import LTRB, Delta, Focal, GIoU, Regression, SmoothL1
+from jolkernels.spec import LTRB, Delta, Focal, Regression, SmoothL1
 
 
 def roi_criterion(
@@ -45,11 +45,10 @@ def roi_criterion(
         choices: what else JointOptimizationLoss takes: lam, location_score, weighting, ...
     """
     return JointOptimizationLoss(
-        classification="cross_entropy",
+        **{"classification": "cross_entropy", **choices},
         regression=regression or SmoothL1(beta=1 / 9),
         coding=Delta(weights=weights),
         background="first",
-        **choices,
     )
 
 
@@ -60,24 +59,28 @@ def retinanet_criterion(
 
     Args:
         regression: the box loss; torchvision's v2 has "giou".
-        choices: what else JointOptimizationLoss takes: lam, location_score, weighting, ...
+        choices: what else JointOptimizationLoss takes: classification (torchvision's focal loss),
+            lam, location_score, weighting, ...
     """
     return JointOptimizationLoss(
-        classification=Focal(alpha=0.25, gamma=2.0),
+        **{"classification": Focal(alpha=0.25, gamma=2.0), **choices},
         regression=regression,
         coding=Delta(),
-        **choices,
     )
 
 
-def fcos_criterion(**choices: Any) -> JointOptimizationLoss:
+def fcos_criterion(regression: str | Regression = "giou", **choices: Any) -> JointOptimizationLoss:
     """The loss on the terms of torchvision's `FCOSHead.compute_loss`.
 
     Args:
-        choices: what else JointOptimizationLoss takes: lam, location_score, weighting, ...
+        regression: the box loss; MMDetection's FCOS has IoU(mode="log").
+        choices: what else JointOptimizationLoss takes: classification (torchvision's focal loss),
+            lam, location_score, weighting, ...
     """
     return JointOptimizationLoss(
-        classification=Focal(alpha=0.25, gamma=2.0), regression=GIoU(), coding=LTRB(), **choices
+        **{"classification": Focal(alpha=0.25, gamma=2.0), **choices},
+        regression=regression,
+        coding=LTRB(),
     )
 
 

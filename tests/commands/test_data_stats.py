@@ -298,6 +298,14 @@ def test_the_verdict_is_for_what_jol_train_would_use(
     assert sentences[1].startswith("iou with low-quality matches: objects of ")
 
 
+def test_it_takes_the_losses_of_jol_train(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--annotations", small, "--positives", "--detector", "fcos", "--preset", "paper"]
+    said = [" ".join(line) for line in stats(capsys, *given, "--classification", "bce")]
+    assert "losses of the head: bce and iou:mode=log" in said
+    assert main(["data", "stats", *map(str, given), "--classification", "cross_entropy"]) == 2
+    assert "its head has no column for the background" in capsys.readouterr().err
+
+
 def test_presets_give_other_positives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An object of 10 pixels: slim has anchors of that size; of crops of 80, scaled by ten, 100."""
     file = write(tmp_path / "one.json", [(160, 160)], [(1, 1, (59, 59, 10, 10), False)])
@@ -365,7 +373,7 @@ def test_no_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{file}: no objects to count; skipped: 1 crowd or ignored" in error
 
 
-@pytest.mark.parametrize(("command", "count"), [("stats", 16), ("check", 6), ("convert", 6)])
+@pytest.mark.parametrize(("command", "count"), [("stats", 18), ("check", 6), ("convert", 6)])
 def test_help_explains_every_option(
     command: str, count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

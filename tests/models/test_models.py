@@ -20,7 +20,9 @@ from torchvision.models.detection import (
 
 from detectors.models import DETECTORS, TWO_STAGE, build_detector, joint_head
 from detectors.models.backbones import resnet
+from jolkernels import spec
 from jolkernels.integrations.torchvision import JointRoIHeads, fcos_criterion, roi_criterion
+from jolkernels.registry import resolve
 from jolkernels.spec import CHOICES
 
 STOCK: dict[str, Callable[..., nn.Module]] = {
@@ -126,6 +128,39 @@ def test_every_location_score_reaches_the_loss(name: str, score: str | None) -> 
     assert (joint_head(model).negative_weight == joint_head(iou).negative_weight) == (
         score == "iou"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "wanted"),
+    [
+        ("retinanet", "torchvision", (spec.Focal(), spec.L1())),
+        ("fcos", "torchvision", (spec.Focal(), spec.GIoU())),
+        ("fcos", "paper", (spec.Focal(), spec.IoU(mode="log"))),
+        ("faster_rcnn", "slim", (spec.CrossEntropy(), spec.SmoothL1(1 / 9))),
+        ("faster_rcnn", "paper", (spec.CrossEntropy(), spec.L1())),
+    ],
+)
+def test_a_head_has_the_losses_of_its_preset(
+    name: str, preset: str, wanted: tuple[object, object]
+) -> None:
+    settings = joint_head(build_detector(name, K, preset=preset, backbone_weights="none"))
+    settings = settings.criterion.settings
+    assert (settings.classification, settings.regression) == wanted
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_chosen_losses_reach_the_head(name: str) -> None:
+    own = DETECTORS[name].classification["slim"]
+    other = "quality_focal:beta=1" if own == "focal" else own
+    model = build_detector(
+        name, K, "jol", preset="slim", classification=other, regression="5*l1+2*giou"
+    ).train()
+    losses, _ = losses_and_gradients(model, *scene([6]))
+    assert all(math.isfinite(v.item()) for v in losses.values())
+    head = joint_head(model)
+    for criterion in [h.criterion for h in getattr(head, "heads", [head])]:
+        assert criterion.settings.regression == spec.Sum((5, spec.L1()), (2, spec.GIoU()))
+        assert criterion.settings.classification == resolve("classification", other)
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -313,6 +348,13 @@ def test_backbone_weights_from_a_file(tmp_path: pytest.TempPathFactory) -> None:
         ({"preset": "slim", "backbone_weights": "imagenet"}, ValueError, "GroupNorm"),
         ({"lam": 0.5}, ValueError, "lam: got 0.5"),
         ({"location_score": "area"}, ValueError, "location_score: got 'area'"),
+        ({"regression": "iou:mode=cubic"}, ValueError, "IoU: mode: got 'cubic'"),
+        ({"classification": "cross_entropy"}, ValueError, "with fcos, wanted one of bce, focal"),
+        (
+            {"name": "cascade_rcnn", "classification": "bce"},
+            ValueError,
+            "with cascade_rcnn, wanted one of cross_entropy",
+        ),
     ],
 )
 def test_unusable_choices_are_named(

@@ -137,6 +137,8 @@ def test_a_cell_without_a_run_says_so(tmp_path: Path) -> None:
         {"lam": 3.0},
         {"location_score": "nwd"},
         {"class_score": None},
+        {"regression": "giou"},
+        {"classification": "mal"},
     ],
     ids=str,
 )
@@ -144,6 +146,15 @@ def test_a_run_of_another_cell_is_not_counted(other: dict[str, Any], tmp_path: P
     write_run(tmp_path / "a", {"AP": 20.0}, loss="jol", **other)
     grid = results_table(2, find_runs(tmp_path)[0])
     assert lines_of(grid, "faster_rcnn", "jol")["ours"]["AP"] == "no run"
+
+
+def test_a_run_with_the_detectors_own_losses_is_counted_however_it_names_them(
+    tmp_path: Path,
+) -> None:
+    own = {"classification": "cross_entropy", "regression": "l1"}  # of preset paper
+    write_run(tmp_path / "a", {"AP": 20.0}, loss="jol", **own)
+    grid = results_table(2, find_runs(tmp_path)[0])
+    assert lines_of(grid, "faster_rcnn", "jol")["ours"]["AP"] == "20.0"
 
 
 def test_runs_that_differ_otherwise_are_not_averaged(tmp_path: Path) -> None:

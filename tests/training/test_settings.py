@@ -85,6 +85,30 @@ def test_a_score_of_the_library_is_an_option_at_once(
     assert train.parse(words)["location_score"] == "area"
 
 
+def test_losses_of_the_head_are_options(
+    scenes: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--detector", "fcos", "--loss", "jol", "--out", "x", *data(scenes)]
+    given = ["--regression", "inner:loss=ciou,ratio=0.7", "--classification", "focal:gamma=1"]
+    parsed = train.parse([*words, *given])
+    settings = resolve(
+        {k: parsed[k] for k in ("detector", "loss", "regression", "classification")}, 10, None, {}
+    )
+    assert (settings.regression, settings.classification) == (given[1], given[3])
+    settings.check()
+    with pytest.raises(ValueError, match="regression: got 'iou:mode=cube', wanted one of linear"):
+        dataclasses.replace(settings, regression="iou:mode=cube").check()
+    for wrong, wanted in (
+        (["--regression", "gio"], "--regression: got 'gio', wanted one of l1,"),
+        (["--regression", "iou:mod=log"], "got 'mod=log', wanted mode=VALUE"),
+        (["--classification", "focal:alpha=2"], "Focal: alpha: got 2"),
+        (["--classification", "cross_entropy"], "its head has no column for the background"),
+    ):
+        with pytest.raises(SystemExit):
+            train.parse([*words, *wrong])
+        assert wanted in capsys.readouterr().err
+
+
 def test_the_help_names_the_defaults_there_are() -> None:
     """Those of fields, presets, detectors and data sets."""
     options = options_of_train()
