@@ -13,7 +13,7 @@ def misfit(value: Any, hint: Any, about: Mapping[str, Any]) -> str:
     Args:
         value: as read from JSON or a checkpoint.
         hint: the type of the setting.
-        about: what settings.setting takes of `choices`, `spec`, `metavar`, `least`, `above`, `below`.
+        about: of settings.setting `choices`, `spec`, `metavar`, `least`, `above` and `below`.
     """
     if not _fits(value, hint):
         return hint.__name__ if isinstance(hint, type) else str(hint)
