@@ -53,7 +53,7 @@ class Overlap:
     def __init__(self, x: Tensor, t: Tensor) -> None:
         self.x, self.t = x, t
         sides = torch.min(x[:, 2:], t[:, 2:]) - torch.max(x[:, :2], t[:, :2])
-        self.sides = sides * (sides > 0).all(1, keepdim=True)
+        self.sides = torch.where((sides > 0).all(1, keepdim=True), sides, 0)
         self.intersection = self.sides.prod(1)
         self.size = x[:, 2:] - x[:, :2]
         self.union = self.size.prod(1) + (t[:, 2:] - t[:, :2]).prod(1) - self.intersection

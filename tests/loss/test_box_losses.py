@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import DEVICE
+from cases import DEVICE, INTERPRETED
 from torchvision import ops
 
 from jolkernels import JointOptimizationLoss, reference
@@ -117,3 +117,17 @@ def test_validation_reads_the_slot_of_the_label(monkeypatch):
     batch["box_preds"] = batch["box_preds"].roll(4, 1)
     with pytest.raises(ValueError, match="at index 2"):
         criterion(**batch)
+
+
+@pytest.mark.parametrize("regression", ["iou", "giou", "diou", "ciou", "eiou"])
+def test_infinite_boxes_are_what_the_reference_says(regression):
+    """Tensor operations had NaN for boxes that are apart: 0 times an infinite overlap."""
+    sides = [-torch.inf, 0.0, 5.0, torch.inf, torch.nan]
+    boxes = torch.tensor(list(itertools.product(sides, repeat=4)), dtype=torch.float64)
+    labels, target = torch.zeros(1, dtype=torch.int64), boxes.new_tensor([[0, 0, 6, 6]])
+    criterion = JointOptimizationLoss("focal", regression, weighting="none")
+    for box in boxes[:: 23 if INTERPRETED else 1]:
+        given = (criterion.settings, boxes.new_zeros(1, 2), box[None], labels, target)
+        batch, call = make_batch(*given)
+        wanted = reference.joint_optimization_loss(batch, call)[1]
+        torch.testing.assert_close(criterion(*given[1:]).regression, wanted, equal_nan=True)
