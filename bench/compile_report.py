@@ -133,7 +133,9 @@ def compile_launch(call: Launch, target: GPUTarget) -> Any:
     attributes: dict[tuple[int], Any] = {}
     for i, parameter in enumerate(call.kernel.params):
         value = values[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        specialized = not parameter.do_not_specialize
+        one = specialized and isinstance(value, int) and value == 1
+        if parameter.is_constexpr or value is None or one:
             signature[parameter.name] = "constexpr"
             constexprs[(i,)] = value
         elif isinstance(value, Tensor):
@@ -141,7 +143,7 @@ def compile_launch(call: Launch, target: GPUTarget) -> Any:
             attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if specialized and value % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(call.kernel, signature, constexprs, attributes)
     return triton.compile(source, target=target, options=options)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from jolkernels.kernels.classification import sigmoid
-from jolkernels.kernels.forward import box_terms, load_factors, row_kinds, weight
+from jolkernels.kernels.forward import box_terms, goals, load_factors, row_kinds, weight
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def store_box_gradient(
         tl.store(out, narrowed(d, out), mask=(rows < n)[:, None] & (cols < width))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_groups"])
 def gradients_kernel(
     logits, stride_row, stride_col,
     boxes, stride_box_row, stride_box_col,
@@ -58,22 +58,37 @@ def gradients_kernel(
     priors, stride_prior_row, stride_prior_col,
     alphas, stride_alpha,
     betas, stride_beta,
-    row_terms, scalars, grad_classification, grad_regression, grad_logits, grad_boxes, box_width,
-    n, columns, background, last, ignore,
+    class_targets, stride_class_target,
+    extras, stride_extra,
+    class_weights, stride_class_weight,
+    groups, stride_group,
+    row_terms, scalars,
+    grad_classification, stride_grad_classification, grad_regression, stride_grad_regression,
+    grad_logits, grad_boxes, grad_extras, box_width,
+    n, columns, background, last, ignore, num_groups,
     SOFTMAX: tl.constexpr, CLASSIFY: tl.constexpr, CLASSIFY_PARAMS: tl.constexpr,
-    REGRESS: tl.constexpr, REGRESS_PARAMS: tl.constexpr, ON_CODES: tl.constexpr,
+    REGRESS_0: tl.constexpr, REGRESS_1: tl.constexpr, REGRESS_2: tl.constexpr,
+    REGRESS_3: tl.constexpr, PARAMS_0: tl.constexpr, PARAMS_1: tl.constexpr,
+    PARAMS_2: tl.constexpr, PARAMS_3: tl.constexpr, FACTORS: tl.constexpr, ON_CODES: tl.constexpr,
     SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr, SOFT: tl.constexpr,
     DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
+    CODED_TARGETS: tl.constexpr,
     JOINT: tl.constexpr, CLASS_SCORE: tl.constexpr, LAM: tl.constexpr, CONSTANT: tl.constexpr,
     CLASS_SPECIFIC: tl.constexpr, ACC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of BLOCK_ROWS rows; grad_logits [N, C] and grad_boxes [N, 4S] are contiguous.
+    """Gradients of BLOCK_ROWS rows: grad_logits [N, C], grad_boxes [N, 4S] and grad_extras [N].
 
-    Either may be None. CONSTANT: the weights carry no gradient.
+    Contiguous, and each may be None. CONSTANT: the weights carry no gradient.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    valid, positive, bad, y = row_kinds(labels, stride_label, rows, n, background, last, ignore)
+    valid, positive, bad, y, group = row_kinds(
+        labels, stride_label, groups, stride_group, num_groups, rows, n, background, last, ignore
+    )
+    if groups is not None:
+        scalars += 5 * group
+        grad_classification += stride_grad_classification * group
+        grad_regression += stride_grad_regression * group
     w_neg, mean_neg = tl.load(scalars).to(ACC), tl.load(scalars + 1).to(ACC)
     g_cls = times(tl.load(grad_classification), tl.load(scalars + 2)).to(ACC)
     g_loc = times(tl.load(grad_regression), tl.load(scalars + 3)).to(ACC)
@@ -97,12 +112,17 @@ def gradients_kernel(
         targets, stride_target_row, stride_target_col,
         priors, stride_prior_row, stride_prior_col,
         rows, slot, positive,
-        REGRESS, REGRESS_PARAMS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
-        DECODE, ENCODE, PULL, CODING_PARAMS, ACC,
+        REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3, PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3,
+        FACTORS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
+        DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS, ACC,
     )  # fmt: skip
     w = weight(s, v, LAM, JOINT, CLASS_SCORE)
     alpha = load_factors(alphas, stride_alpha, rows, valid, ACC)
+    if SOFTMAX and class_weights is not None:
+        alpha = alpha * load_factors(class_weights, stride_class_weight, y, valid, ACC)
     beta = load_factors(betas, stride_beta, rows, positive, ACC)
+    if extras is not None:
+        r += load_factors(extras, stride_extra, rows, positive, ACC)
     d_w = g_cls * (alpha * a + mean_neg) + g_loc * beta * r
     if CONSTANT:  # not 0 times d_w and s, which may be NaN
         to_v, d_s = tl.zeros_like(v), tl.zeros_like(v)
@@ -112,8 +132,11 @@ def gradients_kernel(
         to_v, d_s = d_w, tl.zeros_like(v)
 
     # 2. The boxes.
+    to_r = g_loc * beta * w
+    if grad_extras is not None:
+        out = grad_extras + rows
+        tl.store(out, narrowed(tl.where(positive, to_r, 0.0) + poison, out), mask=rows < n)
     if grad_boxes is not None:
-        to_r = g_loc * beta * w
         store_box_gradient(
             grad_boxes, rows, n, slot, positive, poison,
             to_r * dr0 - to_v * dv0, to_r * dr1 - to_v * dv1,
@@ -123,6 +146,7 @@ def gradients_kernel(
 
     # 3. The logits, a tile of columns at a time.
     if grad_logits is not None:
+        goal = goals(class_targets, stride_class_target, rows, positive, quality, SOFT, ACC)
         scale = g_cls * alpha * tl.where(positive, w, w_neg)
         if SOFTMAX:
             scale += tl.where(positive, d_s, 0.0)
@@ -139,7 +163,12 @@ def gradients_kernel(
                 d = scale[:, None] * (p - is_label.to(ACC))
             else:
                 is_true = is_label & positive[:, None]
-                _loss, d = CLASSIFY(z, is_true, quality[:, None], CLASSIFY_PARAMS)
+                _loss, d = CLASSIFY(z, is_true, goal, CLASSIFY_PARAMS)
+                if class_weights is not None:
+                    factors = load_factors(
+                        class_weights, stride_class_weight, cols, cols < columns, ACC
+                    )
+                    d = d * factors[None, :]
                 d = scale[:, None] * d - tl.where(is_true, (d_s * (1.0 - s))[:, None], 0.0)
             out = grad_logits + rows[:, None] * columns + cols[None, :]
             d = narrowed(tl.where(valid[:, None], d, 0.0) + poison[:, None], out)

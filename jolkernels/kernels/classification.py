@@ -2,10 +2,11 @@
 
 A sigmoid loss is one function of a tile of logits:
 
-    f(z, is_true, quality, PARAMS) -> loss, dloss/dz        of z's shape
+    f(z, is_true, goal, PARAMS) -> loss, dloss/dz        of z's shape
 
-where is_true marks the column of a positive's true class and quality is the IoU of its box, [rows,
-1], a constant that two of the losses take as the target of that column.
+where is_true marks the column of a positive's true class and goal, [rows, 1], is what that column
+shall become, a constant: class_targets where these are given, else the IoU of the row's box for the
+soft losses, else None, which stands for 1.
 
 Softmax couples the columns of a row, so cross entropy is built into the kernels: a row's loss is
 lse - z_y, by the online log-sum-exp below, and its gradient p - delta.
@@ -39,31 +40,12 @@ def softplus(x):
 
 
 @triton.jit
-def focal_loss(z, is_true, quality, PARAMS: tl.constexpr):
-    """torchvision.ops.sigmoid_focal_loss of single columns; PARAMS = alpha, gamma.
-
-    With u = -z in the true column and z elsewhere: alpha_t sigmoid(u)^gamma softplus(u).
-    """
-    ALPHA: tl.constexpr = PARAMS[0]
-    GAMMA: tl.constexpr = PARAMS[1]
-    u = tl.where(is_true, -z, z)
-    p = sigmoid(u)
-    ce = softplus(u)
-    if GAMMA == 2.0:
-        modulated = p * p
-    else:
-        modulated = tl.exp(-GAMMA * softplus(-u))  # sigmoid(u)^gamma, by its logarithm
-    modulated = tl.where(is_true, modulated * ALPHA, modulated * (1.0 - ALPHA))
-    d = modulated * (p + GAMMA * ce * sigmoid(-u))
-    return modulated * ce, tl.where(is_true, -d, d)
-
-
-@triton.jit
-def bce_loss(z, is_true, quality, PARAMS: tl.constexpr):
-    """Binary cross entropy with logits."""
-    u = tl.where(is_true, -z, z)
-    p = sigmoid(u)
-    return softplus(u), tl.where(is_true, -p, p)
+def binary_cross_entropy(z, target):
+    """-t log p - (1 - t) log(1 - p) and its derivative, tails exact; 0 times infinity is 0."""
+    tail = log1p(tl.exp(-tl.abs(z)))
+    high = tl.where(target == 0, 0.0, target * (tl.maximum(-z, 0.0) + tail))
+    low = tl.where(target == 1, 0.0, (1.0 - target) * (tl.maximum(z, 0.0) + tail))
+    return high + low, (1.0 - target) * sigmoid(z) - target * sigmoid(-z)
 
 
 @triton.jit
@@ -81,33 +63,91 @@ def power(x, EXPONENT: tl.constexpr):
 
 
 @triton.jit
-def quality_focal_loss(z, is_true, quality, PARAMS: tl.constexpr):
-    """|y - sigma|^beta BCE(sigma, y) with y = quality in the true column, else 0; PARAMS = beta."""
-    BETA: tl.constexpr = PARAMS[0]
-    y = tl.where(is_true, quality, 0.0)
-    p = sigmoid(z)
-    ce = softplus(z) - y * z
-    # p - y without cancellation in the other columns; at p = y the modulation has no slope
-    d = tl.abs(p - y)
-    modulation = power(d, BETA)
-    slope = tl.where(d == 0.0, 0.0, BETA * modulation / tl.where(d == 0.0, 1.0, p - y))
-    return modulation * ce, modulation * (p - y) + slope * ce * p * sigmoid(-z)
+def bce_loss(z, is_true, goal, PARAMS: tl.constexpr):
+    """Binary cross entropy with logits."""
+    if goal is None:
+        u = tl.where(is_true, -z, z)
+        p = sigmoid(u)
+        loss, d = softplus(u), tl.where(is_true, -p, p)
+    else:
+        loss, d = binary_cross_entropy(z, tl.where(is_true, goal, 0.0))
+    return loss, d
 
 
 @triton.jit
-def varifocal_loss(z, is_true, quality, PARAMS: tl.constexpr):
-    """q BCE(p, q) in a true column of quality q > 0, else alpha p^gamma BCE(p, 0).
+def focal_loss(z, is_true, goal, PARAMS: tl.constexpr):
+    """torchvision.ops.sigmoid_focal_loss of single columns; PARAMS = alpha, gamma.
 
-    PARAMS = alpha, gamma.
+    Without a goal, with u = -z in the true column and z elsewhere: alpha_t sigmoid(u)^gamma
+    softplus(u). With one, alpha_t wrong^gamma BCE(p, t), wrong = t (1 - p) + (1 - t) p.
     """
     ALPHA: tl.constexpr = PARAMS[0]
     GAMMA: tl.constexpr = PARAMS[1]
-    q = tl.where(is_true, quality, 0.0)
+    if goal is None:
+        u = tl.where(is_true, -z, z)
+        p = sigmoid(u)
+        ce = softplus(u)
+        if GAMMA == 2.0:
+            modulated = p * p
+        else:
+            modulated = tl.exp(-GAMMA * softplus(-u))  # sigmoid(u)^gamma, by its logarithm
+        modulated = tl.where(is_true, modulated * ALPHA, modulated * (1.0 - ALPHA))
+        d = modulated * (p + GAMMA * ce * sigmoid(-u))
+        d = tl.where(is_true, -d, d)
+    else:
+        t = tl.where(is_true, goal, 0.0)
+        ce, by_z = binary_cross_entropy(z, t)
+        p, q = sigmoid(z), sigmoid(-z)
+        wrong = t * q + (1.0 - t) * p
+        modulated = (ALPHA * t + (1.0 - ALPHA) * (1.0 - t)) * power(wrong, GAMMA)
+        slope = tl.where(wrong == 0.0, 0.0, GAMMA * (1.0 - 2.0 * t) * p * q / wrong)
+        d = modulated * (by_z + slope * ce)
+    return modulated * ce, d
+
+
+@triton.jit
+def quality_focal_loss(z, is_true, goal, PARAMS: tl.constexpr):
+    """|y - sigma|^beta BCE(sigma, y) with y = goal in the true column, else 0; PARAMS = beta."""
+    BETA: tl.constexpr = PARAMS[0]
+    y = tl.where(is_true, goal, 0.0)
     p = sigmoid(z)
-    ce = softplus(z)
+    ce, by_z = binary_cross_entropy(z, y)
+    d = tl.abs(p - y)  # at p = y the modulation has no slope
+    modulation = power(d, BETA)
+    slope = tl.where(d == 0.0, 0.0, BETA * modulation / tl.where(d == 0.0, 1.0, p - y))
+    return modulation * ce, modulation * by_z + slope * ce * p * sigmoid(-z)
+
+
+@triton.jit
+def varifocal_loss(z, is_true, goal, PARAMS: tl.constexpr):
+    """q BCE(p, q) in a positive's true column, q = goal, else alpha p^gamma BCE(p, 0).
+
+    PARAMS = alpha, gamma, detach, positives: detach makes p^gamma a constant, and with positives
+    "target" the true column counts as such only where q > 0.
+    """
+    ALPHA: tl.constexpr = PARAMS[0]
+    GAMMA: tl.constexpr = PARAMS[1]
+    q = tl.where(is_true, goal, 0.0)
+    p = sigmoid(z)
+    ce, by_z = binary_cross_entropy(z, q)
     negative = ALPHA * power(p, GAMMA)
-    loss = tl.where(q > 0, q * (ce - q * z), negative * ce)
-    return loss, tl.where(q > 0, q * (p - q), negative * (p + GAMMA * ce * sigmoid(-z)))
+    d = negative * by_z
+    if not PARAMS[2]:
+        d += negative * GAMMA * ce * sigmoid(-z)
+    positive = is_true if PARAMS[3] == "label" else q > 0
+    return tl.where(positive, q * ce, negative * ce), tl.where(positive, q * by_z, d)
+
+
+@triton.jit
+def mal_loss(z, is_true, goal, PARAMS: tl.constexpr):
+    """BCE(p, goal^gamma) in the true column, else p^gamma BCE(p, 0), p^gamma a constant.
+
+    PARAMS = gamma.
+    """
+    GAMMA: tl.constexpr = PARAMS[0]
+    ce, by_z = binary_cross_entropy(z, tl.where(is_true, power(goal, GAMMA), 0.0))
+    factor = tl.where(is_true, 1.0, power(sigmoid(z), GAMMA))
+    return factor * ce, factor * by_z
 
 
 @triton.jit
@@ -125,4 +165,5 @@ KERNEL["classification"] |= {
     spec.Focal: focal_loss,
     spec.QualityFocal: quality_focal_loss,
     spec.Varifocal: varifocal_loss,
+    spec.MAL: mal_loss,
 }

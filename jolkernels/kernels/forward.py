@@ -2,11 +2,13 @@
 
 Per program of `rows_kernel`, over its rows (docs/mathematics.md derives why this is enough):
 
-    P = #positives    N = #valid    W = sum_pos w_i    bad = #labels out of range
+    P = #positives    N = #valid    W = sum_pos w_i    bad = #labels or groups out of range
     A_pos = sum_pos alpha_i w_i a_i    A_neg = sum_neg alpha_j a_j    R = sum_pos beta_i w_i r_i
 
-with the rows' classification losses a and box losses r. `finish_kernel` adds the programs' sums in
-a fixed order, so the same input gives the same bits:
+with the rows' classification losses a and box losses r, and two more where these can differ from N
+and 0: the sum of the rows' class weights, and of R the part of extra_regression. With groups as
+many sums, and `bad` the same in all. `finish_kernel` adds the programs' sums in a fixed order, so
+the same input gives the same bits:
 
     w_neg = W / P    L_cls = (A_pos + w_neg A_neg) / Z_cls    L_loc = R / Z_loc
 """
@@ -14,20 +16,25 @@ a fixed order, so the same input gives the same bits:
 import triton
 import triton.language as tl
 
+from jolkernels.kernels.boxes import iou
 from jolkernels.kernels.classification import online_logsumexp, sigmoid
-from jolkernels.kernels.regression import iou
-
-SUMS = tl.constexpr(7)
 
 
 @triton.jit
-def row_kinds(labels, stride, rows, n, background, last, ignore):
-    """Which rows are valid, positive or badly labelled, and labels that are safe as indices."""
-    label = tl.load(labels + rows * stride, mask=rows < n, other=ignore)
+def row_kinds(
+    labels, stride_label, groups, stride_group, num_groups, rows, n, background, last, ignore
+):
+    """Which rows are valid, positive or bad, and labels and groups that are safe as indices."""
+    label = tl.load(labels + rows * stride_label, mask=rows < n, other=ignore)
     counted = (rows < n) & (label != ignore)
     bad = counted & ((label < 0) | (label > last))
+    group = label * 0
+    if groups is not None:
+        group = tl.load(groups + rows * stride_group, mask=counted, other=0)
+        bad |= counted & ((group < 0) | (group >= num_groups))
     valid = counted & (bad == 0)
-    return valid, valid & (label != background), bad, tl.where(valid, label, 0)
+    positive = valid & (label != background)
+    return valid, positive, bad, tl.where(valid, label, 0), tl.where(valid, group, 0)
 
 
 @triton.jit
@@ -38,6 +45,17 @@ def load_factors(pointer, stride, rows, mask, ACC: tl.constexpr):
     else:
         factors = tl.load(pointer + rows * stride, mask=mask, other=0.0).to(ACC)
     return factors
+
+
+@triton.jit
+def goals(class_targets, stride, rows, positive, quality, SOFT: tl.constexpr, ACC: tl.constexpr):
+    """The goals [rows, 1] that CLASSIFY takes; None: 1."""
+    goal = None
+    if class_targets is not None:
+        goal = load_factors(class_targets, stride, rows, positive, ACC)[:, None]
+    elif SOFT:
+        goal = quality[:, None]
+    return goal
 
 
 @triton.jit
@@ -60,43 +78,84 @@ def has_no_extent(x0, x1, x2, x3):
 
 
 @triton.jit
+def box_loss(
+    b0, b1, b2, b3, c0, c1, c2, c3, x0, x1, x2, x3, t0, t1, t2, t3, p0, p1, p2, p3,
+    REGRESS: tl.constexpr, PARAMS: tl.constexpr, FACTOR: tl.constexpr, ON_CODES: tl.constexpr,
+    PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
+):  # fmt: skip
+    """FACTOR times a box loss and its derivatives for the codes.
+
+    Of codes b against those of the target c or, not ON_CODES, of boxes x against targets t.
+    """
+    if ON_CODES:
+        r, d0, d1, d2, d3 = REGRESS(b0, b1, b2, b3, c0, c1, c2, c3, PARAMS)
+    else:
+        r, g0, g1, g2, g3 = REGRESS(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS)
+        d0, d1, d2, d3 = PULL(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, CODING_PARAMS)
+    return FACTOR * r, FACTOR * d0, FACTOR * d1, FACTOR * d2, FACTOR * d3
+
+
+@triton.jit
 def box_terms(
     boxes, stride_box_row, stride_box_col,
     targets, stride_target_row, stride_target_col,
     priors, stride_prior_row, stride_prior_col,
     rows, slot, positive,
-    REGRESS: tl.constexpr, REGRESS_PARAMS: tl.constexpr, ON_CODES: tl.constexpr,
+    REGRESS_0: tl.constexpr, REGRESS_1: tl.constexpr, REGRESS_2: tl.constexpr,
+    REGRESS_3: tl.constexpr, PARAMS_0: tl.constexpr, PARAMS_1: tl.constexpr,
+    PARAMS_2: tl.constexpr, PARAMS_3: tl.constexpr, FACTORS: tl.constexpr, ON_CODES: tl.constexpr,
     SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr, SOFT: tl.constexpr,
     DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
-    ACC: tl.constexpr,
+    CODED_TARGETS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Box loss r and location score v of positive rows, with their derivatives for the codes.
 
-    Returns r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3 and, for a SOFT classification loss, the
-    IoU. The compiler drops what the caller does not use. Reads boxes, targets and priors
-    of positive rows only.
+    Returns r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3 and, if SOFT, the IoU. The compiler drops
+    what the caller does not use. Reads boxes, targets and priors of positive rows only.
     """
     b0, b1, b2, b3 = load_four(boxes, stride_box_row, stride_box_col, rows, 4 * slot, positive, ACC)
-    t0, t1, t2, t3 = load_four(
+    c0, c1, c2, c3 = load_four(
         targets, stride_target_row, stride_target_col, rows, 0 * slot, positive, ACC
     )
-    dead = has_no_extent(t0, t1, t2, t3)
     if priors is None:
-        p0, p1, p2, p3 = t0, t1, t2, t3
+        p0, p1, p2, p3 = c0, c1, c2, c3
     else:
         p0, p1, p2, p3 = load_four(
             priors, stride_prior_row, stride_prior_col, rows, 0 * slot, positive, ACC
         )
+    t0, t1, t2, t3 = c0, c1, c2, c3
+    if CODED_TARGETS:
+        t0, t1, t2, t3 = DECODE(c0, c1, c2, c3, p0, p1, p2, p3, CODING_PARAMS)
+    dead = has_no_extent(t0, t1, t2, t3)
+    if priors is not None:
         dead |= has_no_extent(p0, p1, p2, p3)
     x0, x1, x2, x3 = DECODE(b0, b1, b2, b3, p0, p1, p2, p3, CODING_PARAMS)
     dead |= has_no_extent(x0, x1, x2, x3)
-
-    if ON_CODES:
+    if ENCODE is not None:
         c0, c1, c2, c3 = ENCODE(t0, t1, t2, t3, p0, p1, p2, p3, CODING_PARAMS)
-        r, dr0, dr1, dr2, dr3 = REGRESS(b0, b1, b2, b3, c0, c1, c2, c3, REGRESS_PARAMS)
-    else:
-        r, g0, g1, g2, g3 = REGRESS(x0, x1, x2, x3, t0, t1, t2, t3, REGRESS_PARAMS)
-        dr0, dr1, dr2, dr3 = PULL(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, CODING_PARAMS)
+
+    r, dr0, dr1, dr2, dr3 = box_loss(
+        b0, b1, b2, b3, c0, c1, c2, c3, x0, x1, x2, x3, t0, t1, t2, t3, p0, p1, p2, p3,
+        REGRESS_0, PARAMS_0, FACTORS[0], ON_CODES[0], PULL, CODING_PARAMS,
+    )  # fmt: skip
+    if REGRESS_1 is not None:
+        more, d0, d1, d2, d3 = box_loss(
+            b0, b1, b2, b3, c0, c1, c2, c3, x0, x1, x2, x3, t0, t1, t2, t3, p0, p1, p2, p3,
+            REGRESS_1, PARAMS_1, FACTORS[1], ON_CODES[1], PULL, CODING_PARAMS,
+        )  # fmt: skip
+        r, dr0, dr1, dr2, dr3 = r + more, dr0 + d0, dr1 + d1, dr2 + d2, dr3 + d3
+    if REGRESS_2 is not None:
+        more, d0, d1, d2, d3 = box_loss(
+            b0, b1, b2, b3, c0, c1, c2, c3, x0, x1, x2, x3, t0, t1, t2, t3, p0, p1, p2, p3,
+            REGRESS_2, PARAMS_2, FACTORS[2], ON_CODES[2], PULL, CODING_PARAMS,
+        )  # fmt: skip
+        r, dr0, dr1, dr2, dr3 = r + more, dr0 + d0, dr1 + d1, dr2 + d2, dr3 + d3
+    if REGRESS_3 is not None:
+        more, d0, d1, d2, d3 = box_loss(
+            b0, b1, b2, b3, c0, c1, c2, c3, x0, x1, x2, x3, t0, t1, t2, t3, p0, p1, p2, p3,
+            REGRESS_3, PARAMS_3, FACTORS[3], ON_CODES[3], PULL, CODING_PARAMS,
+        )  # fmt: skip
+        r, dr0, dr1, dr2, dr3 = r + more, dr0 + d0, dr1 + d1, dr2 + d2, dr3 + d3
 
     if SCORE is None:
         dv0 = tl.zeros_like(r)
@@ -127,6 +186,23 @@ def weight(s, v, LAM: tl.constexpr, JOINT: tl.constexpr, CLASS_SCORE: tl.constex
 
 
 @triton.jit
+def store_sums(
+    out, step, valid, positive, bad, w, a, r, counts, extra, ACC: tl.constexpr, SUMS: tl.constexpr
+):
+    """The sums of the rows that are `valid` or `positive`, `step` apart; a and r are weighted."""
+    tl.store(out, tl.sum(positive.to(ACC)))
+    tl.store(out + step, tl.sum(valid.to(ACC)))
+    tl.store(out + 2 * step, tl.sum(tl.where(positive, w, 0.0)))
+    tl.store(out + 3 * step, tl.sum(tl.where(positive, w * a, 0.0)))
+    tl.store(out + 4 * step, tl.sum(tl.where(valid & (positive == 0), a, 0.0)))
+    tl.store(out + 5 * step, tl.sum(tl.where(positive, w * r, 0.0)))
+    tl.store(out + 6 * step, tl.sum(bad.to(ACC)))
+    if SUMS > 7:
+        tl.store(out + 7 * step, tl.sum(tl.where(valid, counts, 0.0)))
+        tl.store(out + 8 * step, tl.sum(tl.where(positive, w * extra, 0.0)))
+
+
+@triton.jit(do_not_specialize=["num_groups"])
 def rows_kernel(
     logits, stride_row, stride_col,
     boxes, stride_box_row, stride_box_col,
@@ -135,14 +211,21 @@ def rows_kernel(
     priors, stride_prior_row, stride_prior_col,
     alphas, stride_alpha,
     betas, stride_beta,
+    class_targets, stride_class_target,
+    extras, stride_extra,
+    class_weights, stride_class_weight,
+    groups, stride_group,
     row_terms, partial_sums,
-    n, columns, background, last, ignore,
+    n, columns, background, last, ignore, num_groups,
     SOFTMAX: tl.constexpr, CLASSIFY: tl.constexpr, CLASSIFY_PARAMS: tl.constexpr,
-    REGRESS: tl.constexpr, REGRESS_PARAMS: tl.constexpr, ON_CODES: tl.constexpr,
+    REGRESS_0: tl.constexpr, REGRESS_1: tl.constexpr, REGRESS_2: tl.constexpr,
+    REGRESS_3: tl.constexpr, PARAMS_0: tl.constexpr, PARAMS_1: tl.constexpr,
+    PARAMS_2: tl.constexpr, PARAMS_3: tl.constexpr, FACTORS: tl.constexpr, ON_CODES: tl.constexpr,
     SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr, SOFT: tl.constexpr,
     DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
+    CODED_TARGETS: tl.constexpr,
     JOINT: tl.constexpr, CLASS_SCORE: tl.constexpr, LAM: tl.constexpr,
-    CLASS_SPECIFIC: tl.constexpr, ACC: tl.constexpr,
+    CLASS_SPECIFIC: tl.constexpr, SUMS: tl.constexpr, ACC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of BLOCK_ROWS rows, and in row_terms [kept, n] what the backward needs of each.
@@ -151,7 +234,9 @@ def rows_kernel(
     """
     program = tl.program_id(0).to(tl.int64)
     rows = program * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    valid, positive, bad, y = row_kinds(labels, stride_label, rows, n, background, last, ignore)
+    valid, positive, bad, y, group = row_kinds(
+        labels, stride_label, groups, stride_group, num_groups, rows, n, background, last, ignore
+    )
     z_y = tl.load(
         logits + rows * stride_row + y * stride_col, mask=valid & (y < columns), other=0.0
     ).to(ACC)
@@ -163,11 +248,13 @@ def rows_kernel(
         targets, stride_target_row, stride_target_col,
         priors, stride_prior_row, stride_prior_col,
         rows, slot, positive,
-        REGRESS, REGRESS_PARAMS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
-        DECODE, ENCODE, PULL, CODING_PARAMS, ACC,
+        REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3, PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3,
+        FACTORS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
+        DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS, ACC,
     )  # fmt: skip
 
     # 2. The classification loss a of each row: one read of the logits, a tile of columns at a time.
+    goal = goals(class_targets, stride_class_target, rows, positive, quality, SOFT, ACC)
     highest = tl.full([BLOCK_ROWS], -float("inf"), ACC)
     total = tl.zeros([BLOCK_ROWS], ACC)
     for start in range(0, columns, BLOCK_COLS):
@@ -183,7 +270,12 @@ def rows_kernel(
             highest, total = online_logsumexp(highest, total, z)
         else:
             is_true = positive[:, None] & (cols[None, :] == y[:, None])
-            loss, _d = CLASSIFY(z, is_true, quality[:, None], CLASSIFY_PARAMS)
+            loss, _d = CLASSIFY(z, is_true, goal, CLASSIFY_PARAMS)
+            if class_weights is not None:
+                factors = load_factors(
+                    class_weights, stride_class_weight, cols, cols < columns, ACC
+                )
+                loss = loss * factors[None, :]
             total += tl.sum(tl.where(inside, loss, 0.0), 1)
     if SOFTMAX:
         highest = tl.where(highest == -float("inf"), 0.0, highest)
@@ -200,72 +292,95 @@ def rows_kernel(
     # 3. The weights and the sums.
     w = weight(s, v, LAM, JOINT, CLASS_SCORE)
     a = a * load_factors(alphas, stride_alpha, rows, valid, ACC)
-    r = r * load_factors(betas, stride_beta, rows, positive, ACC)
-    programs = tl.num_programs(0)
-    out = partial_sums + program
-    tl.store(out, tl.sum(positive.to(ACC)))
-    tl.store(out + programs, tl.sum(valid.to(ACC)))
-    tl.store(out + 2 * programs, tl.sum(tl.where(positive, w, 0.0)))
-    tl.store(out + 3 * programs, tl.sum(tl.where(positive, w * a, 0.0)))
-    tl.store(out + 4 * programs, tl.sum(tl.where(valid & (positive == 0), a, 0.0)))
-    tl.store(out + 5 * programs, tl.sum(tl.where(positive, w * r, 0.0)))
-    tl.store(out + 6 * programs, tl.sum(bad.to(ACC)))
+    beta = load_factors(betas, stride_beta, rows, positive, ACC)
+    counts = valid.to(ACC)
+    if SOFTMAX and class_weights is not None:
+        counts = load_factors(class_weights, stride_class_weight, y, valid, ACC)
+        a = a * counts
+    extra = tl.zeros_like(r)
+    if extras is not None:
+        extra = load_factors(extras, stride_extra, rows, positive, ACC)
+        r = r + extra
+    r, extra = r * beta, extra * beta
+    programs, out = tl.num_programs(0), partial_sums + program
+    if groups is None:
+        store_sums(out, programs, valid, positive, bad, w, a, r, counts, extra, ACC, SUMS)
+    else:
+        step = num_groups * programs.to(tl.int64)
+        for g in range(num_groups):
+            mine = group == g
+            store_sums(
+                out, step, valid & mine, positive & mine, bad, w, a, r, counts, extra, ACC, SUMS
+            )
+            out += programs
 
 
 @triton.jit
-def normalizer(value, samples, positives, KIND: tl.constexpr):
-    """A normaliser in float64: "samples", "positives", "sum" or the number at `value`."""
+def normalizer(value, stride, group, counts, positives, ranks, KIND: tl.constexpr):
+    """A normaliser of a group in float64: the number at `value`, as it is, or by name over `ranks`.
+
+    By name "samples", "positives" or "sum".
+    """
     if KIND == "samples":
-        z = tl.maximum(samples, 1.0)
+        z = tl.where(counts > 0, counts, 1.0) / ranks
     elif KIND == "positives":
-        z = tl.maximum(positives, 1.0)
+        z = tl.maximum(positives, 1.0) / ranks
     elif KIND == "sum":
-        z = tl.zeros_like(samples) + 1.0
+        z = (tl.zeros_like(positives) + 1.0) / ranks
     else:
-        z = tl.load(value).to(tl.float64)
+        z = tl.load(value + group * stride).to(tl.float64)
     return z
 
 
 @triton.jit
 def one_sum(sums, kind, INDEX: tl.constexpr):
-    """One of the rows of [8, 1] sums."""
+    """One of the rows of [KINDS, 1] sums."""
     return tl.sum(tl.where(kind == INDEX, sums, 0.0))
 
 
 @triton.jit
 def finish_kernel(
-    partial_sums, programs, totals, ranks, z_cls, z_loc,
-    classification, regression, negative_weight, num_positives, scalars,
-    Z_CLS: tl.constexpr, Z_LOC: tl.constexpr, JOINT: tl.constexpr, BLOCK: tl.constexpr,
+    partial_sums, programs, totals, ranks, z_cls, stride_z_cls, z_loc, stride_z_loc,
+    classification, regression, negative_weight, num_positives, extra_regression, scalars,
+    Z_CLS: tl.constexpr, Z_LOC: tl.constexpr, JOINT: tl.constexpr, SUMS: tl.constexpr,
+    KINDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the programs' sums in float64, in a fixed order, and form the results (one program).
+    """Add a group's sums in float64, in a fixed order, and form the results (a program a group).
 
-    totals: the sums over the `ranks` ranks of a process group, or None without one.
+    totals: the sums over the `ranks` ranks of a process group, or None without one. KINDS: SUMS
+    rounded up to a power of two.
     """
-    local = tl.zeros([8, BLOCK], tl.float64)
-    kind = tl.arange(0, 8)[:, None]
+    group, groups = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    local = tl.zeros([KINDS, BLOCK], tl.float64)
+    kind = tl.arange(0, KINDS)[:, None]
     for start in range(0, programs, BLOCK):
         i = start + tl.arange(0, BLOCK)[None, :]
         mask = (kind < SUMS) & (i < programs)
-        local += tl.load(partial_sums + kind * programs + i, mask=mask, other=0.0).to(tl.float64)
+        at = (kind * groups + group) * programs + i
+        local += tl.load(partial_sums + at, mask=mask, other=0.0).to(tl.float64)
     local = tl.sum(local, 1)[:, None]
     if totals is None:
         total = local
     else:
-        total = tl.load(totals + kind, mask=kind < SUMS, other=0.0)
+        total = tl.load(totals + kind * groups + group, mask=kind < SUMS, other=0.0)
     positives, samples = one_sum(total, kind, 0), one_sum(total, kind, 1)
     weights, bad = one_sum(total, kind, 2), one_sum(total, kind, 6)
     a_pos, a_neg, r = one_sum(local, kind, 3), one_sum(local, kind, 4), one_sum(local, kind, 5)
+    counts, extra = samples, tl.zeros_like(r)
+    if SUMS > 7:
+        counts, extra = one_sum(total, kind, 7), one_sum(local, kind, 8)
 
     poison = tl.where(bad > 0, bad * float("nan"), bad * 0.0)
     some = tl.maximum(positives, 1.0)
     w_neg = tl.where((positives > 0) & JOINT, weights / some, 1.0)
-    over_cls = normalizer(z_cls, samples, positives, Z_CLS) / ranks
-    over_loc = normalizer(z_loc, samples, positives, Z_LOC) / ranks
-    tl.store(classification, (a_pos + w_neg * a_neg) / over_cls + poison)
-    tl.store(regression, r / over_loc + poison)
-    tl.store(negative_weight, w_neg)
-    tl.store(num_positives, positives.to(tl.int64))
+    over_cls = normalizer(z_cls, stride_z_cls, group, counts, positives, ranks, Z_CLS)
+    over_loc = normalizer(z_loc, stride_z_loc, group, samples, positives, ranks, Z_LOC)
+    tl.store(classification + group, (a_pos + w_neg * a_neg) / over_cls + poison)
+    tl.store(regression + group, r / over_loc + poison)
+    tl.store(negative_weight + group, w_neg)
+    tl.store(num_positives + group, positives.to(tl.int64))
+    tl.store(extra_regression + group, extra / over_loc + poison)
+    scalars += 5 * group
     tl.store(scalars, w_neg)
     tl.store(scalars + 1, one_sum(total, kind, 4) / some)
     tl.store(scalars + 2, 1.0 / over_cls)

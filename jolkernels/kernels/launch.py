@@ -13,24 +13,21 @@ from jolkernels import process_groups
 from jolkernels.batch import Batch, Forward, accumulator
 from jolkernels.kernels import classification, coding, regression, scores  # noqa: F401  fill in KERNEL
 from jolkernels.kernels.backward import gradients_kernel
-from jolkernels.kernels.forward import SUMS, finish_kernel, rows_kernel
-from jolkernels.registry import KERNEL, params
+from jolkernels.kernels.forward import finish_kernel, rows_kernel
+from jolkernels.registry import KERNEL, Regression, params
 from jolkernels.settings import Call, Settings
 
 FINISH_BLOCK = 256
+MOST_TERMS = 4  # of a box loss: two losses, each with one around it
 
 
 def available(batch: Batch, settings: Settings) -> bool:
-    """Whether there are device functions for all choices."""
+    """Whether there are device functions for all choices, and arguments for all box losses."""
     score = settings.location_score
     return (
-        batch[9:] == (None,) * 4
-        and getattr(settings.regression, "mode", "linear") == "linear"
-        and getattr(settings.coding, "low_clip", None) is None
-        and getattr(settings.classification, "positives", "target") == "target"
-        and not getattr(settings.classification, "detach", False)
+        len(settings.terms) <= MOST_TERMS
         and type(settings.classification) in KERNEL["classification"]
-        and type(settings.regression) in KERNEL["regression"]
+        and all(type(term) in KERNEL["regression"] for _, term in settings.terms)
         and type(settings.coding) in KERNEL["coding"]
         and (score is None or type(score) in KERNEL["location_score"])
     )
@@ -41,24 +38,39 @@ def constants(settings: Settings) -> dict[str, Any]:
     """The constexpr arguments that both row kernels take from the settings."""
     score = settings.location_score if settings.weighted else None
     decode, encode, pull = KERNEL["coding"][type(settings.coding)]
+    encodes = any(term.on_codes for _, term in settings.terms) and not settings.coded_targets
     return {
         "SOFTMAX": settings.classification.softmax,
         "CLASSIFY": KERNEL["classification"][type(settings.classification)],
         "CLASSIFY_PARAMS": params(settings.classification),
-        "REGRESS": KERNEL["regression"][type(settings.regression)],
-        "REGRESS_PARAMS": params(settings.regression),
-        "ON_CODES": settings.regression.on_codes,
+        **box_losses(settings.terms),
         "SCORE": None if score is None else KERNEL["location_score"][type(score)],
         "SCORE_PARAMS": () if score is None else params(score),
-        "SOFT": settings.classification.soft,
         "DECODE": decode,
-        "ENCODE": encode,
+        "ENCODE": encode if encodes else None,
         "PULL": pull,
         "CODING_PARAMS": params(settings.coding),
+        "CODED_TARGETS": settings.coded_targets,
         "JOINT": settings.weighted,
         "CLASS_SCORE": settings.class_score is not None,
         "LAM": settings.lam,
     }
+
+
+def box_losses(terms: tuple[tuple[float, Regression], ...]) -> dict[str, Any]:
+    """The constexpr arguments of the box loss, a sum of at most MOST_TERMS others.
+
+    One argument for each: the keys of Triton's caches know functions, but not those in a tuple.
+    """
+    given: dict[str, Any] = {
+        "FACTORS": tuple(factor for factor, _ in terms),
+        "ON_CODES": tuple(term.on_codes for _, term in terms),
+    }
+    for i in range(MOST_TERMS):
+        term = terms[i][1] if i < len(terms) else None
+        given[f"REGRESS_{i}"] = None if term is None else KERNEL["regression"][type(term)]
+        given[f"PARAMS_{i}"] = () if term is None else params(term)
+    return given
 
 
 def tiles(columns: int) -> dict[str, int]:
@@ -76,17 +88,33 @@ def with_strides(tensor: Tensor | None, ndim: int) -> tuple[Any, ...]:
     return (None, *[0] * ndim) if tensor is None else (tensor, *tensor.stride())
 
 
-def arguments(batch: Batch, settings: Settings) -> tuple[tuple, tuple, dict[str, Any]]:
+def by_group(tensor: Tensor | None) -> tuple[Any, ...]:
+    """A number for each group, or one for all of them, with its stride."""
+    return (tensor, 0) if tensor is None or tensor.ndim == 0 else (tensor, tensor.stride(0))
+
+
+def number_of_sums(batch: Batch, settings: Settings) -> int:
+    """How many of the nine sums of jolkernels.cpu.sums a forward pass needs, in their order."""
+    counted = settings.classification.softmax and batch.class_weights is not None
+    return 9 if counted or batch.extra_regression is not None else 7
+
+
+def arguments(batch: Batch, call: Call) -> tuple[tuple, tuple, dict[str, Any]]:
     """What both row kernels take: the inputs with strides, the sizes, the constants."""
+    settings = call.settings
     n, columns = batch.logits.shape
     inputs = (
         *with_strides(batch.logits, 2),
         *with_strides(batch.box_preds, 2),
         *with_strides(batch.labels, 1),
         *with_strides(batch.target_boxes, 2),
-        *with_strides(batch.priors, 2),
+        *with_strides(batch.priors if settings.coding.uses_priors else None, 2),
         *with_strides(batch.classification_weights, 1),
         *with_strides(batch.regression_weights, 1),
+        *with_strides(batch.class_targets, 1),
+        *with_strides(batch.extra_regression, 1),
+        *with_strides(batch.class_weights, 1),
+        *with_strides(batch.groups, 1),
     )
     sizes = (
         n,
@@ -94,8 +122,10 @@ def arguments(batch: Batch, settings: Settings) -> tuple[tuple, tuple, dict[str,
         settings.background_label(columns),
         settings.last_label(columns),
         settings.ignore_index,
+        call.num_groups,
     )
     compile_time = constants(settings) | tiles(columns)
+    compile_time["SOFT"] = settings.classification.soft and batch.class_targets is None
     compile_time["CLASS_SPECIFIC"] = batch.box_preds.shape[1] > 4
     compile_time["ACC"] = tl.float64 if accumulator(batch) == torch.float64 else tl.float32
     compile_time["enable_fp_fusion"] = True  # its default differs between Triton's versions
@@ -126,32 +156,36 @@ def plan_forward(
 ) -> tuple[Forward, list[Launch], tuple[Tensor, Tensor | None]]:
     """The results, allocated; the launches that fill them; and what to sync between the launches.
 
-    The last item is the programs' sums [7, programs] and, with a sync_group, a buffer for the sums
-    over all ranks, float64 [7].
+    The last item is the programs' sums [sums, programs] or [sums, G, programs] and, with a
+    sync_group, a buffer for those of all programs and ranks, float64 [sums] or [sums, G].
     """
     settings = call.settings
-    inputs, sizes, compile_time = arguments(batch, settings)
+    inputs, sizes, compile_time = arguments(batch, call)
     n, dtype = len(batch.labels), accumulator(batch)
     programs = triton.cdiv(n, compile_time["BLOCK_ROWS"])
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=batch.logits.device)
 
+    shape = call.shape
     result = Forward(
-        classification=empty(),
-        regression=empty(),
-        negative_weight=empty(),
-        num_positives=empty(dtype=torch.int64),
-        extra_regression=torch.zeros((), dtype=dtype, device=batch.logits.device),
+        classification=empty(*shape),
+        regression=empty(*shape),
+        negative_weight=empty(*shape),
+        num_positives=empty(*shape, dtype=torch.int64),
+        extra_regression=empty(*shape),
         rows=empty(settings.kept, n),
-        scalars=empty(5, dtype=torch.float64),
+        scalars=empty(*shape, 5, dtype=torch.float64),
     )
-    partial_sums = empty(SUMS.value, programs)
-    totals = empty(SUMS.value, dtype=torch.float64) if settings.sync_group else None
+    compile_time["SUMS"] = sums = number_of_sums(batch, settings)
+    partial_sums = empty(sums, *shape, programs)
+    totals = empty(sums, *shape, dtype=torch.float64) if settings.sync_group else None
     finish = {
         "Z_CLS": call.classification_normalizer,
         "Z_LOC": call.regression_normalizer,
         "JOINT": settings.weighted,
+        "SUMS": sums,
+        "KINDS": triton.next_power_of_2(sums),
         "BLOCK": FINISH_BLOCK,
         "num_warps": 4,
         "enable_fp_fusion": True,
@@ -161,18 +195,15 @@ def plan_forward(
         programs,
         totals,
         process_groups.size(settings.sync_group),
-        batch.classification_normalizer,
-        batch.regression_normalizer,
-        result.classification,
-        result.regression,
-        result.negative_weight,
-        result.num_positives,
+        *by_group(batch.classification_normalizer),
+        *by_group(batch.regression_normalizer),
+        *result[:5],
         result.scalars,
     )
     rows_arguments = (*inputs, result.rows, partial_sums, *sizes)
     launches = [
         Launch(rows_kernel, programs, rows_arguments, compile_time),
-        Launch(finish_kernel, 1, finish_arguments, finish),
+        Launch(finish_kernel, call.num_groups or 1, finish_arguments, finish),
     ]
     return result, launches, (partial_sums, totals)
 
@@ -188,27 +219,28 @@ def plan_backward(
 ) -> tuple[tuple[Tensor | None, Tensor | None, Tensor | None], list[Launch]]:
     """The gradients, allocated, and the launch that fills them."""
     settings = call.settings
-    inputs, sizes, compile_time = arguments(batch, settings)
+    inputs, sizes, compile_time = arguments(batch, call)
     programs = triton.cdiv(len(batch.labels), compile_time["BLOCK_ROWS"])
-    grad_logits, grad_boxes = (
-        torch.empty_like(x, memory_format=torch.contiguous_format) if needed else None
-        for x, needed in zip((batch.logits, batch.box_preds), needs[:2], strict=True)
+    leaves = batch.logits, batch.box_preds, batch.extra_regression
+    gradients = tuple(
+        None
+        if x is None or not needed
+        else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x, needed in zip(leaves, needs, strict=True)
     )
     launch_arguments = (
         *inputs,
         rows,
         scalars,
-        grad_classification,
-        grad_regression,
-        grad_logits,
-        grad_boxes,
+        *by_group(grad_classification),
+        *by_group(grad_regression),
+        *gradients,
         batch.box_preds.shape[1],
         *sizes,
     )
     compile_time["CONSTANT"] = not settings.weights_have_gradient
-    return (grad_logits, grad_boxes, None), [
-        Launch(gradients_kernel, programs, launch_arguments, compile_time)
-    ]
+    launches = [Launch(gradients_kernel, programs, launch_arguments, compile_time)]
+    return gradients, launches  # type: ignore[return-value]  # three of them
 
 
 def forward(batch: Batch, call: Call) -> Forward:
@@ -218,7 +250,7 @@ def forward(batch: Batch, call: Call) -> Forward:
     with on_device(batch.logits):
         rows()
         if totals is not None and settings.sync_group is not None:
-            torch.sum(partial_sums, 1, dtype=torch.float64, out=totals)
+            torch.sum(partial_sums, -1, dtype=torch.float64, out=totals)
             process_groups.all_reduce(totals, settings.sync_group)
         finish()
     return result

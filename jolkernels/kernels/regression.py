@@ -11,13 +11,21 @@ import triton
 import triton.language as tl
 
 from jolkernels import spec
-from jolkernels.kernels.coding import MIN_EXTENT
+from jolkernels.kernels.boxes import (
+    MIN_EXTENT,
+    atan,
+    center_offsets,
+    hull_sides,
+    iou,
+    nwd,
+    off_zero,
+    overlap,
+    share,
+    sign,
+)
 from jolkernels.registry import KERNEL
 
-
-@triton.jit
-def sign(d):
-    return (d > 0).to(d.dtype) - (d < 0).to(d.dtype)
+LEAST_IOU = tl.constexpr(1e-6)  # as jolkernels.formulas.regression.LEAST_IOU
 
 
 @triton.jit
@@ -55,54 +63,21 @@ def smooth_l1_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
 
 
 @triton.jit
-def share(d):
-    """The part of max(x, t) or of -min(x, t) that moves with x, for d = x - t: 1, 1/2 or 0."""
-    return 0.5 + 0.5 * sign(d)
-
-
-@triton.jit
-def overlap(x0, x1, x2, x3, t0, t1, t2, t3):
-    """Intersection i and union u of two boxes, and their derivatives, as (i, di*4, u, du*4)."""
-    w = tl.minimum(x2, t2) - tl.maximum(x0, t0)
-    h = tl.minimum(x3, t3) - tl.maximum(x1, t1)
-    meets = (w > 0) & (h > 0)
-    w, h = tl.where(meets, w, 0.0), tl.where(meets, h, 0.0)
-    i0, i1 = -h * share(x0 - t0), -w * share(x1 - t1)
-    i2, i3 = h * share(t2 - x2), w * share(t3 - x3)
-    i = w * h
-    xw, xh = x2 - x0, x3 - x1
-    u = xw * xh + (t2 - t0) * (t3 - t1) - i
-    return i, i0, i1, i2, i3, u, -xh - i0, -xw - i1, xh - i2, xw - i3
-
-
-@triton.jit
-def hull_sides(x0, x1, x2, x3, t0, t1, t2, t3):
-    """Width and height of the smallest box around both, and the width's and height's derivatives.
-
-    As (w, w0, w2, h, h1, h3), for the corners x0, x2 and x1, x3.
-    """
-    w = tl.maximum(x2, t2) - tl.minimum(x0, t0)
-    h = tl.maximum(x3, t3) - tl.minimum(x1, t1)
-    return w, -share(t0 - x0), share(x2 - t2), h, -share(t1 - x1), share(x3 - t3)
-
-
-@triton.jit
-def iou(x0, x1, x2, x3, t0, t1, t2, t3, EPS: tl.constexpr):
-    """i / (u + EPS) and its derivatives; 0 where u + EPS is not positive."""
-    i, i0, i1, i2, i3, u, u0, u1, u2, u3 = overlap(x0, x1, x2, x3, t0, t1, t2, t3)
-    u = u + EPS
-    empty = u <= 0
-    inverse = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, u))
-    v = i * inverse
-    d0, d1 = (i0 - v * u0) * inverse, (i1 - v * u1) * inverse
-    d2, d3 = (i2 - v * u2) * inverse, (i3 - v * u3) * inverse
-    return v, d0, d1, d2, d3
-
-
-@triton.jit
 def iou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+    """1 - v, -log v or 1 - v^2 of the IoU v; PARAMS = mode."""
     v, d0, d1, d2, d3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 0.0)
-    return 1.0 - v, -d0, -d1, -d2, -d3
+    if PARAMS[0] == "log":
+        least = tl.full(v.shape, LEAST_IOU, v.dtype)  # a bare constant would be float32
+        low = v < least
+        bounded = tl.where(low, least, v)  # NaN stays NaN
+        loss, slope = -tl.log(bounded), tl.where(low, 0.0, 1.0 / bounded)
+        d0, d1, d2, d3 = slope * d0, slope * d1, slope * d2, slope * d3
+    elif PARAMS[0] == "square":
+        loss = 1.0 - v * v
+        d0, d1, d2, d3 = 2.0 * v * d0, 2.0 * v * d1, 2.0 * v * d2, 2.0 * v * d3
+    else:
+        loss = 1.0 - v
+    return loss, -d0, -d1, -d2, -d3
 
 
 @triton.jit
@@ -130,34 +105,6 @@ def diou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
     d0, d1 = (dx - 2.0 * q * w * w0) * per - v0, (dy - 2.0 * q * h * h1) * per - v1
     d2, d3 = (dx - 2.0 * q * w * w2) * per - v2, (dy - 2.0 * q * h * h3) * per - v3
     return 1.0 - v + q, d0, d1, d2, d3
-
-
-@triton.jit
-def atan(x):
-    """Arc tangent within 1e-15 (float64) or 3e-7 (float32): the interpreter has no libdevice.
-
-    Two half-angle steps bring |x| <= 1 below tan(pi / 16) = 0.199, where twelve terms of the
-    series leave less than 2e-19.
-    """
-    a = tl.abs(x)
-    y = tl.where(a > 1.0, 1.0 / tl.where(a > 1.0, a, 1.0), a)
-    y = y / (1.0 + tl.sqrt(1.0 + y * y))
-    y = y / (1.0 + tl.sqrt(1.0 + y * y))
-    z = y * y
-    s = 1.0 / 21.0 - z / 23.0
-    s = 1.0 / 17.0 - z * (1.0 / 19.0 - z * s)
-    s = 1.0 / 13.0 - z * (1.0 / 15.0 - z * s)
-    s = 1.0 / 9.0 - z * (1.0 / 11.0 - z * s)
-    s = 1.0 / 5.0 - z * (1.0 / 7.0 - z * s)
-    angle = 4.0 * y * (1.0 - z * (1.0 / 3.0 - z * s))
-    return tl.where(a > 1.0, 1.5707963267948966 - angle, angle) * sign(x)
-
-
-@triton.jit
-def off_zero(extent):
-    """As jolkernels.reference.off_zero."""
-    least = tl.full(extent.shape, MIN_EXTENT, extent.dtype)
-    return tl.where(extent < 0, tl.minimum(extent, -least), tl.maximum(extent, least))
 
 
 @triton.jit
@@ -195,6 +142,133 @@ def eiou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
     return loss + qw + qh, d0, d1, d2, d3
 
 
+@triton.jit
+def size_cost(size, target, factor):
+    """(1 - exp(-factor |size - target| / the larger))^4 and its derivative for the size."""
+    d = size - target
+    least = tl.full(size.shape, MIN_EXTENT, size.dtype)
+    larger = tl.maximum(size, target)
+    moves = tl.where(larger < least, 0.0, share(d))
+    larger = tl.maximum(larger, least)
+    u = factor * tl.abs(d) / larger
+    e = tl.exp(-u)
+    rest = 1.0 - e
+    cube = rest * rest * rest
+    return cube * rest, 4.0 * cube * e * (factor * sign(d) - u * moves) / larger
+
+
+@triton.jit
+def siou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+    """1 - IoU + (distance + shape) / 2, the distance less along an axis than off both.
+
+    distance = 2 - exp(rate qx) - exp(rate qy), q the squared offsets over the hull's squared sides.
+    """
+    v, v0, v1, v2, v3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 1e-7)
+    w, w0, w2, h, h1, h3 = hull_sides(x0, x1, x2, x3, t0, t1, t2, t3)
+    dx, dy = center_offsets(x0, x1, x2, x3, t0, t1, t2, t3)
+    squares, per_w, per_h = dx * dx + dy * dy, 1.0 / (w * w + 1e-7), 1.0 / (h * h + 1e-7)
+    per = 1.0 / tl.where(squares > 0, squares, 1.0)
+    angle = 2.0 * tl.abs(dx * dy) * per
+    rate, qx, qy = angle - 2.0, dx * dx * per_w, dy * dy * per_h
+    ex, ey = tl.exp(rate * qx), tl.exp(rate * qy)
+    by_qx, by_qy, by_angle = -rate * ex, -rate * ey, -(qx * ex + qy * ey)
+
+    # Of the offsets, halved: each corner moves the centre by one half.
+    upright = sign(dx * dy)
+    by_dx = by_qx * dx * per_w + by_angle * (upright * dy - angle * dx) * per
+    by_dy = by_qy * dy * per_h + by_angle * (upright * dx - angle * dy) * per
+    by_w, by_h = -2.0 * by_qx * qx * w * per_w, -2.0 * by_qy * qy * h * per_h
+    shape_w, dw = size_cost(x2 - x0, t2 - t0, 1.0)
+    shape_h, dh = size_cost(x3 - x1, t3 - t1, 1.0)
+    d0, d2 = 0.5 * (by_dx + by_w * w0 - dw) - v0, 0.5 * (by_dx + by_w * w2 + dw) - v2
+    d1, d3 = 0.5 * (by_dy + by_h * h1 - dh) - v1, 0.5 * (by_dy + by_h * h3 + dh) - v3
+    return 1.0 - v + 0.5 * (2.0 - ex - ey + shape_w + shape_h), d0, d1, d2, d3
+
+
+@triton.jit
+def shape_iou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+    """DIoU and half a shape cost, both weighed by the target's shape; PARAMS = scale."""
+    v, v0, v1, v2, v3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 1e-7)
+    w, w0, w2, h, h1, h3 = hull_sides(x0, x1, x2, x3, t0, t1, t2, t3)
+    dx, dy = center_offsets(x0, x1, x2, x3, t0, t1, t2, t3)
+    wt, ht = t2 - t0, t3 - t1
+    least = tl.full(wt.shape, MIN_EXTENT, wt.dtype)
+    power = PARAMS[0] * tl.log(tl.maximum(wt, least) / tl.maximum(ht, least))
+    of_w, of_h = 2.0 / (1.0 + tl.exp(-power)), 2.0 / (1.0 + tl.exp(power))
+    per = 1.0 / (w * w + h * h + 1e-7)
+    q = (of_h * dx * dx + of_w * dy * dy) * per
+    shape_w, dw = size_cost(x2 - x0, wt, of_h)
+    shape_h, dh = size_cost(x3 - x1, ht, of_w)
+    by_dx, by_dy, dw, dh = of_h * dx, of_w * dy, 0.5 * dw, 0.5 * dh
+    d0, d1 = (by_dx - 2.0 * q * w * w0) * per - dw - v0, (by_dy - 2.0 * q * h * h1) * per - dh - v1
+    d2, d3 = (by_dx - 2.0 * q * w * w2) * per + dw - v2, (by_dy - 2.0 * q * h * h3) * per + dh - v3
+    return 1.0 - v + q + 0.5 * (shape_w + shape_h), d0, d1, d2, d3
+
+
+@triton.jit
+def wiou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+    """exp(the centres' distance over the hull's diagonal, a constant) (1 - IoU)."""
+    v, v0, v1, v2, v3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 0.0)
+    w, _w0, _w2, h, _h1, _h3 = hull_sides(x0, x1, x2, x3, t0, t1, t2, t3)
+    dx, dy = center_offsets(x0, x1, x2, x3, t0, t1, t2, t3)
+    per = 1.0 / (w * w + h * h + 1e-7)
+    factor = tl.exp((dx * dx + dy * dy) * per)
+    loss = factor * (1.0 - v)
+    by_dx, by_dy = loss * dx * per, loss * dy * per
+    return loss, by_dx - factor * v0, by_dy - factor * v1, by_dx - factor * v2, by_dy - factor * v3
+
+
+@triton.jit
+def nwd_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+    """mix (1 - NWD) + (1 - mix) (1 - IoU); PARAMS = constant, mix."""
+    MIX: tl.constexpr = PARAMS[1]
+    v, d0, d1, d2, d3 = nwd(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS[0])
+    if MIX != 1.0:
+        u, u0, u1, u2, u3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 0.0)
+        v, d0, d1 = (
+            MIX * v + (1.0 - MIX) * u,
+            MIX * d0 + (1.0 - MIX) * u0,
+            MIX * d1 + (1.0 - MIX) * u1,
+        )
+        d2, d3 = MIX * d2 + (1.0 - MIX) * u2, MIX * d3 + (1.0 - MIX) * u3
+    return 1.0 - v, -d0, -d1, -d2, -d3
+
+
+@triton.jit
+def scaled_side(low, high, RATIO: tl.constexpr):
+    """The side low..high scaled about its middle."""
+    size = high - low
+    middle, half = low + 0.5 * size, 0.5 * (RATIO * size)
+    return middle - half, middle + half
+
+
+@triton.jit
+def inner_gap(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+    """IoU minus the IoU of both boxes with their sides scaled; PARAMS = ratio."""
+    NEAR: tl.constexpr = 0.5 + 0.5 * PARAMS[0]  # how a scaled corner moves with its own corner
+    FAR: tl.constexpr = 0.5 - 0.5 * PARAMS[0]
+    v, v0, v1, v2, v3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 0.0)
+    y0, y2 = scaled_side(x0, x2, PARAMS[0])
+    y1, y3 = scaled_side(x1, x3, PARAMS[0])
+    s0, s2 = scaled_side(t0, t2, PARAMS[0])
+    s1, s3 = scaled_side(t1, t3, PARAMS[0])
+    u, u0, u1, u2, u3 = iou(y0, y1, y2, y3, s0, s1, s2, s3, 0.0)
+    d0, d1 = v0 - (NEAR * u0 + FAR * u2), v1 - (NEAR * u1 + FAR * u3)
+    d2, d3 = v2 - (NEAR * u2 + FAR * u0), v3 - (NEAR * u3 + FAR * u1)
+    return v - u, d0, d1, d2, d3
+
+
+@triton.jit
+def focaler_gap(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+    """IoU minus the IoU mapped from low..high to 0..1; PARAMS = low, high."""
+    RANGE: tl.constexpr = PARAMS[1] - PARAMS[0]
+    v, d0, d1, d2, d3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 0.0)
+    mapped = (v - PARAMS[0]) / RANGE
+    slope = 1.0 - ((mapped >= 0) & (mapped <= 1)).to(v.dtype) / RANGE
+    mapped = tl.where(mapped < 0, 0.0, tl.where(mapped > 1, 1.0, mapped))  # NaN stays NaN
+    return v - mapped, slope * d0, slope * d1, slope * d2, slope * d3
+
+
 KERNEL["regression"] |= {
     spec.L1: l1_loss,
     spec.SmoothL1: smooth_l1_loss,
@@ -204,4 +278,10 @@ KERNEL["regression"] |= {
     spec.DIoU: diou_loss,
     spec.CIoU: ciou_loss,
     spec.EIoU: eiou_loss,
+    spec.SIoU: siou_loss,
+    spec.ShapeIoU: shape_iou_loss,
+    spec.WIoU: wiou_loss,
+    spec.NWD: nwd_loss,
+    spec.InnerGap: inner_gap,
+    spec.FocalerGap: focaler_gap,
 }

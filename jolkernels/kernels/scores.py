@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from jolkernels import spec
-from jolkernels.kernels.regression import giou_loss, iou
+from jolkernels.kernels.boxes import center_offsets, iou, nwd, root
+from jolkernels.kernels.regression import giou_loss
 from jolkernels.registry import KERNEL
 
 
@@ -28,30 +29,10 @@ def giou_score(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
 
 
 @triton.jit
-def center_offsets(x0, x1, x2, x3, t0, t1, t2, t3):
-    """The centres' distance in x and in y."""
-    return 0.5 * ((x0 - t0) + (x2 - t2)), 0.5 * ((x1 - t1) + (x3 - t3))  # 0 for equal boxes
-
-
-@triton.jit
-def root(square):
-    """Square root and its inverse, 0 at 0."""
-    positive = square > 0
-    value = tl.sqrt(tl.where(positive, square, 1.0))
-    return tl.where(positive, value, 0.0 * square), tl.where(positive, 1.0 / value, 0.0)
-
-
-@triton.jit
 def nwd_score(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
-    """exp(-W / constant), W^2 = dx^2 + dy^2 + (dw^2 + dh^2) / 4; PARAMS = constant."""
-    dx, dy = center_offsets(x0, x1, x2, x3, t0, t1, t2, t3)
-    dw, dh = (x2 - x0) - (t2 - t0), (x3 - x1) - (t3 - t1)
-    distance, inverse = root(dx * dx + dy * dy + 0.25 * (dw * dw + dh * dh))
-    score = tl.exp(-distance / PARAMS[0])
-    g = -0.5 * score * inverse / PARAMS[0]  # of half the squares' derivatives
-    d0, d1 = g * (dx - 0.5 * dw), g * (dy - 0.5 * dh)
-    d2, d3 = g * (dx + 0.5 * dw), g * (dy + 0.5 * dh)
-    return score, d0, d1, d2, d3
+    """PARAMS = constant, mix."""
+    v, d0, d1, d2, d3 = nwd(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS[0])
+    return v, d0, d1, d2, d3
 
 
 @triton.jit
