@@ -16,7 +16,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,14 @@ POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp1
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to use the loss: choices, columns of the logits, box slots, dtype."""
+    """One way to use the loss: choices, columns of the logits, box slots, dtype, more inputs."""
 
     name: str
     choices: tuple[tuple[str, Any], ...]
     columns: int
     slots: int = 1
     dtype: str = "fp32"
+    inputs: tuple[str, ...] = ()
 
     def launches(self) -> list[Launch]:
         """The launches of its forward and backward, on tensors without memory."""
@@ -65,6 +66,15 @@ class Variant:
         def empty(*shape: int, dtype: torch.dtype = boxes) -> Tensor:
             return torch.empty(shape, device="meta", dtype=dtype)
 
+        integers = {"groups": torch.int64}
+        more: dict[str, Any] = {
+            name: empty(
+                self.columns if name == "class_weights" else n, dtype=integers.get(name, boxes)
+            )
+            for name in self.inputs
+        }
+        if "groups" in more:
+            more["num_groups"] = 6
         batch, call = make_batch(
             criterion.settings,
             empty(n, self.columns, dtype=dtype),
@@ -72,10 +82,12 @@ class Variant:
             empty(n, dtype=torch.int64),
             empty(n, 4),
             empty(n, 4),
+            **more,
         )
         result, forward, _ = launch.plan_forward(batch, call)
-        upstream = torch.empty((), dtype=accumulator(batch), device="meta")
-        saved = (result.rows, result.scalars, upstream, upstream, (True, True, False))
+        upstream = empty(*call.shape, dtype=accumulator(batch))
+        needs = (True, True, "extra_regression" in more)
+        saved = (result.rows, result.scalars, upstream, upstream, needs)
         return forward + launch.plan_backward(batch, call, *saved)[1]
 
 
@@ -120,6 +132,36 @@ def single_choices() -> Iterator[Variant]:
     for constant in (("weighting", "none"), ("detach_weights", True), ("class_score", None),
                      ("location_score", None)):  # fmt: skip
         yield Variant(f"{constant[0]}={constant[1]}", (("coding", "delta"), constant), 9)
+
+
+INPUTS = ("class_targets", "extra_regression", "class_weights", "groups")
+
+
+def parameters() -> Iterator[Variant]:
+    """Parameters that choose other code."""
+    for kind, choice in (
+        ("classification", "focal:gamma=1.5"),
+        ("classification", "varifocal:detach=True,positives=label"),
+        ("regression", "iou:mode=log"),
+        ("regression", "iou:mode=square"),
+        ("regression", "nwd:mix=0.5"),
+        ("regression", "5*l1+2*(inner:loss=(focaler:loss=ciou))"),
+        ("coding", "delta:low_clip=-4.0"),
+    ):
+        choices = {"regression": "giou", "coding": "delta", kind: choice}
+        yield Variant(f"{kind}={choice}", tuple(choices.items()), columns=9)
+
+
+def more_inputs() -> Iterator[Variant]:
+    """Each further input, and all of them at once."""
+    choices = ("regression", "giou"), ("coding", "delta")
+    for name in CHOICES["classification"]:
+        head = (("classification", name), *choices)
+        allowed = INPUTS[1:] if name == "cross_entropy" else INPUTS
+        if name in ("cross_entropy", "focal"):
+            for given in allowed:
+                yield Variant(f"{name}, {given}", head, columns=9, inputs=(given,))
+        yield Variant(f"{name}, all inputs", head, columns=9, inputs=allowed)
 
 
 def compile_launch(call: Launch, target: GPUTarget) -> Any:
@@ -199,10 +241,12 @@ def row_bytes(variant: Variant, kernel: str) -> tuple[int | None, int | None]:
     logits = variant.columns * size
     kept = JointOptimizationLoss(**dict(variant.choices)).settings.kept
     row = 8 + 4 * size + 4 * 4 + 4 * 4 + 4 * kept  # label, box, target, prior, what is kept
+    row += sum({"groups": 8, "class_weights": 0}.get(name, 4) for name in variant.inputs)
     if kernel == "rows_kernel":
         return logits + row, logits
     if kernel == "gradients_kernel":
-        return 2 * logits + row + 4 * variant.slots * size, 2 * logits
+        extra = 4 * ("extra_regression" in variant.inputs)
+        return 2 * logits + row + 4 * variant.slots * size + extra, 2 * logits
     return None, None
 
 
@@ -255,10 +299,7 @@ def write(
     dtypes: Sequence[str] = ("fp32", "bf16"),
 ) -> list[Report]:
     """Compile the variants and write aot.json and aot.md."""
-    chosen = [
-        Variant(v.name, v.choices, v.columns, v.slots, dtype)
-        for v, dtype in itertools.product(variants, dtypes)
-    ]
+    chosen = [replace(v, dtype=dtype) for v, dtype in itertools.product(variants, dtypes)]
     reports: list[Report] = []
     for i, (variant, target) in enumerate(itertools.product(chosen, targets), 1):
         reports += report(variant, target)
@@ -279,7 +320,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     options = parser.parse_args()
-    variants = [*heads(), *single_choices()]
+    variants = [*heads(), *single_choices(), *parameters(), *more_inputs()]
     reports = write(options.out, variants, options.targets, options.dtypes)
     spilled = sum(r.spill_bytes > 0 for r in reports)
     print(f"{len(reports)} kernels, {spilled} with spills: {options.out}/aot.md")

@@ -87,8 +87,8 @@ def focal_loss(z, is_true, goal, PARAMS: tl.constexpr):
         u = tl.where(is_true, -z, z)
         p = sigmoid(u)
         ce = softplus(u)
-        if GAMMA == 2.0:
-            modulated = p * p
+        if GAMMA == 2.0 or GAMMA == 1.0 or GAMMA == 0.0:
+            modulated = power(p, GAMMA)
         else:
             modulated = tl.exp(-GAMMA * softplus(-u))  # sigmoid(u)^gamma, by its logarithm
         modulated = tl.where(is_true, modulated * ALPHA, modulated * (1.0 - ALPHA))
