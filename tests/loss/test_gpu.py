@@ -7,10 +7,12 @@ put their batches on the GPU.
 import pytest
 import torch
 from cases import HEADS, random_batch
+from further_inputs import everything, leaves, results
 from heads import HEADS as DETECTOR_HEADS
 from heads import LOSSES, head_loss
 
-from jolkernels import JointOptimizationLoss
+from jolkernels import JointOptimizationLoss, reference
+from jolkernels.batch import make_batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -76,4 +78,51 @@ def test_a_bad_label_gives_nan_everywhere(value, monkeypatch):
     assert batch["logits"].grad.isnan().all() and batch["box_preds"].grad.isnan().all()
     monkeypatch.setenv("JOLKERNELS_VALIDATE", "1")
     with pytest.raises(ValueError, match=f"labels: got {value} at index 4"):
+        criterion(**batch)
+
+
+SIGMOID_AND_SOFTMAX = pytest.mark.parametrize("name", ["cross_entropy", "bce", "mal"])
+
+
+@SIGMOID_AND_SOFTMAX
+def test_every_further_input_gives_the_numbers_of_the_reference(name):
+    criterion, batch = everything(name, n=700, device="cuda")
+    clean = batch | {"groups": batch["groups"].where(batch["labels"] >= 0, 0)}
+    wanted = reference.joint_optimization_loss(*make_batch(criterion.settings, **clean))
+    found = results(criterion(**batch), batch)
+    for got, exact in zip(found, results(wanted, batch), strict=True):
+        torch.testing.assert_close(got, exact.nan_to_num(0), rtol=1e-10, atol=1e-10)
+
+
+@SIGMOID_AND_SOFTMAX
+def test_every_further_input_without_a_wait_and_in_a_graph(name):
+    criterion, batch = everything(name, n=700, dtype=torch.float32, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        results(criterion(**batch), batch)  # compiles
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            wanted = results(criterion(**batch), batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.current_stream().wait_stream(stream)
+    graph, one = torch.cuda.CUDAGraph(), torch.ones(3, device="cuda")
+    with torch.cuda.graph(graph):
+        loss = criterion(**batch)
+        gradients = torch.autograd.grad((loss[0], loss[1]), leaves(batch), (one, one))
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(loss, wanted[:5], strict=True))
+    assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("value", [-1, 3, 2**40])
+def test_a_bad_group_gives_nan_everywhere(value, monkeypatch):
+    criterion, batch = everything(device="cuda")
+    row = int((batch["labels"] == 2).nonzero()[0])
+    batch["groups"][row] = value
+    *fields, d_logits, d_boxes, d_extra = results(criterion(**batch), batch)
+    assert fields[0].isnan().all() and fields[1].isnan().all()
+    assert d_logits.isnan().all() and d_boxes.isnan().all() and d_extra.isnan().all()
+    monkeypatch.setenv("JOLKERNELS_VALIDATE", "1")
+    with pytest.raises(ValueError, match=f"groups: got {value} at index {row}"):
         criterion(**batch)

@@ -6,6 +6,7 @@ What the loss computes with them is in the tests that every implementation passe
 import pytest
 import torch
 from cases import INTERPRETED, boxes, gradients, random_batch
+from further_inputs import FURTHER, everything, leaves, results
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -131,39 +132,6 @@ def test_a_classification_loss_and_its_derivative(text, goal):
     torch.testing.assert_close(out[1][finite], slope[finite], rtol=1e-9, atol=1e-16)
 
 
-NEW = ("class_targets", "extra_regression", "class_weights", "groups")
-
-
-def everything(name="focal", n=40, groups=3, **options):
-    """A loss and a batch with every further input; NaN and bad groups where rows do not count."""
-    criterion = JointOptimizationLoss(name, "giou", "delta")
-    batch = random_batch((name, "last"), "delta", n=n, **options)
-    g, labels, dtype = torch.Generator().manual_seed(1), batch["labels"], batch["logits"].dtype
-    columns = batch["logits"].shape[1]
-    unread = (labels < 0) | (labels == 5)
-    more = {"extra_regression": torch.rand(n, generator=g, dtype=dtype)}
-    if name != "cross_entropy":
-        more["class_targets"] = torch.rand(n, generator=g, dtype=dtype)
-    for tensor in more.values():
-        tensor[unread] = torch.nan
-    more["extra_regression"].requires_grad_()
-    more["class_weights"] = torch.rand(columns, generator=g, dtype=dtype)
-    more["groups"] = torch.randint(0, groups, (n,), generator=g)
-    more["groups"][labels < 0] = 2**40
-    return criterion, batch | more | {"num_groups": groups}
-
-
-def leaves(batch):
-    return batch["logits"], batch["box_preds"], batch["extra_regression"]
-
-
-def results(loss, batch):
-    """The loss's fields, and gradients by another factor for each group."""
-    by_group = torch.linspace(0.5, 1.5, len(loss[0]), dtype=loss[0].dtype)
-    total = (by_group * (1.3 * loss[0] + 0.7 * loss[1])).sum()
-    return *(x.detach() for x in loss), *torch.autograd.grad(total, leaves(batch))
-
-
 def expected(criterion, batch):
     clean = batch | {"groups": batch["groups"].where(batch["labels"] >= 0, 0)}
     loss = reference.joint_optimization_loss(*make_batch(criterion.settings, **clean))
@@ -187,7 +155,7 @@ def dirty(monkeypatch):
     ("name", "n"), [("cross_entropy", 0), ("cross_entropy", 130), ("focal", 1), ("focal", 70)]
 )
 def test_all_further_inputs_at_once(name, n):
-    criterion, batch = everything(name, n)
+    criterion, batch = everything(name, n=n)
     fields, _ = make_batch(criterion.settings, **batch)
     assert ops.implementation(fields, criterion.settings) is kernels
     found, wanted = results(criterion(**batch), batch), expected(criterion, batch)
@@ -197,12 +165,12 @@ def test_all_further_inputs_at_once(name, n):
 
 
 @pytest.mark.usefixtures("dirty")
-@pytest.mark.parametrize("given", [*NEW, None])
+@pytest.mark.parametrize("given", [*FURTHER, None])
 @pytest.mark.parametrize("name", ["cross_entropy", "quality_focal"])
 def test_each_further_input_alone(name, given):
     """And none: what is not given is not computed, and extra_regression is 0."""
     criterion, batch = everything(name)
-    dropped = {n for n in NEW if n != given} | ({"num_groups"} if given != "groups" else set())
+    dropped = {n for n in FURTHER if n != given} | ({"num_groups"} if given != "groups" else set())
     kept = {k: v for k, v in batch.items() if k not in dropped}
     if given == "class_targets" and name == "cross_entropy":
         with pytest.raises(ValueError, match="class_targets: got a tensor"):
@@ -226,11 +194,11 @@ def test_mixed_dtypes(dtype):
     """Each further input in another dtype than the logits; gradients in the inputs' own."""
     criterion, batch = everything()
     narrow = dict(batch)
-    for name, other in zip(NEW[:3], (torch.bfloat16, dtype, torch.float16), strict=True):
+    for name, other in zip(FURTHER[:3], (torch.bfloat16, dtype, torch.float16), strict=True):
         narrow[name] = batch[name].detach().to(other)
     narrow["extra_regression"].requires_grad_()
     wide = dict(narrow)
-    for name in NEW[:3]:
+    for name in FURTHER[:3]:
         wide[name] = narrow[name].detach().double()
     wide["extra_regression"].requires_grad_()
     found, wanted = results(criterion(**narrow), narrow), results(criterion(**wide), wide)
@@ -252,7 +220,7 @@ def test_strides():
         wide[:, 1] = batch[name].detach()
         strided[name] = wide[:, 1]
     strided["extra_regression"].requires_grad_()
-    whole = {k: v.detach().clone() if k in NEW else v for k, v in batch.items()}
+    whole = {k: v.detach().clone() if k in FURTHER else v for k, v in batch.items()}
     whole["extra_regression"].requires_grad_()
     whole["regression_normalizer"] = numbers[::2].clone()
     found, wanted = results(criterion(**strided), strided), results(criterion(**whole), whole)

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from further_inputs import everything, leaves
 from heads import HEADS, LOSSES, head_loss
 from scenes import QUICK, scene, tiny
 from torch import Tensor, nn
@@ -167,6 +168,26 @@ def test_fake_tensors_are_not_looked_at(name, loss, device):
                 gradients = torch.autograd.grad(sum(losses), inputs)
                 assert [g.shape for g in gradients] == [x.shape for x in leaves]
     assert all(x.device.type == device and x.dtype == torch.float32 for x in losses)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("name", ["cross_entropy", "bce"])
+def test_the_further_inputs_are_not_looked_at(name, device):
+    criterion, batch = everything(name)
+    rest = {"classification_normalizer": "positives", "regression_normalizer": 2.5}
+    given = {k: v.detach() if isinstance(v, Tensor) else v for k, v in batch.items()}
+    mode = FakeTensorMode()
+    fake = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, given)
+    with mode:
+        fake = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, fake)
+        for x in leaves(fake):
+            x.requires_grad_()
+        with OnDevice(device):
+            loss = criterion(**fake, **rest)
+            if device == "cpu":
+                gradients = torch.autograd.grad(loss.total.sum(), leaves(fake))
+                assert [g.shape for g in gradients] == [x.shape for x in leaves(batch)]
+    assert all(x.device.type == device and x.shape == (3,) for x in loss)
 
 
 def test_a_fake_gpu_raises_at_a_look():
