@@ -33,6 +33,12 @@ def narrowed(x, pointer):
 
 
 @triton.jit
+def store_row_gradient(gradient, rows, n, d):
+    """Write a number of each row of an [N] gradient."""
+    tl.store(gradient + rows, narrowed(d, gradient), mask=rows < n)
+
+
+@triton.jit
 def store_box_gradient(
     grad_boxes, rows, n, slot, positive, poison, d0, d1, d2, d3,
     width, BLOCK: tl.constexpr,
@@ -134,8 +140,7 @@ def gradients_kernel(
     # 2. The boxes.
     to_r = g_loc * beta * w
     if grad_extras is not None:
-        out = grad_extras + rows
-        tl.store(out, narrowed(tl.where(positive, to_r, 0.0) + poison, out), mask=rows < n)
+        store_row_gradient(grad_extras, rows, n, tl.where(positive, to_r, 0.0) + poison)
     if grad_boxes is not None:
         store_box_gradient(
             grad_boxes, rows, n, slot, positive, poison,
