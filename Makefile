@@ -43,7 +43,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard jolkernels/cpu/*.c)
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard jolkernels/cpu/*.[ch])
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[detectors,dev]"

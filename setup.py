@@ -8,7 +8,8 @@ from setuptools import Extension, setup
 FOLDER = "jolkernels/cpu"
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 VARIANTS = {"rows": [], "rows_avx2": ["-mavx2", "-mfma"]}  # native.py picks by processor
-DIGEST = hashlib.sha256(Path(FOLDER, "rows.c").read_bytes()).hexdigest()[:16]
+SOURCES = sorted(Path(FOLDER).glob("*.[ch]"))
+DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
 
 # Plain shared libraries, which ctypes loads: they need no headers of Python.
 setup(
@@ -19,7 +20,7 @@ setup(
             define_macros=[("SOURCE", f"0x{DIGEST}")],
             extra_compile_args=[*FLAGS, *vectors],
             libraries=["m"],
-            depends=[f"{FOLDER}/rows.c", "setup.py"],
+            depends=[*map(str, SOURCES), "setup.py"],
             optional=True,
         )
         for name, vectors in VARIANTS.items()
