@@ -199,18 +199,16 @@ def location_scores(
 def by_group(batch: Batch, call: Call) -> list[tuple[Tensor, Batch]]:
     """Of each group its rows, as indices, and its part of the batch."""
     assert batch.groups is not None and call.num_groups is not None
-    shared = ("classification_normalizer", "regression_normalizer", "class_weights")
     parts = []
     for g in range(call.num_groups):
         at = (batch.groups == g).nonzero()[:, 0]
-        fields = {}
+        fields: dict[str, Tensor | None] = {}
         for name, tensor in batch._asdict().items():
-            if tensor is None or name in shared:
-                fields[name] = tensor if tensor is None or tensor.ndim == 0 else tensor[g]
-            else:
-                fields[name] = tensor[at]
-        fields |= {"groups": None, "class_weights": batch.class_weights}
-        parts.append((at, Batch(**fields)))
+            if tensor is None or tensor.ndim == 0 or name == "class_weights":
+                fields[name] = tensor
+            else:  # a normaliser of each group, or rows
+                fields[name] = tensor[g if name.endswith("_normalizer") else at]
+        parts.append((at, Batch(**fields | {"groups": None})))  # type: ignore[arg-type]
     return parts
 
 
