@@ -234,7 +234,7 @@ def parse(kind: str, text: str) -> Any:
         5*l1+2*giou                     a sum of two box losses
 
     Raises:
-        ValueError: an unknown name or parameter, or a parameter without a value.
+        ValueError: an unknown name or parameter, or a parameter twice or without a value.
         TypeError, ValueError: a value that the choice refuses.
     """
     if text in CHOICES[kind]:
@@ -254,6 +254,8 @@ def parse(kind: str, text: str) -> Any:
         if key.strip() not in names or not equals:
             wanted = " or ".join(f"{name}=VALUE" for name in names) or "no parameter"
             raise ValueError(f"{kind}: {name}: got {part!r}, wanted {wanted}")
+        if key.strip() in given:
+            raise ValueError(f"{kind}: {name}: got {part!r}, wanted {key.strip()} once")
         given[key.strip()] = literal(value.strip())
     return choice(**given)
 
