@@ -105,3 +105,48 @@ def gradients(loss, batch: dict[str, Tensor], up=(1.3, 0.7)) -> tuple[Tensor, Te
     """Gradients for logits and box_preds with different upstream gradients of the two parts."""
     total = up[0] * loss[0] + up[1] * loss[1]
     return torch.autograd.grad(total, (batch["logits"], batch["box_preds"]))
+
+
+DIFFERENTIABLE = ("logits", "box_preds", "extra_regression")
+
+
+def with_inputs(batch: dict, *names: str, groups: int = 3, seed: int = 1) -> dict:
+    """The batch and these of class_targets, extra_regression, class_weights and groups.
+
+    Class targets and extra box losses of rows that are not positive, which are not read, hold NaN.
+    Ignored rows, which count in no group, are of group -7.
+    """
+    g = torch.Generator().manual_seed(seed)
+    n, columns = batch["logits"].shape
+    labels = batch["labels"].cpu()
+    unread = batch["target_boxes"].isnan().any(1).cpu()
+    targets = torch.rand(n, generator=g, dtype=torch.float64)
+    targets[::6], targets[1::7] = 0, 1
+    extra = 0.2 + torch.randn(n, generator=g, dtype=torch.float64).abs()
+    targets[unread] = extra[unread] = torch.nan
+    members = torch.randint(0, groups, (n,), generator=g)
+    members[labels == -100] = -7
+    weights = 0.3 + 2 * torch.rand(columns, generator=g, dtype=torch.float64)
+    made = {
+        "class_targets": targets,
+        "extra_regression": extra,
+        "class_weights": weights,
+        "groups": members,
+    }
+    dtype = batch["logits"].dtype
+    added = {
+        name: t.to(DEVICE, dtype) if t.is_floating_point() else t.to(DEVICE)
+        for name, t in made.items()
+        if name in names
+    }
+    if "extra_regression" in added:
+        added["extra_regression"].requires_grad_()
+    return batch | added | ({"num_groups": groups} if "groups" in added else {})
+
+
+def all_gradients(loss, batch: dict, up=(1.3, 0.7)) -> tuple[Tensor, ...]:
+    """As `gradients`, for every differentiable input; a group's losses count g + 1 times."""
+    times = torch.arange(1, loss[0].numel() + 1, device=loss[0].device).view(loss[0].shape)
+    total = (times * (up[0] * loss[0] + up[1] * loss[1])).sum()
+    inputs = [batch[name] for name in DIFFERENTIABLE if name in batch]
+    return torch.autograd.grad(total, inputs)
