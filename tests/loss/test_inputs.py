@@ -4,42 +4,18 @@ import copy
 
 import pytest
 import torch
-from cases import DEVICE, all_gradients, random_batch, with_inputs
+from cases import DEVICE
 from frozen import frozen
+from inputs import CASES, all_gradients, case
 
-from jolkernels import JointOptimizationLoss, reference, spec
+from jolkernels import reference
 from jolkernels.batch import make_batch
 
 pytestmark = pytest.mark.kernels
 
-LABEL = spec.Varifocal(detach=True, positives="label")
-YOLO = ("bce", "last"), {"regression": "ciou", "coding": "ltrb"}
-RCNN = ("cross_entropy", "first"), {"regression": "smooth_l1", "coding": "delta"}
-DETR = ("focal", "last"), {"regression": "sum", "coding": "cxcywh"}
-DEIM = ("mal", "last"), {"regression": "siou", "location_score": "giou"}
-VFL = ("varifocal", "last"), {"classification": LABEL, "regression": "l1+iou:mode=log"}
-CASES = {
-    "targets": (*YOLO, ("class_targets",)),
-    "extra": (*RCNN, ("extra_regression",)),
-    "column weights": (*YOLO, ("class_weights",)),
-    "row weights": (*RCNN, ("class_weights",)),
-    "groups": (*RCNN, ("groups",)),
-    "yolo": (*YOLO, ("class_targets", "extra_regression")),
-    "rcnn": (*RCNN, ("extra_regression", "class_weights", "groups")),
-    "detr": (*DETR, ("class_targets", "extra_regression", "class_weights", "groups")),
-    "deim": (*DEIM, ("class_targets", "class_weights", "groups")),
-    "vfl": (*VFL, ("class_targets", "extra_regression", "groups")),
-}
 every = pytest.mark.parametrize("name", CASES)
 together = pytest.mark.parametrize("name", ["yolo", "rcnn", "detr"])
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def case(name, **batch_choices):
-    head, choices, inputs = CASES[name]
-    given = {"classification": head[0], "background": head[1]} | choices
-    batch = random_batch(head, choices.get("coding", "xyxy"), **batch_choices)
-    return JointOptimizationLoss(**given), with_inputs(batch, *inputs)
 
 
 def with_labels(batch, labels):
