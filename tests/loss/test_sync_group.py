@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import random_batch
+from inputs import all_gradients, with_inputs
 from processes import RANKS, in_processes
 
 from jolkernels import JointOptimizationLoss
@@ -18,7 +19,7 @@ from jolkernels import JointOptimizationLoss
 pytestmark = pytest.mark.kernels
 
 ROW_FIELDS = ("logits", "box_preds", "labels", "target_boxes", "priors", "classification_weights",
-              "regression_weights")  # fmt: skip
+              "regression_weights", "class_targets", "extra_regression", "groups")  # fmt: skip
 CASES = [
     (("cross_entropy", "first"), {"coding": "delta", "regression": "smooth_l1"}, {}),
     (
@@ -36,9 +37,35 @@ CASES = [
         ("bce", "last"),
         {"regression": "iou"},
         {"classification_normalizer": torch.tensor(9.0), "regression_normalizer": 3},
+        ("class_targets", "class_weights", "extra_regression"),
+    ),
+    (  # "samples" are the weights of all ranks' rows
+        ("cross_entropy", "last"),
+        {"regression": "giou"},
+        {"regression_normalizer": "positives"},
+        ("class_weights", "extra_regression"),
+    ),
+    (
+        ("cross_entropy", "first"),
+        {"coding": "delta"},
+        {"regression_normalizer": torch.tensor([2.0, 3.0, 5.0], dtype=torch.float64)},
+        ("class_weights", "extra_regression", "groups"),
+    ),
+    (
+        ("focal", "last"),
+        {"coding": "cxcywh", "regression": "sum"},
+        {"classification_normalizer": "positives"},
+        ("class_targets", "groups"),
     ),
 ]
 SPLITS = {"equal": 12, "unequal": 3, "empty": 0, "all": 23}  # rows of rank 0, of 23
+
+
+def case(head, choices, normalizers, inputs=()):
+    """What the loss is made with, and its batch."""
+    batch = with_inputs(random_batch(head, choices.get("coding", "xyxy")), *inputs)
+    arguments = {"classification": head[0], "background": head[1]} | choices
+    return arguments, batch | normalizers
 
 
 def shard(batch, rank, first):
@@ -63,43 +90,56 @@ def per_rank(batch):
 def one_rank(rank):
     """Every case and split in one start of the processes."""
     results = []
-    for head, choices, normalizers in CASES:
-        batch = random_batch(head, choices.get("coding", "xyxy")) | normalizers
-        criterion = JointOptimizationLoss(
-            head[0], background=head[1], sync_group=dist.group.WORLD, **choices
-        )
+    for arguments, batch in (case(*c) for c in CASES):
+        criterion = JointOptimizationLoss(sync_group=dist.group.WORLD, **arguments)
         for first in SPLITS.values():
             mine = per_rank(shard(batch, rank, first))
             loss = copy.deepcopy(criterion)(**mine)
-            (1.3 * loss.classification + 0.7 * loss.regression).backward()
-            results.append(
-                ([x.detach() for x in loss], mine["logits"].grad, mine["box_preds"].grad)
-            )
+            results.append(([x.detach() for x in loss], *all_gradients(loss, mine)))
     return results
 
 
 def test_two_processes_equal_one_on_the_joined_batch():
     ranks = in_processes(one_rank)
     i = 0
-    for head, choices, normalizers in CASES:
-        batch = random_batch(head, choices.get("coding", "xyxy")) | normalizers
-        expected = JointOptimizationLoss(head[0], background=head[1], **choices)(**batch)
-        (1.3 * expected.classification + 0.7 * expected.regression).backward()
+    for arguments, batch in (case(*c) for c in CASES):
+        expected = JointOptimizationLoss(**arguments)(**batch)
+        wanted = all_gradients(expected, batch)
         for name, first in SPLITS.items():
             (loss_0, *grads_0), (loss_1, *grads_1) = ranks[0][i], ranks[1][i]
             i += 1
-            close = dict(rtol=1e-12, atol=1e-12, msg=lambda m, case=(head, name): f"{case}: {m}")
-            for k in (0, 1):
+            where = f"{arguments}, {name}"
+            close = dict(rtol=1e-12, atol=1e-12, msg=lambda m, where=where: f"{where}: {m}")
+            for k in (0, 1, 4):
                 mean = (loss_0[k] + loss_1[k]) / RANKS
                 torch.testing.assert_close(mean, expected[k].detach(), **close)
             for k in (2, 3):
-                assert loss_0[k] == loss_1[k]
+                assert torch.equal(loss_0[k], loss_1[k])
                 torch.testing.assert_close(loss_0[k], expected[k], **close)
             # DistributedDataParallel takes the mean of the ranks' gradients.
-            for k, field in enumerate(("logits", "box_preds")):
-                joined = torch.cat((grads_0[k], grads_1[k])) / RANKS
-                assert len(grads_0[k]) == first
-                torch.testing.assert_close(joined, batch[field].grad, **close)
+            for a, b, joined in zip(grads_0, grads_1, wanted, strict=True):
+                assert len(a) == first
+                torch.testing.assert_close(torch.cat((a, b)) / RANKS, joined, **close)
+
+
+def numbers(rank):
+    """Losses of a rank's rows with and without the group, divided by the same number."""
+    mine = shard(random_batch(), rank, 12)
+    normalizers = {"classification_normalizer": 4.0, "regression_normalizer": torch.tensor(3.0)}
+    plain = {"weighting": "none"}
+    return [
+        [
+            x.detach()
+            for x in JointOptimizationLoss(sync_group=group, **plain)(**mine, **normalizers)
+        ]
+        for group in (dist.group.WORLD, None)
+    ]
+
+
+def test_numbers_as_normalizers_are_not_scaled():
+    """The group then syncs w_neg alone, and with constant weights nothing."""
+    for together, alone in in_processes(numbers):
+        assert together[:2] == alone[:2]
 
 
 def bad_label_on_rank_1(rank):
@@ -117,6 +157,23 @@ def test_a_bad_label_is_raised_by_all_ranks_and_none_hangs():
     messages = in_processes(bad_label_on_rank_1)
     assert "out of range on another rank" in messages[0]
     assert "labels: got 77 at index 2" in messages[1]
+
+
+def bad_group_on_rank_0(rank):
+    batch = shard(with_inputs(random_batch(), "groups"), rank, 12)
+    if rank == 0:
+        batch["groups"][(batch["labels"] != -100).nonzero()[2, 0]] = 3
+    try:
+        JointOptimizationLoss(sync_group=dist.group.WORLD)(**batch)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_bad_group_is_raised_by_all_ranks_and_none_hangs():
+    messages = in_processes(bad_group_on_rank_0)
+    assert "groups: got 3 at index" in messages[0]
+    assert "a label or group is out of range on another rank" in messages[1]
 
 
 def test_a_sync_group_has_to_be_one():
