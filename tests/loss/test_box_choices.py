@@ -93,7 +93,7 @@ def test_equal_boxes_have_no_loss_and_a_finite_gradient(choice):
 
 
 @pytest.mark.parametrize("choice", EVERY, ids=str)
-@pytest.mark.parametrize("box", [(1.0, 1, 3, 3), (5.0, 3, 11, 7), (4.0, 3, 10, 7)])
+@pytest.mark.parametrize("box", [(1.0, 1, 9, 9), (5.0, 2, 11, 9), (4.0, 2, 10, 8)])
 def test_one_box_in_the_other_and_centres_on_an_axis_or_together(choice, box):
     (loss,), gradient = by_row(choice, box, (2.0, 1, 12, 9))
     assert math.isfinite(loss) and torch.isfinite(gradient).all() and gradient.abs().sum() > 0
