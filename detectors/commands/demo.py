@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from detectors.commands.options import folder_to_write
 from detectors.data.object_sizes import SMALL, TINY, VERY_TINY
-from detectors.errors import RunError
+from detectors.errors import JolError, RunError, Stopped, TrainingError
 from detectors.evaluation.protocols import METRICS
 from detectors.training import run_folder
 from detectors.training.settings import TrainSettings, resolve
@@ -49,6 +49,10 @@ class DemoSize:
     batch_size: int = 4
 
 
+class DemoError(JolError, RuntimeError):
+    """Training that ended early: the next demo begins anew."""
+
+
 def add(subparsers: Any) -> None:
     """Declare `jol demo`."""
     command: Parser = subparsers.add_parser(
@@ -80,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         RunError: --out holds something that is no demo.
+        DemoError: training ended early.
     """
     compare(args.out, seed=args.seed)
 
@@ -110,11 +115,17 @@ def compare(out: Path, *, seed: int = 0, size: DemoSize | None = None) -> None:
 
     Raises:
         RunError: `out` holds something that is no demo, or another process writes there.
+        DemoError: training ended early.
     """
     _refuse_other(out)
     with claimed(out):
         _clear(out)
-        _compare(out, seed, size or DemoSize())
+        try:
+            _compare(out, seed, size or DemoSize())
+        except Stopped as error:
+            raise DemoError("stopped by a signal; the next demo begins anew") from error
+        except TrainingError as error:
+            raise DemoError(str(error)) from error
 
 
 def _compare(out: Path, seed: int, size: DemoSize) -> None:

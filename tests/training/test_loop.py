@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from detectors import errors
+from detectors.cli import main
 from detectors.commands import demo
 from detectors.commands.demo import DemoSize
 from detectors.data import CocoDetection
@@ -314,6 +317,32 @@ def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[st
         with pytest.raises(RunError, match="holds what no demo wrote"):
             demo.compare(tmp_path / name, seed=1, size=size)
         assert (tmp_path / name / "train" / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("trouble", ["signal", "nan"])
+def test_a_demo_that_ends_early_says_so(
+    trouble: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Which every rank of a run raises, and `jol train` reports."""
+    tiny = DemoSize(train_images=2, val_images=1, pixels=96, crop=64, steps=2, batch_size=1)
+    monkeypatch.setattr(demo, "DemoSize", lambda: tiny)
+    call: Any = Stepper.__call__
+
+    def troubled(self: Stepper, *given: Any) -> Outcome:
+        if trouble == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+            return call(self, *given)
+        return Outcome({}, "loss_classifier = nan", False)
+
+    monkeypatch.setattr(Stepper, "__call__", troubled)
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 1
+    said = "stopped by a signal; the next demo begins anew"
+    if trouble == "nan":
+        said = "step 1: loss_classifier = nan; no checkpoint was written in"
+    assert f"jol demo: {said}" in capsys.readouterr().err
 
 
 def test_a_nan_that_would_end_the_process_names_step_and_images(
