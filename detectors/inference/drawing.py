@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from detectors.data.object_sizes import box_sizes
+from detectors.utils.names import shortened
 from detectors.utils.palette import CLASSES as COLOURS
 from detectors.utils.printable import printable
 
@@ -48,7 +49,7 @@ def draw_detections(
         labels: [n], 0-based.
         class_names: label → name.
     """
-    class_names = [printable(name) for name in class_names]
+    class_names = [shortened(printable(name)) for name in class_names]
     scale = enlargement(boxes, (image.shape[2], image.shape[1]))
     pixels = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
     width, height = pixels.width * scale, pixels.height * scale

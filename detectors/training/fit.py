@@ -13,6 +13,7 @@ from detectors.training.settings import TrainSettings
 from detectors.training.state import State
 from detectors.training.step import sgd
 from detectors.utils.names import brief
+from detectors.utils.printable import printable
 
 SCALE = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 """What torch's GradScaler keeps."""
@@ -29,6 +30,11 @@ def check_contents(checkpoint: Mapping[str, Any]) -> None:
         raise ValueError("model: wanted tensors by name")
     if not (names and isinstance(names, list) and all(isinstance(n, str) for n in names)):
         raise ValueError(f"class_names: got {brief(names)}, wanted a list of names")
+    if len(set(names)) != len(names) or not all(n and n == printable(n) for n in names):
+        got = brief(names)
+        raise ValueError(
+            f"class_names: got {got}, wanted different ones without control characters"
+        )
     ids = checkpoint.get("category_ids", list(range(len(names))))
     if not (isinstance(ids, list) and all(type(i) is int for i in ids)):
         raise ValueError(f"category_ids: got {brief(ids)}, wanted a list of whole numbers")
