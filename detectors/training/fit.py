@@ -3,7 +3,6 @@
 torch would find some of it in the middle of a step, and name none of it.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from detectors.training.settings import TrainSettings
 from detectors.training.state import State
 from detectors.training.step import sgd
+from detectors.utils.argument_types import within
 from detectors.utils.names import brief
 from detectors.utils.printable import printable
 
@@ -40,6 +40,9 @@ def check_contents(checkpoint: Mapping[str, Any]) -> None:
         raise ValueError(f"category_ids: got {brief(ids)}, wanted a list of whole numbers")
     if len(ids) != len(names) or len(set(ids)) != len(names):
         raise ValueError(f"category_ids: got {brief(ids)}, wanted one for each of {len(names)}")
+    scale = checkpoint.get("scale", {})
+    if not (_is_dict(scale, object) and all(v is None or _is_number(v) for v in scale.values())):
+        raise ValueError(f"scale: got {brief(scale)}, wanted numbers by name")
     if not _is_count(checkpoint["step"]):
         raise ValueError(f"step: got {brief(checkpoint['step'])}, wanted a count")
     if not isinstance(checkpoint["settings"], dict):
@@ -143,7 +146,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and within(value)
 
 
 def _unlike(got: Any, wanted: Tensor) -> str:
