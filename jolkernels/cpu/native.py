@@ -11,7 +11,6 @@ and all combinations of its choices compile together in seconds.
 import contextlib
 import ctypes
 import hashlib
-import math
 import os
 import sys
 import warnings
@@ -23,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jolkernels import spec
 from jolkernels.batch import Batch, Forward, accumulator, check_labels
+from jolkernels.cpu.rows_call import RowsCall, describe, template
 from jolkernels.cpu.sums import Sums, finish
 from jolkernels.settings import Call, Settings
 
@@ -33,63 +32,6 @@ CHUNK = 4096  # as in rows.c; sums are added chunk by chunk: the bits do not dep
 SERIAL = 32768  # elements of logits below which threads cost more than they save
 SECTION_HEADERS = slice(40, 48), slice(58, 60), slice(60, 62)  # offset, size, number; in 64 bits
 LARGE = 2**20  # elements of logits from which a missing library is worth a warning
-
-# The order of the enums in rows.c; IoU's modes follow each other.
-CLASSIFICATION: dict[type, int] = {
-    choice: i
-    for i, choice in enumerate(
-        (spec.CrossEntropy, spec.BCE, spec.Focal, spec.QualityFocal, spec.Varifocal, spec.MAL)
-    )
-}
-IOU_MODES = ("linear", "log", "square")
-REGRESSION: dict[type, int] = {
-    spec.L1: 0, spec.SmoothL1: 1, spec.L2: 2, spec.IoU: 3, spec.GIoU: 6, spec.DIoU: 7,
-    spec.CIoU: 8, spec.EIoU: 9, spec.SIoU: 10, spec.ShapeIoU: 11, spec.WIoU: 12, spec.NWD: 13,
-    spec.InnerGap: 14, spec.FocalerGap: 15,
-}  # fmt: skip
-CODING: dict[type, int] = {spec.XYXY: 0, spec.Delta: 1, spec.LTRB: 2, spec.CXCYWH: 3}
-SCORE: dict[type, int] = {
-    type(None): 0, spec.IoU: 1, spec.GIoU: 2, spec.NWD: 3, spec.SimD: 4, spec.DotD: 5,
-}  # fmt: skip
-
-POINTERS = ("logits", "boxes", "labels", "targets", "priors", "alphas", "betas", "class_targets",
-            "extra", "class_weights", "groups", "rows", "grad_logits", "grad_boxes",
-            "grad_extra")  # fmt: skip
-INTEGERS = ("logits_row", "boxes_row", "boxes_col", "labels_row", "targets_row", "targets_col",
-            "priors_row", "priors_col", "alphas_row", "betas_row", "class_targets_row", "extra_row",
-            "class_weights_row", "groups_row", "columns", "box_columns", "background", "last",
-            "ignore", "num_groups", "classification", "soft", "detached", "by_label", "coding",
-            "score", "class_score", "joint", "constant", "terms", "on_codes",
-            "on_corners")  # fmt: skip
-NUMBERS = ("lam", "wrong_factor", "gamma", "alpha", "weight_0", "weight_1", "weight_2", "weight_3",
-           "clip", "low_clip", "score_a", "score_b")  # fmt: skip
-PROGRESS = ("count", "next", "bad")
-TERMS = 8  # of a box loss, at most
-
-
-class Term(ctypes.Structure):
-    """struct term of rows.c."""
-
-    _fields_ = (
-        ("factor", ctypes.c_double),
-        ("kind", ctypes.c_int64),
-        ("a", ctypes.c_double),
-        ("b", ctypes.c_double),
-    )
-
-
-class RowsCall(ctypes.Structure):
-    """struct call of rows.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_int64) for name in INTEGERS),
-        *((name, ctypes.c_double) for name in NUMBERS),
-        ("term", Term * TERMS),
-        *((name, ctypes.c_int64) for name in PROGRESS),
-        ("sums", ctypes.c_void_p),
-        ("scalars", ctypes.c_void_p),
-    )
 
 
 @lru_cache
@@ -144,144 +86,19 @@ def warn_once() -> None:
 
 def available(batch: Batch, settings: Settings) -> bool:
     """Whether rows.c computes this: the choices, float32 or float64 throughout, rows contiguous."""
-    dtype, terms = accumulator(batch), settings.terms
+    dtype = accumulator(batch)
     floats = (batch.logits, batch.box_preds, batch.target_boxes, batch.priors,
               batch.classification_weights, batch.regression_weights, batch.class_targets,
               batch.extra_regression, batch.class_weights)  # fmt: skip
     in_c = (
-        type(settings.classification) in CLASSIFICATION
-        and all(type(loss) in REGRESSION for _, loss in terms)
-        and len(terms) <= TERMS
-        and type(settings.coding) in CODING
-        and type(settings.location_score) in SCORE
+        template(settings, batch.logits.shape[1], batch.box_preds.shape[1]) is not None
         and batch.logits.device.type == "cpu"
-        and all(t is None or t.dtype == dtype for t in floats)
+        and all([t is None or t.dtype == dtype for t in floats])  # faster than a generator
         and batch.logits.stride(1) == 1
     )
     if in_c and library() is None and batch.logits.numel() >= LARGE:
         warn_once()
     return in_c and library() is not None
-
-
-@lru_cache
-def template(settings: Settings, columns: int, box_columns: int) -> RowsCall:
-    """What rows.c needs to know of the settings, for the given numbers of columns."""
-    c = RowsCall(columns=columns, box_columns=box_columns, num_groups=1, lam=settings.lam)
-    c.background, c.last = settings.background_label(columns), settings.last_label(columns)
-    c.ignore = settings.ignore_index
-    c.class_score, c.joint = bool(settings.class_score), settings.weighted
-    c.constant = not settings.weights_have_gradient
-    describe_classification(c, settings.classification)
-    for i, (factor, loss) in enumerate(settings.terms):
-        c.term[i] = Term(factor, *describe_loss(loss))
-        c.on_codes |= loss.on_codes
-        c.on_corners |= not loss.on_codes
-    c.terms = len(settings.terms)
-    describe_coding(c, settings.coding)
-    c.score = SCORE[type(settings.location_score)]
-    match settings.location_score:
-        case spec.NWD(constant):
-            c.score_a = constant
-        case spec.SimD(m, n):
-            c.score_a, c.score_b = m, n
-        case spec.DotD(size):
-            c.score_a = size
-    return c
-
-
-def describe_classification(c: RowsCall, choice: spec.Classification) -> None:
-    """What rows.c needs to know of a classification loss; see classification.h."""
-    c.classification, c.soft, c.wrong_factor = CLASSIFICATION[type(choice)], choice.soft, 1
-    match choice:
-        case spec.Focal(alpha, gamma):
-            c.alpha, c.gamma, c.wrong_factor = alpha, gamma, 1 - alpha
-        case spec.QualityFocal(beta):
-            c.gamma = beta
-        case spec.Varifocal(alpha, gamma, detach, positives):
-            c.wrong_factor, c.gamma = alpha, gamma
-            c.detached, c.by_label = detach, positives == "label"
-        case spec.MAL(gamma):
-            c.gamma, c.detached = gamma, True
-
-
-def describe_loss(choice: spec.Regression) -> tuple[int, float, float]:
-    """The kind and the parameters of a term of the box loss, as struct term has them."""
-    kind = REGRESSION[type(choice)]
-    match choice:
-        case spec.IoU(mode):
-            return kind + IOU_MODES.index(mode), 0, 0
-        case spec.SmoothL1(beta=a) | spec.ShapeIoU(scale=a) | spec.InnerGap(ratio=a):
-            return kind, a, 0
-        case spec.NWD(a, b) | spec.FocalerGap(a, b):
-            return kind, a, b
-    return kind, 0, 0
-
-
-def describe_coding(c: RowsCall, choice: spec.Coding) -> None:
-    """What rows.c needs to know of a coding."""
-    c.coding, c.low_clip = CODING[type(choice)], -math.inf
-    if isinstance(choice, spec.Delta):
-        c.weight_0, c.weight_1, c.weight_2, c.weight_3 = choice.weights
-        c.clip = choice.clip
-        if choice.low_clip is not None:
-            c.low_clip = choice.low_clip
-    elif isinstance(choice, spec.CXCYWH):
-        c.weight_0, c.weight_1 = choice.pixels
-
-
-def describe(batch: Batch, call: Call, rows: Tensor) -> RowsCall:
-    """What rows.c needs to know of a call; `batch` and `rows` must stay alive.
-
-    Raises:
-        ValueError: the memory of a tensor does not hold its numbers.
-    """
-    (n, columns), box_columns = batch.logits.shape, batch.box_preds.shape[1]
-    size, settings = accumulator(batch).itemsize, call.settings
-    c = RowsCall.from_buffer_copy(template(settings, columns, box_columns))
-    c.count = n
-    c.logits, (c.logits_row, _) = memory("logits", batch.logits, n, columns, size)
-    c.boxes, (c.boxes_row, c.boxes_col) = memory("box_preds", batch.box_preds, n, box_columns, size)
-    c.labels, (c.labels_row,) = memory("labels", batch.labels, n, 1, 8)
-    c.targets, (c.targets_row, c.targets_col) = memory(
-        "target_boxes", batch.target_boxes, n, 4, size
-    )
-    if batch.priors is not None and settings.coding.uses_priors:
-        c.priors, (c.priors_row, c.priors_col) = memory("priors", batch.priors, n, 4, size)
-    if (alphas := batch.classification_weights) is not None:
-        c.alphas, (c.alphas_row,) = memory("classification_weights", alphas, n, 1, size)
-    if (betas := batch.regression_weights) is not None:
-        c.betas, (c.betas_row,) = memory("regression_weights", betas, n, 1, size)
-    if (goals := batch.class_targets) is not None:
-        c.class_targets, (c.class_targets_row,) = memory("class_targets", goals, n, 1, size)
-    if (extra := batch.extra_regression) is not None:
-        c.extra, (c.extra_row,) = memory("extra_regression", extra, n, 1, size)
-    if (weights := batch.class_weights) is not None:
-        c.class_weights, (c.class_weights_row,) = memory("class_weights", weights, columns, 1, size)
-    if batch.groups is not None:
-        c.groups, (c.groups_row,) = memory("groups", batch.groups, n, 1, 8)
-        c.num_groups = call.num_groups
-    c.rows, _ = memory("rows", rows, settings.kept, n, size)
-    return c
-
-
-def memory(
-    name: str, tensor: Tensor, rows: int, columns: int, size: int
-) -> tuple[int, tuple[int, ...]]:
-    """Where a tensor begins, and its strides, if C may read [rows, columns] numbers of it.
-
-    Since the checks its storage may have been freed, or the tensor swapped for another by `.data`.
-
-    Raises:
-        ValueError: C would read beyond the storage.
-    """
-    strides = tensor.stride()
-    last = (rows - 1) * strides[0] + (columns - 1) * strides[-1]
-    wanted = (tensor.storage_offset() + last + 1) * size
-    start = tensor.data_ptr()  # 0 of PyTorch's ZeroTensor, whatever the size of its storage
-    got = tensor.untyped_storage().nbytes() if start else 0
-    if got < wanted and rows and columns:
-        raise ValueError(f"{name}: got a storage of {got} bytes, wanted {wanted}")
-    return start, strides
 
 
 @lru_cache
@@ -303,6 +120,9 @@ def run(function: str, c: RowsCall, dtype: torch.dtype) -> None:
     helpers = 0
     if c.count * c.columns >= SERIAL:
         helpers = min(torch.get_num_threads(), -(-c.count // CHUNK)) - 1
+    if helpers < 1:
+        passes(call)
+        return
     waiting: list[Future[None]] = []
     with contextlib.suppress(RuntimeError):  # no more threads to be had: with those that there are
         for _ in range(helpers):
@@ -314,16 +134,20 @@ def run(function: str, c: RowsCall, dtype: torch.dtype) -> None:
 def forward(batch: Batch, call: Call) -> Forward:
     """As jolkernels.cpu.tensors.forward."""
     settings, dtype, n = call.settings, accumulator(batch), batch.labels.shape[0]
-    groups = call.num_groups or 1
+    chunks, numbers = max(1, -(-n // CHUNK)), (call.num_groups or 1) * len(Sums._fields)
     # Always on the CPU: a default device set by the user must not reach the C pointers.
     rows = torch.empty(settings.kept, n, dtype=dtype, device="cpu")
-    sums = torch.empty(-(-n // CHUNK), groups, len(Sums._fields), dtype=torch.float64, device="cpu")
+    sums = (ctypes.c_double * (chunks * numbers))()
     c = describe(batch, call, rows)
-    c.sums, c.alive = sums.data_ptr(), (batch, rows, sums)
+    c.sums, c.alive = ctypes.addressof(sums), (batch, rows, sums)
     run("forward", c, dtype)
-    totals = [Sums(*total) for total in sums.sum(0).tolist()]
-    if (bad := sum(total.bad for total in totals)) > 0:  # counted in the first group
-        totals = [total._replace(bad=bad) for total in totals]
+    if chunks == 1:  # a tensor's sum would take a small batch several microseconds
+        total = list(sums)
+    else:
+        total = torch.frombuffer(sums, dtype=torch.float64).view(chunks, numbers).sum(0).tolist()
+    totals = [Sums(*total[i : i + len(Sums._fields)]) for i in range(0, numbers, len(Sums._fields))]
+    if any(group.bad for group in totals):  # counted in the first
+        totals = [group._replace(bad=sum(g.bad for g in totals)) for group in totals]
     return finish(totals, rows, batch, call)
 
 
@@ -362,13 +186,12 @@ def upstream(
     scalars: Tensor, grad_classification: Tensor, grad_regression: Tensor
 ) -> ctypes.Array[ctypes.c_double]:
     """Of each group w_neg, A_neg / P, and the upstream gradients over the normalisers."""
+    of_groups = [t.tolist() for t in (scalars, grad_classification, grad_regression)]
+    if scalars.ndim == 1:
+        of_groups = [[numbers] for numbers in of_groups]
     numbers: list[float] = []
-    for (w_neg, mean_neg, inv_z_cls, inv_z_loc, _), g_cls, g_loc in zip(
-        scalars.view(-1, 5).tolist(),
-        grad_classification.view(-1).tolist(),
-        grad_regression.view(-1).tolist(),
-        strict=True,
-    ):
-        numbers += w_neg, mean_neg  # then not 0 * inf
-        numbers += g_cls * inv_z_cls if g_cls else 0.0, g_loc * inv_z_loc if g_loc else 0.0
+    for (w_neg, mean_neg, inv_z_cls, inv_z_loc, _), g_cls, g_loc in zip(*of_groups, strict=True):
+        g_cls *= inv_z_cls if g_cls else 0  # not 0 * inf
+        g_loc *= inv_z_loc if g_loc else 0
+        numbers += w_neg, mean_neg, g_cls, g_loc
     return (ctypes.c_double * len(numbers))(*numbers)

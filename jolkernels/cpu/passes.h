@@ -9,13 +9,14 @@ static inline void NAME(four)(const REAL *from, int64_t col, REAL *to) {
     for (int k = 0; k < 4; k++) to[k] = from[k * col];
 }
 
-/* What the boxes of a positive row contribute: box loss and location score with their gradients for
- * the codes, and the target of the labelled column. */
+/* What the boxes of a positive row contribute: box loss (with its part that the caller gives as
+ * `extra`) and location score, their gradients for the codes, and the labelled column's target. */
 struct NAME(boxes) {
-    REAL loss, d_loss[4], score, d_score[4], extra, goal;
+    REAL loss, d_loss[4], extra, score, d_score[4], goal;
 };
 
-static inline void NAME(boxes_of)(const struct call *c, int64_t row, int64_t y,
+/* Fills in `r`; the gradients are right only with `slopes`. */
+static inline void NAME(boxes_of)(const struct call *c, int64_t row, int64_t y, int slopes,
                                   struct NAME(boxes) *r) {
     struct NAME(sizes) sizes, unused;
     REAL b[4], given[4], p[4], x[4], t[4], code[4], g[4];
@@ -38,7 +39,7 @@ static inline void NAME(boxes_of)(const struct call *c, int64_t row, int64_t y,
     }
     if (c->on_corners) {
         loss += NAME(corner_losses)(c, x, t, by_corners);
-        NAME(pull)(c, p, &sizes, by_corners);
+        if (slopes) NAME(pull)(c, p, &sizes, by_corners);
     }
     for (int k = 0; k < 4; k++) r->d_loss[k] = by_codes[k] + by_corners[k];
     r->extra = c->extra ? ((const REAL *)c->extra)[row * c->extra_row] : 0;
@@ -58,6 +59,7 @@ static inline void NAME(boxes_of)(const struct call *c, int64_t row, int64_t y,
     if (!scored) return;
     if (c->score != IOU_SCORE) score = NAME(other_score)(c, x, t, g);
     r->score = dead ? 0 : score;
+    if (!slopes) return;
     for (int k = 0; k < 4; k++) r->d_score[k] = dead ? 0 : g[k];
     NAME(pull)(c, p, &sizes, r->d_score);
 }
@@ -82,7 +84,7 @@ static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t end,
         if (kind == OUT_OF_RANGE || kind == IGNORED) continue;
         double *s = sums + group * SUMS;
         const REAL *z = (const REAL *)c->logits + row * c->logits_row;
-        if (kind == POSITIVE) NAME(boxes_of)(c, row, y, &boxes);
+        if (kind == POSITIVE) NAME(boxes_of)(c, row, y, 0, &boxes);
         if (!softmax)
             kept[row] = NAME(sigmoid_loss)(c, z, y, boxes.goal,
                                            e + (is_short ? (row - first) * c->columns : 0));
@@ -155,7 +157,7 @@ static void NAME(backward_rows)(struct call *c, int64_t first, int64_t end) {
         REAL scale = g_cls * alpha * (REAL)scalars[W_NEG];
         if (kind == POSITIVE) {
             REAL beta = NAME(factor)(c->betas, row, c->betas_row), d_w = 0;
-            NAME(boxes_of)(c, row, y, &boxes);
+            NAME(boxes_of)(c, row, y, 1, &boxes);
             s = NAME(class_score)(c, a, z[y]);
             REAL w = c->joint ? (REAL)c->lam - s * boxes.score : 1;
             if (!c->constant)

@@ -1,7 +1,7 @@
 /* The row passes of the loss in C, for float and double: what kernels/forward.py and backward.py
  * compute (docs/mathematics.md has the derivation).
  *
- * native.py fills struct call and knows which settings are computed here. The file includes itself
+ * rows_call.py fills struct call and knows which settings are computed here. The file includes itself
  * once for each type, and with it the headers, which hold a concern each:
  *
  *     exponentials.h      exp, sigmoid, softplus
@@ -17,7 +17,7 @@
 #include <string.h>
 #include <tgmath.h>
 
-/* The orders of the tables in native.py. Up to L2, box losses compare codes. */
+/* The orders of the tables in rows_call.py. Up to L2, box losses compare codes. */
 enum { CROSS_ENTROPY, BCE, FOCAL, QUALITY_FOCAL, VARIFOCAL, MAL };
 enum { L1, SMOOTH_L1, L2, IOU_LINEAR, IOU_LOG, IOU_SQUARE, GIOU, DIOU, CIOU, EIOU, SIOU, SHAPE_IOU,
        WIOU, NWD, INNER_GAP, FOCALER_GAP };
