@@ -27,13 +27,12 @@ def go_together(regression: str, coding: str) -> bool:
     return (regression, coding) != ("nwd", "cxcywh")
 
 
-def sampled(cases: list, every: int) -> list:
-    """All cases; with interpreted kernels, each a hundred times slower, the others are slow."""
-    if not INTERPRETED:
-        return cases
-    slow = pytest.mark.slow
+def sampled(cases: list, every: int, usually: int = 1) -> list:
+    """All cases, of which only every so many are not slow: on interpreted kernels, each a hundred
+    times slower, every `every`th, else every `usually`th."""
+    step, slow = every if INTERPRETED else usually, pytest.mark.slow
     return [
-        case if i % every == 0 else pytest.param(*case, marks=slow) for i, case in enumerate(cases)
+        case if i % step == 0 else pytest.param(*case, marks=slow) for i, case in enumerate(cases)
     ]
 
 

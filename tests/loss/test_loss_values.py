@@ -398,7 +398,7 @@ BOXES = [
 
 @pytest.mark.parametrize(
     ("classification", "regression", "coding"),
-    sampled([(c, *b) for c, b in itertools.product(CLASSIFICATIONS, BOXES)], every=11),
+    sampled([(c, *b) for c, b in itertools.product(CLASSIFICATIONS, BOXES)], every=11, usually=2),
 )
 def test_gradcheck(classification, regression, coding):
     batch = random_batch((classification, "last"), coding, n=4, classes=2, seed=5)
