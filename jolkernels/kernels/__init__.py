@@ -3,7 +3,7 @@
 forward.py and backward.py hold the kernels, launch.py picks device functions and tiles; the files
 named after a concern hold the device functions that a choice passes to the kernels as constexpr
 arguments. A new loss is a dataclass and a name in jolkernels.spec, a function and a row in
-jolkernels.reference, and a device function with its derivative and a row in a file here.
+jolkernels.formulas, and a device function with its derivative and a row in a file here.
 """
 
 from jolkernels.kernels.launch import available, backward, forward

@@ -152,10 +152,12 @@ def dirty(monkeypatch):
 
 @pytest.mark.usefixtures("dirty")
 @pytest.mark.parametrize(
-    ("name", "n"), [("cross_entropy", 0), ("cross_entropy", 130), ("focal", 1), ("focal", 70)]
+    ("name", "n", "num_groups"),
+    [("cross_entropy", 0, 3), ("cross_entropy", 130, 3), ("focal", 1, 1), ("focal", 70, 9)],
 )
-def test_all_further_inputs_at_once(name, n):
-    criterion, batch = everything(name, n=n)
+def test_all_further_inputs_at_once(name, n, num_groups):
+    """With more groups than classes too."""
+    criterion, batch = everything(name, n=n, num_groups=num_groups)
     fields, _ = make_batch(criterion.settings, **batch)
     assert ops.implementation(fields, criterion.settings) is kernels
     found, wanted = results(criterion(**batch), batch), expected(criterion, batch)
