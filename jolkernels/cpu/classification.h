@@ -61,11 +61,16 @@ static inline REAL NAME(power)(REAL p, double gamma) {
     return gamma == 2 ? p * p : (REAL)pow(p, gamma);
 }
 
+/* slope + gamma ce s, the second from a power's derivative; not 0 times an infinite ce. */
+static inline REAL NAME(with_power)(const struct call *c, REAL slope, REAL ce, REAL s) {
+    return c->gamma == 0 ? slope : slope + (REAL)c->gamma * ce * s;
+}
+
 /* wrong_factor p^gamma BCE(p, t) of one column. */
 static inline REAL NAME(modulated)(const struct call *c, REAL z, REAL t, REAL *slope) {
     REAL p = NAME(sigmoid)(z), ce = NAME(bce)(z, t, slope);
     REAL m = NAME(power)(p, c->gamma) * (REAL)c->wrong_factor;
-    if (!c->detached) *slope += (REAL)c->gamma * ce * NAME(sigmoid)(-z);
+    if (!c->detached) *slope = NAME(with_power)(c, *slope, ce, NAME(sigmoid)(-z));
     *slope *= m;
     return m * ce;
 }
@@ -76,14 +81,14 @@ static inline REAL NAME(focal)(const struct call *c, REAL z, REAL t, REAL *slope
     if (t == 1) {
         REAL u = -z, p = NAME(sigmoid)(u), ce = NAME(softplus)(u);
         REAL m = NAME(power)(p, c->gamma) * (REAL)c->alpha;
-        *slope = -(m * (p + (REAL)c->gamma * ce * NAME(sigmoid)(-u)));
+        *slope = -(m * NAME(with_power)(c, p, ce, NAME(sigmoid)(-u)));
         return m * ce;
     }
     REAL p = NAME(sigmoid)(z), q = NAME(sigmoid)(-z), ce = NAME(bce)(z, t, slope);
     REAL wrong = t * q + (1 - t) * p; /* 1 - p_t */
     REAL m = NAME(power)(wrong, c->gamma);
     m *= (REAL)c->alpha * t + (REAL)(1 - c->alpha) * (1 - t);
-    *slope = m * (*slope + (REAL)c->gamma * ce * (1 - 2 * t) * p * q / wrong);
+    *slope = m * NAME(with_power)(c, *slope, ce, (1 - 2 * t) * p * q / wrong);
     return m * ce;
 }
 
@@ -92,7 +97,7 @@ static inline REAL NAME(quality_focal)(const struct call *c, REAL z, REAL t, REA
     REAL p = NAME(sigmoid)(z), q = NAME(sigmoid)(-z), d = t * q - (1 - t) * p;
     REAL ce = NAME(bce)(z, t, slope), m = NAME(power)(fabs(d), c->gamma);
     REAL per = c->gamma == 2 ? d : d == 0 ? 0 : m / d;
-    *slope = m * *slope - (REAL)c->gamma * per * ce * p * q;
+    *slope = NAME(with_power)(c, m * *slope, ce, -per * p * q);
     return m * ce;
 }
 

@@ -262,6 +262,29 @@ def test_focal_loss_of_rows_of_any_length_and_height(columns, gamma, dtype):
     )
 
 
+@needs_passes
+@pytest.mark.parametrize("loss", ["bce", "focal", "focal:gamma=0", "quality_focal:beta=0", "mal",
+                                  "varifocal:positives=label"])  # fmt: skip
+@pytest.mark.parametrize("target", [0.0, 0.4, 1.0])
+def test_infinite_logits(loss, target):
+    """Losses as the reference has them, gradients too where it has a number."""
+    criterion = JointOptimizationLoss(loss, "l1", weighting="none")
+    inf = torch.inf
+    boxes = torch.tensor([[0.0, 0, 9, 9]], dtype=torch.float64)
+    for row in ([inf, 0, 1], [-inf, 0, 1], [0, inf, 1], [0, -inf, 1], [-inf, inf, -inf]):
+        batch = {
+            "logits": torch.tensor([row], dtype=torch.float64, requires_grad=True),
+            "box_preds": (boxes + 1).requires_grad_(),
+            "labels": torch.tensor([0]),
+            "target_boxes": boxes,
+            "class_targets": torch.tensor([target], dtype=torch.float64),
+        }
+        got, wanted = results(native, criterion, batch), by_autograd(criterion, batch)
+        torch.testing.assert_close(got[0], wanted[0], rtol=1e-12, atol=0, equal_nan=True)
+        known = wanted[5].isfinite()
+        torch.testing.assert_close(got[5][known], wanted[5][known], rtol=1e-12, atol=1e-300)
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 4095, 4097, 40_001])
 def test_sums_of_tensor_operations(count):
     values = torch.rand(count, generator=torch.Generator().manual_seed(0))
