@@ -105,12 +105,12 @@ def gradients_kernel(
     # 1. The row: a, r, s, v and the weight.
     z_y = tl.load(logits + rows * stride_row + y * stride_col, mask=positive, other=0.0).to(ACC)
     if SOFTMAX:
-        highest = tl.load(row_terms + rows, mask=valid, other=0.0)
-        log_total = tl.load(row_terms + n + rows, mask=valid, other=0.0)
+        highest = tl.load(row_terms + rows, mask=rows < n, other=0.0)
+        log_total = tl.load(row_terms + n + rows, mask=rows < n, other=0.0)
         a = (highest - z_y) + log_total
         s = tl.exp(-a)
     else:
-        a = tl.load(row_terms + rows, mask=valid, other=0.0)
+        a = tl.load(row_terms + rows, mask=rows < n, other=0.0)
         s = sigmoid(z_y)
     slot = tl.where(positive, y, 0) if CLASS_SPECIFIC else y * 0
     r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3, quality = box_terms(
