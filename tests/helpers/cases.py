@@ -36,6 +36,9 @@ def sampled(cases: list, every: int, usually: int = 1) -> list:
     ]
 
 
+slow_when_interpreted = pytest.mark.slow if INTERPRETED else lambda test: test
+
+
 def boxes(n: int, g: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
     """Boxes of 2 to 14 pixels within 30 pixels, so that most pairs overlap and some do not."""
     low = torch.rand(n, 2, generator=g, dtype=torch.float64) * 16

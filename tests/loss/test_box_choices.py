@@ -1,5 +1,6 @@
 """The box losses asked for by name, IoU's modes, sums and codings: by hand, at edges, gradcheck."""
 
+import itertools
 import math
 
 import pytest
@@ -92,8 +93,12 @@ def test_equal_boxes_have_no_loss_and_a_finite_gradient(choice):
     assert loss == pytest.approx(0, abs=1e-6) and torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("choice", EVERY, ids=str)
-@pytest.mark.parametrize("box", [(1.0, 1, 9, 9), (5.0, 2, 11, 9), (4.0, 2, 10, 8)])
+WITHIN = [(1.0, 1, 9, 9), (5.0, 2, 11, 9), (4.0, 2, 10, 8)]
+
+
+@pytest.mark.parametrize(
+    ("choice", "box"), sampled(list(itertools.product(EVERY, WITHIN)), every=10), ids=str
+)
 def test_one_box_in_the_other_and_centres_on_an_axis_or_together(choice, box):
     (loss,), gradient = by_row(choice, box, (2.0, 1, 12, 9))
     assert math.isfinite(loss) and torch.isfinite(gradient).all() and gradient.abs().sum() > 0
@@ -141,8 +146,13 @@ def test_size_codes_are_clamped_on_both_sides(codes, moves):
     assert loss.regression.item() == pytest.approx(1 - iou.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("choice", ["giou", "siou", "shape_iou:scale=1", "wiou", "inner:loss=ciou"])
-@pytest.mark.parametrize("scale", [None, (32.0, 32.0), (640.0, 480.0)])
+CORNERS = ["giou", "siou", "shape_iou:scale=1", "wiou", "inner:loss=ciou"]
+SCALES = [None, (32.0, 32.0), (640.0, 480.0)]
+
+
+@pytest.mark.parametrize(
+    ("choice", "scale"), sampled(list(itertools.product(CORNERS, SCALES)), every=4)
+)
 def test_centres_and_sizes_are_corners(choice, scale):
     """Losses of corners, in pixels of 32 x 32: with cxcywh those of the corners it stands for."""
     batch = random_batch(("bce", "last"), "cxcywh")

@@ -1,14 +1,18 @@
 """groups: in one call as many losses as groups, each as if it were called for its rows alone."""
 
+import itertools
+
 import pytest
 import torch
-from cases import DEVICE, random_batch
+from cases import DEVICE, random_batch, sampled, slow_when_interpreted
 from inputs import CASES, all_gradients, case, with_inputs
 
-from jolkernels import JointOptimizationLoss
+from jolkernels import JointOptimizationLoss, reference
+from jolkernels.batch import make_batch
 
 pytestmark = pytest.mark.kernels
-GROUPED = pytest.mark.parametrize("name", [name for name in CASES if "groups" in CASES[name][2]])
+GROUPED = [name for name in CASES if "groups" in CASES[name][2]]
+grouped = pytest.mark.parametrize(("name",), sampled([(name,) for name in GROUPED], every=4))
 NAMES = ("classification_normalizer", "regression_normalizer")
 NORMALIZERS = {
     "by name": ("samples", "positives"),
@@ -56,8 +60,19 @@ def assert_as_if_called_alone(criterion, batch, up=(1.3, 0.7)):
     return loss
 
 
-@GROUPED
-@pytest.mark.parametrize("normalizers", NORMALIZERS)
+def assert_equals_the_reference(criterion, batch):
+    """For as many groups that separate calls would take long."""
+    loss = criterion(**batch)
+    expected = reference.joint_optimization_loss(*make_batch(criterion.settings, **batch))
+    torch.testing.assert_close(tuple(loss), expected, rtol=1e-11, atol=1e-12)
+    got, wanted = all_gradients(loss, batch), all_gradients(expected, batch)
+    torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-12)
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("name", "normalizers"), sampled(list(itertools.product(GROUPED, NORMALIZERS)), every=7)
+)
 def test_groups_are_separate_calls(name, normalizers):
     criterion, batch = case(name, n=40)
     for key, value in zip(NAMES, NORMALIZERS[normalizers], strict=True):
@@ -72,7 +87,7 @@ def test_groups_are_separate_calls_whatever_the_weights(choices):
     assert (loss.num_positives > 0).all()
 
 
-@GROUPED
+@grouped
 def test_the_order_of_rows_does_not_matter(name):
     criterion, batch = case(name, n=40)
     loss = criterion(**batch)
@@ -86,7 +101,7 @@ def test_the_order_of_rows_does_not_matter(name):
             torch.testing.assert_close(a, b[at], rtol=1e-12, atol=1e-13)
 
 
-@GROUPED
+@grouped
 def test_groups_without_rows_or_positives(name):
     """Group 0 has no rows, 1 only negatives, and the last two no rows either."""
     criterion, batch = case(name, n=40)
@@ -119,21 +134,23 @@ def test_one_group_is_the_batch():
 def test_more_groups_than_columns_or_rows_of_a_tile(classes):
     batch = random_batch(("bce", "last"), n=150, classes=classes)
     batch = with_inputs(batch, "groups", "class_weights", "class_targets", groups=70)
-    loss = assert_as_if_called_alone(JointOptimizationLoss("bce", "giou"), batch)
+    criterion = JointOptimizationLoss("bce", "giou")
+    loss = assert_equals_the_reference(criterion, batch)
     assert (loss.num_positives > 0).sum() > 20
-    rows = JointOptimizationLoss("bce", "giou").per_sample(**batch)
+    rows = criterion.per_sample(**batch)
     negative = batch["labels"] == classes
     torch.testing.assert_close(rows.weight[negative],
                                loss.negative_weight[batch["groups"][negative]])  # fmt: skip
 
 
 @pytest.mark.parametrize("ordered", [True, False])
+@slow_when_interpreted
 def test_groups_of_many_rows(ordered):
     """More rows than a chunk or a program takes at a time."""
     batch = with_inputs(random_batch(n=9000, classes=2), "groups", "extra_regression")
     if ordered:
         batch = of_rows(batch, batch["groups"].argsort(stable=True))
-    assert_as_if_called_alone(JointOptimizationLoss(regression="giou"), batch)
+    assert_equals_the_reference(JointOptimizationLoss(regression="giou"), batch)
 
 
 def test_a_group_whose_loss_is_not_differentiated_has_no_gradient():
@@ -157,7 +174,7 @@ def test_the_same_input_gives_the_same_bits():
         assert torch.equal(x, y)
 
 
-@GROUPED
+@grouped
 def test_every_result_is_written(name, monkeypatch):
     """With new memory full of NaN, what nobody wrote would show."""
     criterion, batch = case(name, n=70)

@@ -1,8 +1,10 @@
 """The new inputs as compilers see them, and what is said of wrong ones."""
 
+import itertools
+
 import pytest
 import torch
-from cases import DEVICE, INTERPRETED, random_batch
+from cases import DEVICE, random_batch, sampled
 from inputs import CASES, all_gradients, case, with_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -81,7 +83,7 @@ def operands(batch):
     return {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-@pytest.mark.parametrize("name", ["yolo", "extra", "groups"] if INTERPRETED else CASES)
+@pytest.mark.parametrize(("name",), sampled([(name,) for name in CASES], every=5))
 def test_opcheck(name):
     criterion, batch = case(name, n=9)
     fields, call = make_batch(criterion.settings, **operands(batch))
@@ -140,8 +142,10 @@ def test_fake_tensors_see_shapes_and_dtypes(name):
             assert g.shape == x.shape and g.dtype == x.dtype
 
 
-@together
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("name", "dynamic"),
+    sampled(list(itertools.product(["yolo", "rcnn", "detr"], [False, True])), every=3),
+)
 def test_compiles_without_a_graph_break(name, dynamic):
     criterion, batch = case(name)
     compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager", dynamic=dynamic)

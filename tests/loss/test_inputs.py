@@ -1,6 +1,7 @@
 """class_targets, extra_regression, class_weights and groups, alone and together: the edges."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -13,7 +14,13 @@ from jolkernels.batch import make_batch
 
 pytestmark = pytest.mark.kernels
 
-every = pytest.mark.parametrize("name", CASES)
+
+def some(every):
+    """CASES; on interpreted kernels every so many."""
+    return pytest.mark.parametrize(("name",), sampled([(name,) for name in CASES], every))
+
+
+every = some(3)
 together = pytest.mark.parametrize("name", ["yolo", "rcnn", "detr"])
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -27,8 +34,10 @@ def background(criterion, batch):
     return criterion.settings.background_label(batch["logits"].shape[1])
 
 
-@every
-@pytest.mark.parametrize("normalizer", ["samples", "positives", 2.5])
+@pytest.mark.parametrize(
+    ("name", "normalizer"),
+    sampled(list(itertools.product(CASES, ["samples", "positives", 2.5])), every=7),
+)
 def test_values_and_gradients_equal_the_reference(name, normalizer):
     criterion, batch = case(name)
     batch |= {"classification_normalizer": normalizer, "regression_normalizer": normalizer}
@@ -68,7 +77,7 @@ def test_none_is_the_same_as_not_given(name):
     assert a == b and a.extra_regression == 0
 
 
-@every
+@some(4)
 def test_rows_that_do_not_count_may_hold_anything(name):
     criterion, batch = case(name)
     before = criterion(**batch)
@@ -126,8 +135,9 @@ def test_no_samples(name, n):
         assert g.shape == batch[key].shape and (g == 0).all()
 
 
-@every
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("name", "dtype"), sampled(list(itertools.product(CASES, DTYPES)), every=8)
+)
 def test_lower_and_mixed_precision(name, dtype):
     """Every input in the dtype; and the new ones alone, next to float32 logits and boxes."""
     criterion, batch = case(name)
