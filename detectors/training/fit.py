@@ -87,6 +87,8 @@ def check_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
     for name, tensor in wanted.items():
         if problem := _unlike(weights[name], tensor):
             raise ValueError(f"model: {name} {problem}")
+        if not weights[name].isfinite().all():
+            raise ValueError(f"model: {name} holds numbers that are not finite")
 
 
 def _check_optimizer(found: Any, parameters: Sequence[Tensor]) -> None:

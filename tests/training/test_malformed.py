@@ -213,6 +213,10 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], None], str]] = [
         "of float64, wanted [4, 3, 1, 1] of flo",
     ),
     (put(*WEIGHT, value=5), "model: wanted tensors by name"),
+    (
+        put(*WEIGHT, value=torch.full((4, 3, 1, 1), math.nan)),
+        "model: 0.weight holds numbers that are not finite",
+    ),
     (put("class_names", value=["car"]), "category_ids: got [3, 4], wanted one for each of 1"),
     (
         put("class_names", value=["car", "boat"]),
@@ -289,7 +293,8 @@ def test_the_checkpoint_before_is_used_and_nothing_is_written(tmp_path: Path) ->
     """Whole files of the run's own settings; what does not fit is seen with the model alone."""
     good = checkpoint()
     checkpoints.save(tmp_path / "previous.pt", good)
-    for change, wanted in CHANGES[4], CHANGES[28]:
+    seen_with_the_model = ("model: 0.weight is [4, 3] of", "parameter 0 is [1] of")
+    for change, wanted in (c for c in CHANGES if c[1].startswith(seen_with_the_model)):
         bad = checkpoint() | {"step": 6}
         bad["state"]["step"] = 6
         change(bad)
