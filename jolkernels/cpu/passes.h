@@ -175,10 +175,11 @@ static void NAME(backward_rows)(struct call *c, int64_t first, int64_t end) {
             NAME(sigmoid_gradient)(c, z, y, boxes.goal, scale, g);
             if (kind == POSITIVE) g[y] -= d_s * (1 - s);
         } else { /* g holds the softmax */
+            REAL p = g[y];
             scale += d_s;
 #pragma omp simd
             for (int64_t k = 0; k < c->columns; k++) g[k] *= scale;
-            g[y] -= scale;
+            g[y] = scale * (p - 1); /* not an infinite scale less itself */
         }
     }
 }

@@ -94,3 +94,14 @@ def test_a_clip_beyond_the_range_is_none(clip):
     torch.testing.assert_close(
         gradients(criterion(**batch), batch), gradients(nearer(**batch), batch)
     )
+
+
+def test_a_gradient_beyond_the_range_keeps_its_sign():
+    """Of the true class, whose p - 1 is negative, it was inf - inf in C."""
+    batch = random_batch(dtype=torch.float32) | {"classification_normalizer": 1e-45}
+    criterion = JointOptimizationLoss(weighting="none")
+    valid = (batch["labels"] != -100).nonzero()[:, 0]
+    got, _ = gradients(criterion(**batch), batch)
+    at_labels = got[valid, batch["labels"][valid]]
+    assert (at_labels == -torch.inf).all()
+    assert (got[valid] == torch.inf).sum(1).eq(got.shape[1] - 1).all()
