@@ -47,8 +47,12 @@ def base(choice, **given):
 APART = (40.0, 40, 50, 50)  # of an IoU of 0 with the prediction
 
 
-@pytest.mark.parametrize("q", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("choice", ["bce", "quality_focal", "varifocal", "label", "mal"])
+SOFT = ["bce", "quality_focal", "varifocal", "label", "mal"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "q"), sampled(list(itertools.product(SOFT, [0.0, 0.3, 1.0])), every=2)
+)
 def test_targets_by_hand(choice, q):
     """The target falls on the labelled column of the positive, and 0 on every other."""
 

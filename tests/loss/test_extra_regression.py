@@ -1,9 +1,11 @@
 """extra_regression: another box loss of the caller's under the same weights."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DEVICE, gradients, random_batch
+from cases import DEVICE, gradients, random_batch, sampled
 from inputs import all_gradients, with_inputs
 from torchvision import ops
 
@@ -30,8 +32,13 @@ def test_its_gradient_is_the_weight_over_the_normalizer(weights, normalizer):
     assert (got[~positives(batch)] == 0).all()
 
 
-@pytest.mark.parametrize("head", [("cross_entropy", "last"), ("bce", "last")])
-@pytest.mark.parametrize("weights", [{}, {"detach_weights": True}, {"weighting": "none"}])
+HEADS = [("cross_entropy", "last"), ("bce", "last")]
+WEIGHTS = [{}, {"detach_weights": True}, {"weighting": "none"}]
+
+
+@pytest.mark.parametrize(
+    ("head", "weights"), sampled(list(itertools.product(HEADS, WEIGHTS)), every=3)
+)
 def test_a_box_loss_handed_over_is_that_box_loss(head, weights):
     """Values and gradients, those of the weights too, of 5 l1 + 2 giou: in one, or as two parts."""
     batch = random_batch(head)

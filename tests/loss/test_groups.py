@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import DEVICE, random_batch, sampled, slow_when_interpreted
+from cases import DEVICE, INTERPRETED, random_batch, sampled, slow_when_interpreted
 from inputs import CASES, all_gradients, case, with_inputs
 
 from jolkernels import JointOptimizationLoss, reference
@@ -130,13 +130,13 @@ def test_one_group_is_the_batch():
         torch.testing.assert_close(a[0], b, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("classes", [1, 5])
+@pytest.mark.parametrize(("classes",), sampled([(1,), (5,)], every=2))
 def test_more_groups_than_columns_or_rows_of_a_tile(classes):
-    batch = random_batch(("bce", "last"), n=150, classes=classes)
-    batch = with_inputs(batch, "groups", "class_weights", "class_targets", groups=70)
+    batch = random_batch(("bce", "last"), n=100, classes=classes)
+    batch = with_inputs(batch, "groups", "class_weights", "class_targets", groups=40)
     criterion = JointOptimizationLoss("bce", "giou")
     loss = assert_equals_the_reference(criterion, batch)
-    assert (loss.num_positives > 0).sum() > 20
+    assert (loss.num_positives > 0).sum() > 15
     rows = criterion.per_sample(**batch)
     negative = batch["labels"] == classes
     torch.testing.assert_close(rows.weight[negative],
@@ -165,7 +165,7 @@ def test_a_group_whose_loss_is_not_differentiated_has_no_gradient():
 
 
 def test_the_same_input_gives_the_same_bits():
-    batch = random_batch(n=700, dtype=torch.float32)
+    batch = random_batch(n=200 if INTERPRETED else 700, dtype=torch.float32)
     batch = with_inputs(batch, "groups", "extra_regression", "class_weights")
     criterion = JointOptimizationLoss("cross_entropy", "giou")
     a, b = criterion(**batch), criterion(**batch)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import DEVICE, random_batch, sampled
+from cases import DEVICE, random_batch, sampled, slow_when_interpreted
 from inputs import CASES, all_gradients, case, with_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -83,7 +83,7 @@ def operands(batch):
     return {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-@pytest.mark.parametrize(("name",), sampled([(name,) for name in CASES], every=5))
+@pytest.mark.parametrize(("name",), sampled([(name,) for name in CASES], every=9))
 def test_opcheck(name):
     criterion, batch = case(name, n=9)
     fields, call = make_batch(criterion.settings, **operands(batch))
@@ -144,7 +144,7 @@ def test_fake_tensors_see_shapes_and_dtypes(name):
 
 @pytest.mark.parametrize(
     ("name", "dynamic"),
-    sampled(list(itertools.product(["yolo", "rcnn", "detr"], [False, True])), every=3),
+    sampled(list(itertools.product(["yolo", "rcnn", "detr"], [False, True])), every=6),
 )
 def test_compiles_without_a_graph_break(name, dynamic):
     criterion, batch = case(name)
@@ -156,6 +156,7 @@ def test_compiles_without_a_graph_break(name, dynamic):
     )
 
 
+@slow_when_interpreted
 def test_the_function_takes_them_by_name_and_compiles():
     criterion, batch = case("detr")
     settings = criterion.settings
