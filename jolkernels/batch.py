@@ -13,6 +13,7 @@ from jolkernels.settings import Call, Settings
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 NUMBERS = (*FLOATS, torch.int64, torch.int32)
 NORMALIZERS = ("samples", "positives", "sum")
+MOST_GROUPS = 2**16  # each has sums of its own in every program, or chunk of rows
 OF_ROWS = ("classification_weights", "regression_weights", "class_targets", "extra_regression")
 
 
@@ -136,8 +137,8 @@ def check_groups(groups: Tensor | None, num_groups: object) -> None:
         return
     if isinstance(num_groups, bool) or not isinstance(num_groups, int):
         raise TypeError(f"num_groups: got {num_groups!r}, wanted the number of groups, an int")
-    if num_groups < 1:
-        raise ValueError(f"num_groups: got {num_groups}, wanted at least 1")
+    if not 1 <= num_groups <= MOST_GROUPS:
+        raise ValueError(f"num_groups: got {num_groups}, wanted 1 to {MOST_GROUPS:,}")
 
 
 def make_batch(settings: Settings, *args: Any, **kwargs: Any) -> tuple[Batch, Call]:

@@ -73,8 +73,8 @@ class JointOptimizationLoss(nn.Module):
         detach_weights: True: no gradient flows through the weights.
         background: "last" or "first", the background's column with cross entropy.
         ignore_index: the label of rows to ignore.
-        sync_group: a torch.distributed ProcessGroup: w_neg and the normalisers are those of all its
-            ranks' samples.
+        sync_group: a torch.distributed ProcessGroup: w_neg and the normalisers by name are those of
+            all its ranks' samples; a number is taken as it is.
 
     Raises:
         ValueError, TypeError: an argument is none of the above; the message names it.

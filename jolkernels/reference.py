@@ -71,7 +71,9 @@ def one_loss(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     positives = batch.labels.new_tensor(len(r.positive))
     dtype = r.l_cls.dtype  # a normaliser or a weight may be wider
     parts = (of_classes / z_cls).to(dtype), (of_boxes / z_loc).to(dtype)
-    of_extra = ((w_pos * extra).sum() / z_loc).to(dtype)
+    of_extra = torch.zeros_like(parts[1])
+    if batch.extra_regression is not None:
+        of_extra = ((w_pos * extra).sum() / z_loc).to(dtype)
     return *parts, w_neg.detach(), positives, of_extra.detach()
 
 

@@ -185,6 +185,10 @@ def terms(choice: Any) -> tuple[tuple[float, Any], ...]:
     return ((1.0, choice),) if parts is None else parts()
 
 
+MOST_TERMS = 4
+"""Terms of a box loss at most: of two losses, each with one around it."""
+
+
 def written(kind: str, value: Any) -> Any:
     """A choice as {name: parameters}, for text; choices inside another are box losses."""
     if isinstance(value, tuple):
@@ -203,6 +207,10 @@ def read(kind: str, value: Any) -> Any:
         return value
     ((name, parameters),) = value.items()
     return CHOICES[kind][name](*read(kind, parameters))
+
+
+LONGEST = 500
+"""Letters of a text for `parse`: some 40 losses in one another, at a depth that Python reads."""
 
 
 def resolve(kind: str, choice: object) -> Any:
@@ -239,7 +247,9 @@ def parse(kind: str, text: str) -> Any:
     """
     if text in CHOICES[kind]:
         return CHOICES[kind][text]()
-    parts = split(text, "+")
+    if len(text) > LONGEST:
+        raise ValueError(f"{kind}: got {len(text):,} letters, wanted at most {LONGEST}")
+    parts, text = split(text, "+"), text.strip()
     if kind == "regression" and (len(parts) > 1 or len(split(text, "*")) > 1):
         if len(parts) > 2:
             raise ValueError(f"{kind}: got {text!r}, wanted a sum of at most two losses")
@@ -274,7 +284,8 @@ def split(text: str, separator: str) -> list[str]:
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([") - (letter in ")]")
-        if letter == separator and depth == 0:
+        exponent = re.search(r"\b[\d.]+[eE]$", parts[-1])  # of 1e+2
+        if letter == separator and depth == 0 and not exponent:
             parts.append("")
         else:
             parts[-1] += letter

@@ -14,6 +14,7 @@ from jolkernels.checks import one_of, real
 from jolkernels.registry import (
     CHOICES,
     CLASS_SCORES,
+    MOST_TERMS,
     Classification,
     Coding,
     Regression,
@@ -86,11 +87,16 @@ def check_together(arguments: Any) -> None:
     score = arguments.location_score
     if hasattr(score, "check_score"):
         score.check_score()
-    if not hasattr(arguments.coding, "check_unit"):
-        return
-    arguments.coding.check_unit("location_score", score)
-    for _, loss in terms(arguments.regression):
-        arguments.coding.check_unit("regression", loss)
+    losses = terms(arguments.regression)
+    if len(losses) > MOST_TERMS:
+        raise ValueError(
+            f"regression: got {arguments.regression}, a sum of {len(losses)} terms, wanted at most "
+            f"{MOST_TERMS}"
+        )
+    if hasattr(arguments.coding, "check_unit"):
+        arguments.coding.check_unit("location_score", score)
+        for _, loss in losses:
+            arguments.coding.check_unit("regression", loss)
 
 
 class Settings(Arguments):

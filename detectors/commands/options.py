@@ -86,7 +86,9 @@ def loss_choice(spec: str, none: str | None = None) -> Callable[[str], str | Non
             resolve(spec, text)
         except (TypeError, ValueError) as error:
             problem = str(error).removeprefix(f"{spec}: ")
-            raise argparse.ArgumentTypeError(problem + meant(text, CHOICES[spec])) from None
+            named = text.partition(":")[0] in CHOICES[spec]
+            problem += "" if named else meant(text, CHOICES[spec])
+            raise argparse.ArgumentTypeError(problem) from None
         return text
 
     return parse

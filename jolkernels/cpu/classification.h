@@ -96,8 +96,8 @@ static inline REAL NAME(focal)(const struct call *c, REAL z, REAL t, REAL *slope
 static inline REAL NAME(quality_focal)(const struct call *c, REAL z, REAL t, REAL *slope) {
     REAL p = NAME(sigmoid)(z), q = NAME(sigmoid)(-z), d = t * q - (1 - t) * p;
     REAL ce = NAME(bce)(z, t, slope), m = NAME(power)(fabs(d), c->gamma);
-    REAL per = c->gamma == 2 ? d : d == 0 ? 0 : m / d;
-    *slope = NAME(with_power)(c, m * *slope, ce, -per * p * q);
+    REAL per = d == 0 ? 0 : p * q / d; /* m / d alone can leave the range */
+    *slope = NAME(with_power)(c, m * *slope, ce, -m * per);
     return m * ce;
 }
 

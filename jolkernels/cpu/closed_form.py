@@ -341,8 +341,8 @@ def quality_focal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.Quali
     ce, modulation = softplus(logits) - y * logits, d.abs() ** spec.beta
 
     def gradient() -> Tensor:
-        slope = torch.where(d == 0, 0, spec.beta * modulation / d)
-        return modulation * d + slope * ce * p * (-logits).sigmoid()
+        per = torch.where(d == 0, 0, p * (-logits).sigmoid() / d)  # modulation / d may overflow
+        return modulation * (d + spec.beta * per * ce)
 
     return lambda: modulation * ce, gradient
 

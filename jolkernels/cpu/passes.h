@@ -102,7 +102,7 @@ static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t end,
         s[W] += w;
         s[A_POS] += alpha * w * a;
         s[R] += beta * w * boxes.loss;
-        s[EXTRA] += beta * w * boxes.extra;
+        if (c->extra) s[EXTRA] += beta * w * boxes.extra;
     }
 }
 

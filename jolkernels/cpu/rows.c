@@ -26,7 +26,7 @@ enum { NO_SCORE, IOU_SCORE, GIOU_SCORE, NWD_SCORE, SIMD_SCORE, DOTD_SCORE };
 
 enum { P, N, W, A_POS, A_NEG, R, BAD, COUNTS, EXTRA, SUMS }; /* as Sums of sums.py */
 enum { W_NEG, MEAN_NEG, G_CLS, G_LOC, SCALARS }; /* the last two: upstream over normalisers */
-enum { TERMS = 8 };
+enum { TERMS = 4 }; /* MOST_TERMS of registry.py */
 enum { CHUNK = 4096 }; /* rows a thread takes at a time; their sums do not depend on the threads */
 enum { TILE = 2048 };  /* logits whose exp is taken in one loop */
 

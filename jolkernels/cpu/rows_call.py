@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jolkernels import spec
 from jolkernels.batch import Batch, accumulator
+from jolkernels.registry import MOST_TERMS
 from jolkernels.settings import Call, Settings
 
 # The order of the enums in rows.c; IoU's modes follow each other.
@@ -39,7 +40,6 @@ INTEGERS = ("logits_row", "boxes_row", "boxes_col", "labels_row", "targets_row",
 NUMBERS = ("lam", "wrong_factor", "gamma", "alpha", "weight_0", "weight_1", "weight_2", "weight_3",
            "clip", "low_clip", "score_a", "score_b")  # fmt: skip
 PROGRESS = ("count", "next", "bad")
-TERMS = 8  # of a box loss, at most
 
 
 class Term(ctypes.Structure):
@@ -60,7 +60,7 @@ class RowsCall(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in POINTERS),
         *((name, ctypes.c_int64) for name in INTEGERS),
         *((name, ctypes.c_double) for name in NUMBERS),
-        ("term", Term * TERMS),
+        ("term", Term * MOST_TERMS),
         *((name, ctypes.c_int64) for name in PROGRESS),
         ("sums", ctypes.c_void_p),
         ("scalars", ctypes.c_void_p),
@@ -89,7 +89,6 @@ def make_template(settings: Settings, columns: int, box_columns: int) -> RowsCal
     if (
         type(settings.classification) not in CLASSIFICATION
         or not all(type(loss) in REGRESSION for _, loss in terms)
-        or len(terms) > TERMS
         or type(settings.coding) not in CODING
         or type(settings.location_score) not in SCORE
     ):

@@ -71,6 +71,16 @@ def aspect_angle(boxes: Tensor) -> Tensor:
     return torch.atan(off_zero(w) / off_zero(h))
 
 
+def limited(x: Tensor, least: float | None, most: float | None) -> Tensor:
+    """x from `least` to `most`, None being no limit; at a limit the gradient passes.
+
+    What torch.clamp passes there depends on its version, and on whether limits are tensors.
+    """
+    if least is not None:
+        x = torch.where(x < least, least, x)
+    return x if most is None else torch.where(x > most, most, x)
+
+
 def root(squares: Tensor) -> Tensor:
     """Square root whose derivative at 0 is 0."""
     positive = squares > 0

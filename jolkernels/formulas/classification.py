@@ -33,6 +33,12 @@ def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return positive + torch.where(target == 1, 0, (1 - target) * softplus(logits))
 
 
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x^exponent for x >= 0, without a slope at 0."""
+    zero = x == 0
+    return torch.where(zero, float(exponent == 0), torch.where(zero, 1, x) ** exponent)
+
+
 def bce(logits: Tensor, labels: Tensor, goal: Tensor, _: spec.BCE) -> Tensor:
     return binary_cross_entropy(logits, one_hot_columns(logits, labels) * goal[:, None])
 
@@ -42,13 +48,13 @@ def focal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.Focal) -> Ten
     target = one_hot_columns(logits, labels) * goal[:, None]
     wrong = target * torch.sigmoid(-logits) + (1 - target) * torch.sigmoid(logits)  # 1 - p_t
     alpha = spec.alpha * target + (1 - spec.alpha) * (1 - target)
-    return alpha * wrong**spec.gamma * binary_cross_entropy(logits, target)
+    return alpha * power(wrong, spec.gamma) * binary_cross_entropy(logits, target)
 
 
 def quality_focal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.QualityFocal) -> Tensor:
     """Generalized Focal Loss, Eq. 3: |y - sigma|^beta BCE(sigma, y), y the goal or 0."""
     target = one_hot_columns(logits, labels) * goal[:, None]
-    modulation = (target - logits.sigmoid()).abs() ** spec.beta
+    modulation = power((target - logits.sigmoid()).abs(), spec.beta)
     return modulation * binary_cross_entropy(logits, target)
 
 
@@ -56,7 +62,7 @@ def varifocal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.Varifocal
     """VarifocalNet, Eq. 2: q BCE(p, q) where q > 0, else alpha p^gamma BCE(p, 0)."""
     one_hot = one_hot_columns(logits, labels)
     target = one_hot * goal[:, None]
-    negative = spec.alpha * logits.sigmoid() ** spec.gamma
+    negative = spec.alpha * power(logits.sigmoid(), spec.gamma)
     if spec.detach:
         negative = negative.detach()
     positive = one_hot == 1 if spec.positives == "label" else target > 0
@@ -66,7 +72,7 @@ def varifocal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.Varifocal
 def mal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.MAL) -> Tensor:
     """DEIM's matchability-aware loss: BCE(p, q^gamma) of a positive, else p^gamma BCE(p, 0)."""
     one_hot = one_hot_columns(logits, labels)
-    negative = (logits.sigmoid() ** spec.gamma).detach()
+    negative = power(logits.sigmoid(), spec.gamma).detach()
     loss = binary_cross_entropy(logits, one_hot * goal[:, None] ** spec.gamma)
     return torch.where(one_hot == 1, 1, negative) * loss
 

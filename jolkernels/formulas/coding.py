@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jolkernels import spec
-from jolkernels.formulas.boxes import MIN_EXTENT, center_and_size, from_center_and_size
+from jolkernels.formulas.boxes import MIN_EXTENT, center_and_size, from_center_and_size, limited
 from jolkernels.registry import REFERENCE
 
 
@@ -24,8 +24,8 @@ def decode_delta(codes: Tensor, priors: Tensor, spec: spec.Delta) -> Tensor:
     center, size = center_and_size(priors)
     codes = codes / codes.new_tensor(spec.weights)
     center = center + codes[:, :2] * size
-    clip, low = (None if c is None else codes.new_tensor(c) for c in (spec.clip, spec.low_clip))
-    return from_center_and_size(center, size * torch.exp(codes[:, 2:].clamp(low, clip)))
+    log_size = limited(codes[:, 2:], spec.low_clip, spec.clip)
+    return from_center_and_size(center, size * torch.exp(log_size))
 
 
 def encode_delta(boxes: Tensor, priors: Tensor, spec: spec.Delta) -> Tensor:

@@ -19,6 +19,7 @@ from jolkernels.formulas.boxes import (
     intersection_and_union,
     iou,
     iou_with_eps,
+    limited,
 )
 from jolkernels.formulas.scores import nwd_score
 from jolkernels.registry import REFERENCE
@@ -43,7 +44,7 @@ LEAST_IOU = 1e-6
 def iou_loss(x: Tensor, target: Tensor, spec: spec.IoU) -> Tensor:
     value = iou(x, target)
     if spec.mode == "log":
-        return -value.clamp(min=LEAST_IOU).log()
+        return -limited(value, LEAST_IOU, None).log()
     return 1 - (value**2 if spec.mode == "square" else value)
 
 
@@ -142,7 +143,7 @@ def inner_gap(x: Tensor, target: Tensor, spec: spec.InnerGap) -> Tensor:
 def focaler_gap(x: Tensor, target: Tensor, spec: spec.FocalerGap) -> Tensor:
     """IoU minus the IoU mapped from low..high to 0..1."""
     value = iou(x, target)
-    return value - ((value - spec.low) / (spec.high - spec.low)).clamp(0, 1)
+    return value - limited((value - spec.low) / (spec.high - spec.low), 0, 1)
 
 
 REFERENCE["regression"] |= {

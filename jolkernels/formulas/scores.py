@@ -11,6 +11,7 @@ from jolkernels.formulas.boxes import (
     hull_extents,
     intersection_and_union,
     iou,
+    limited,
     root,
 )
 from jolkernels.registry import REFERENCE
@@ -41,7 +42,7 @@ def simd_score(boxes: Tensor, targets: Tensor, spec: spec.SimD) -> Tensor:
     per_w, per_h = spec.m / (w + target_w), spec.n / (h + target_h)
     location = root((dx * per_w) ** 2 + (dy * per_h) ** 2)
     shape = root(((w - target_w) * per_w) ** 2 + ((h - target_h) * per_h) ** 2)
-    return torch.exp(-(location + shape)).clamp(min=1e-6)
+    return limited(torch.exp(-(location + shape)), 1e-6, None)
 
 
 def dotd_score(boxes: Tensor, targets: Tensor, spec: spec.DotD) -> Tensor:

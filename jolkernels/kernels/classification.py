@@ -114,8 +114,8 @@ def quality_focal_loss(z, is_true, goal, PARAMS: tl.constexpr):
     ce, by_z = binary_cross_entropy(z, y)
     d = tl.abs(p - y)  # at p = y the modulation has no slope
     modulation = power(d, BETA)
-    slope = tl.where(d == 0.0, 0.0, BETA * modulation / tl.where(d == 0.0, 1.0, p - y))
-    return modulation * ce, modulation * by_z + slope * ce * p * sigmoid(-z)
+    per = tl.where(d == 0.0, 0.0, p * sigmoid(-z) / tl.where(d == 0.0, 1.0, p - y))
+    return modulation * ce, modulation * (by_z + BETA * per * ce)  # modulation / d may overflow
 
 
 @triton.jit

@@ -14,19 +14,17 @@ from jolkernels.batch import Batch, Forward, accumulator
 from jolkernels.kernels import classification, coding, regression, scores  # noqa: F401  fill in KERNEL
 from jolkernels.kernels.backward import gradients_kernel
 from jolkernels.kernels.forward import finish_kernel, rows_kernel
-from jolkernels.registry import KERNEL, Regression, params
+from jolkernels.registry import KERNEL, MOST_TERMS, Regression, params
 from jolkernels.settings import Call, Settings
 
 FINISH_BLOCK = 256
-MOST_TERMS = 4  # of a box loss: two losses, each with one around it
 
 
 def available(batch: Batch, settings: Settings) -> bool:
-    """Whether there are device functions for all choices, and arguments for all box losses."""
+    """Whether there are device functions for all choices."""
     score = settings.location_score
     return (
-        len(settings.terms) <= MOST_TERMS
-        and type(settings.classification) in KERNEL["classification"]
+        type(settings.classification) in KERNEL["classification"]
         and all(type(term) in KERNEL["regression"] for _, term in settings.terms)
         and type(settings.coding) in KERNEL["coding"]
         and (score is None or type(score) in KERNEL["location_score"])

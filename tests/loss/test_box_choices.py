@@ -236,3 +236,22 @@ def test_values_and_gradients_equal_the_reference(choices):
 def test_gradcheck(choices):
     losses, statement, inputs = functions(choices, 6)
     assert torch.autograd.gradcheck(frozen(losses, statement, inputs), inputs, atol=1e-6)
+
+
+def test_at_a_limit_the_gradient_passes():
+    """In every implementation, whatever torch.clamp does there."""
+    big, point = (0.0, 0, 1000, 1000), (500.0, 500, 501, 501)
+    _, slope = by_row(spec.IoU("log"), big, point)  # an IoU of 1e-6 in float64
+    assert slope.abs().sum() > 0
+    _, slope = by_row(spec.Focaler(spec.IoU(), 0.3, 0.36), (0.0, 0, 6, 6), (0.0, 0, 10, 10))
+    assert slope.abs().sum() > 0
+    for coding, code in ((spec.Delta(clip=0.5), 0.5), (spec.Delta(low_clip=-0.5), -0.5)):
+        codes = torch.tensor([[0, 0, code, 0]], dtype=torch.float64, device=DEVICE).requires_grad_()
+        prior = codes.new_tensor([[0, 0, 10, 10]])
+        labels = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+        criterion = JointOptimizationLoss(regression="giou", coding=coding, weighting="none")
+        given = codes.new_zeros(1, 2), codes, labels, prior, prior
+        stated = reference.joint_optimization_loss(*make_batch(criterion.settings, *given))
+        for loss in (criterion(*given).regression, stated[1]):
+            (slope,) = torch.autograd.grad(loss, codes)
+            assert slope[0, 2].abs() > 0.1

@@ -167,3 +167,20 @@ def test_text_and_spec_are_the_same_loss():
     a = JointOptimizationLoss(regression="5*l1+2*(inner:loss=giou)", coding="delta")(**batch)
     loss = spec.Sum((5, spec.L1()), (2, spec.Inner(spec.GIoU())))
     assert a == JointOptimizationLoss(regression=loss, coding=spec.Delta())(**batch)
+
+
+def test_numbers_have_exponents():
+    assert resolve("regression", "1e+2*l1+2*giou") == spec.Sum((100, spec.L1()), (2, spec.GIoU()))
+    assert resolve("regression", " shape_iou:scale=1e+1 ") == spec.ShapeIoU(10)
+
+
+@pytest.mark.parametrize("text", ["inner:loss=" * 120 + "iou", "-" * 5000 + "1*l1", "l" * 10_000])
+def test_long_texts_are_refused_in_short(text):
+    with pytest.raises(ValueError, match=r"^regression: got [\d,]+ letters, wanted at most 500$"):
+        JointOptimizationLoss(regression=text)
+
+
+def test_as_many_terms_as_the_kernels_take():
+    JointOptimizationLoss(regression="2*(inner:loss=ciou)+3*(focaler:loss=siou)")
+    with pytest.raises(ValueError, match="a sum of 5 terms, wanted at most 4"):
+        JointOptimizationLoss(regression="l1+(inner:loss=(focaler:loss=(inner)))")

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from cases import DEVICE, gradients, random_batch, sampled
 from torchvision import ops
 
-from jolkernels import JointOptimizationLoss, spec
+from jolkernels import JointOptimizationLoss, reference, spec
+from jolkernels.batch import make_batch
 
 pytestmark = pytest.mark.kernels
 
@@ -165,3 +166,32 @@ def test_extreme_logits_stay_finite(choice, target, dtype):
     loss = JointOptimizationLoss(choice)(**batch, class_targets=targets)
     assert all(torch.isfinite(x) for x in loss)
     assert all(torch.isfinite(g).all() for g in gradients(loss, batch))
+
+
+EXPONENTS = ["focal:gamma=0.5", "quality_focal:beta=0", "quality_focal:beta=0.05",
+             "varifocal:gamma=0.5", "mal:gamma=0.5"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("choice", "target", "dtype"),
+    sampled(list(itertools.product(EXPONENTS, [None, 0.5], [torch.float32, torch.float64])), 4),
+)
+def test_small_exponents_at_saturated_logits_keep_a_finite_gradient(choice, target, dtype):
+    """The derivative of p^0.5 is infinite at p = 0, where p itself has no slope."""
+    logits = torch.tensor(
+        [[-100.0, 0.3], [100, -1e4], [0.3, -1e4], [1e4, 1e4]], dtype=dtype, device=DEVICE
+    ).requires_grad_()
+    boxes = logits.new_tensor([[20, 20, 25, 25], [0, 0, 5, 5], [0, 0, 5, 4], [1, 1, 5, 5]])
+    targets = logits.new_tensor([0, 0, 5, 5]).expand(4, 4)
+    labels = torch.zeros(4, dtype=torch.int64, device=DEVICE)
+    given = {} if target is None else {"class_targets": logits.new_full((4,), target)}
+    criterion = JointOptimizationLoss(choice)
+    loss = criterion(logits, boxes, labels, targets, **given)
+    (got,) = torch.autograd.grad(loss.total, logits)
+    stated = reference.joint_optimization_loss(
+        *make_batch(criterion.settings, logits, boxes, labels, targets, **given)
+    )
+    (wanted,) = torch.autograd.grad(stated[0] + stated[1], logits)
+    assert torch.isfinite(got).all()
+    close = 1e-10 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(got, wanted, rtol=close, atol=close)

@@ -5,7 +5,7 @@ What the loss computes with them is in the tests that every implementation passe
 
 import pytest
 import torch
-from cases import INTERPRETED, boxes, gradients, random_batch
+from cases import INTERPRETED, boxes, gradients
 from further_inputs import FURTHER, everything, leaves, results
 from torch import Tensor
 
@@ -18,7 +18,6 @@ import triton.language as tl
 
 from jolkernels import JointOptimizationLoss, kernels, ops, process_groups, reference, spec
 from jolkernels.batch import Batch, make_batch
-from jolkernels.kernels import launch
 from jolkernels.registry import CHOICES, KERNEL, REFERENCE, params, parse
 
 pytestmark = pytest.mark.kernels
@@ -304,24 +303,6 @@ def test_two_ranks_with_the_same_batch(name, number, monkeypatch):
         torch.testing.assert_close(getattr(both, field), getattr(alone, field), **close)
     if name != "sum":
         torch.testing.assert_close(backward(fields), gradients_alone, **close)
-
-
-@pytest.mark.parametrize(
-    ("regression", "terms"), [("inner:loss=focaler", 3), ("focaler:loss=(inner:loss=(focaler))", 4)]
-)
-def test_a_box_loss_of_too_many_terms_runs_without_kernels(regression, terms, monkeypatch):
-    batch = random_batch()
-    criterion = JointOptimizationLoss("cross_entropy", regression)
-    fields, call = make_batch(criterion.settings, **batch)
-    assert len(criterion.settings.terms) == terms <= launch.MOST_TERMS
-    assert launch.available(fields, criterion.settings)
-    by_kernels = criterion(**batch)
-    monkeypatch.setattr(launch, "MOST_TERMS", terms - 1)
-    assert not launch.available(fields, criterion.settings)
-    by_tensors = criterion(**batch)
-    torch.testing.assert_close(tuple(by_kernels), tuple(by_tensors), rtol=1e-12, atol=1e-14)
-    wanted = reference.joint_optimization_loss(fields, call)
-    torch.testing.assert_close(tuple(by_kernels), tuple(wanted), rtol=1e-12, atol=1e-14)
 
 
 def test_there_is_a_device_function_for_every_choice():
