@@ -71,7 +71,7 @@ def assert_equals_the_reference(criterion, batch):
 
 
 @pytest.mark.parametrize(
-    ("name", "normalizers"), sampled(list(itertools.product(GROUPED, NORMALIZERS)), every=7)
+    ("name", "normalizers"), sampled(list(itertools.product(GROUPED, NORMALIZERS)), every=11)
 )
 def test_groups_are_separate_calls(name, normalizers):
     criterion, batch = case(name, n=40)
@@ -80,7 +80,10 @@ def test_groups_are_separate_calls(name, normalizers):
     assert_as_if_called_alone(criterion, batch)
 
 
-@pytest.mark.parametrize("choices", [{"detach_weights": True}, {"weighting": "none"}, {"lam": 1.2}])
+WEIGHTS = [{"detach_weights": True}, {"weighting": "none"}, {"lam": 1.2}]
+
+
+@pytest.mark.parametrize(("choices",), sampled([(w,) for w in WEIGHTS], every=2))
 def test_groups_are_separate_calls_whatever_the_weights(choices):
     batch = with_inputs(random_batch(n=40), "groups", "extra_regression")
     loss = assert_as_if_called_alone(JointOptimizationLoss(**choices), batch)

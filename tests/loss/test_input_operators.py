@@ -84,7 +84,7 @@ def operands(batch):
     return {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-@pytest.mark.parametrize(("name",), sampled([(name,) for name in CASES], every=9))
+@pytest.mark.parametrize(("name",), sampled([(name,) for name in CASES], every=10))
 def test_opcheck(name):
     criterion, batch = case(name, n=9)
     fields, call = make_batch(criterion.settings, **operands(batch))
