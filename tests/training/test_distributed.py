@@ -288,7 +288,7 @@ def while_the_other_ends(
         if count[0] < 3:
             return forward(self, images, targets)
         losses = forward(self, images, targets) if where == "backward" else None
-        raise MemoryError(losses)
+        raise ZeroDivisionError(losses)
 
     if rank == 1:
         Stepper._forward = end  # type: ignore[method-assign]
@@ -297,7 +297,7 @@ def while_the_other_ends(
     dist.barrier()
     try:
         loop.train(settings, model, data, data, out, world=world(rank))
-    except MemoryError:
+    except ZeroDivisionError:
         return "ended"
     except errors.TrainingError as error:
         return str(error)
