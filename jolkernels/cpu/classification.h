@@ -172,18 +172,16 @@ static inline REAL NAME(class_weight)(const struct call *c, int64_t k) {
     return c->class_weights ? ((const REAL *)c->class_weights)[k * c->class_weights_row] : 1;
 }
 
-/* The sum of e[0] to e[count - 1] without e[y], in double: 100,000 terms may come together. The
- * columns' weights are those from column `at` on. */
-static inline double NAME(sum_but)(const struct call *c, const REAL *e, int64_t count, int64_t y,
-                                   int64_t at) {
+/* The sum of e[0] to e[count - 1], in double: 100,000 terms may come together. The columns' weights
+ * are those from column `at` on. */
+static inline double NAME(sum_of)(const struct call *c, const REAL *e, int64_t count, int64_t at) {
     double sum = 0;
     if (c->class_weights) {
-        for (int64_t k = 0; k < count; k++)
-            sum += k == y ? 0 : NAME(class_weight)(c, at + k) * e[k];
+        for (int64_t k = 0; k < count; k++) sum += NAME(class_weight)(c, at + k) * e[k];
         return sum;
     }
 #pragma omp simd reduction(+ : sum)
-    for (int64_t k = 0; k < count; k++) sum += k == y ? 0 : e[k];
+    for (int64_t k = 0; k < count; k++) sum += e[k];
     return sum;
 }
 
@@ -199,7 +197,8 @@ static inline REAL NAME(sigmoid_loss)(const struct call *c, const REAL *z, int64
             memcpy(e, z + at, count * sizeof *e);
             NAME(wrong_columns)(c, e, count, 0);
         }
-        loss += NAME(sum_but)(c, e, count, y - at, at);
+        if (y >= at && y < at + count) e[y - at] = 0;
+        loss += NAME(sum_of)(c, e, count, at);
     }
     if (y == c->columns) return (REAL)loss;
     return (REAL)(loss + NAME(class_weight)(c, y) * NAME(labelled)(c, z[y], t, &slope));

@@ -179,7 +179,7 @@ static void NAME(backward_rows)(struct call *c, int64_t first, int64_t end) {
             scale += d_s;
 #pragma omp simd
             for (int64_t k = 0; k < c->columns; k++) g[k] *= scale;
-            g[y] = scale * (p - 1); /* not an infinite scale less itself */
+            g[y] = isinf(scale) ? scale * (p - 1) : g[y] - scale; /* not infinity less itself */
         }
     }
 }
