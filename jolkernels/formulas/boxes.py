@@ -77,8 +77,12 @@ def limited(x: Tensor, least: float | None, most: float | None) -> Tensor:
     What torch.clamp passes there depends on its version, and on whether limits are tensors.
     """
     if least is not None:
-        x = torch.where(x < least, least, x)
-    return x if most is None else torch.where(x > most, most, x)
+        low = x.new_tensor(least)  # a bare number beyond the dtype's range is an error
+        x = torch.where(x < low, low, x)
+    if most is not None:
+        high = x.new_tensor(most)
+        x = torch.where(x > high, high, x)
+    return x
 
 
 def root(squares: Tensor) -> Tensor:
