@@ -63,6 +63,14 @@ def power(x, EXPONENT: tl.constexpr):
 
 
 @triton.jit
+def with_power(slope, ce, rest, EXPONENT: tl.constexpr):
+    """slope + EXPONENT ce rest, which a power's derivative adds; not 0 times an infinite ce."""
+    if EXPONENT != 0.0:
+        slope = slope + EXPONENT * ce * rest
+    return slope
+
+
+@triton.jit
 def bce_loss(z, is_true, goal, PARAMS: tl.constexpr):
     """Binary cross entropy with logits."""
     if goal is None:
@@ -92,7 +100,7 @@ def focal_loss(z, is_true, goal, PARAMS: tl.constexpr):
         else:
             modulated = tl.exp(-GAMMA * softplus(-u))  # sigmoid(u)^gamma, by its logarithm
         modulated = tl.where(is_true, modulated * ALPHA, modulated * (1.0 - ALPHA))
-        d = modulated * (p + GAMMA * ce * sigmoid(-u))
+        d = modulated * with_power(p, ce, sigmoid(-u), GAMMA)
         d = tl.where(is_true, -d, d)
     else:
         t = tl.where(is_true, goal, 0.0)
@@ -100,8 +108,8 @@ def focal_loss(z, is_true, goal, PARAMS: tl.constexpr):
         p, q = sigmoid(z), sigmoid(-z)
         wrong = t * q + (1.0 - t) * p
         modulated = (ALPHA * t + (1.0 - ALPHA) * (1.0 - t)) * power(wrong, GAMMA)
-        slope = tl.where(wrong == 0.0, 0.0, GAMMA * (1.0 - 2.0 * t) * p * q / wrong)
-        d = modulated * (by_z + slope * ce)
+        slope = tl.where(wrong == 0.0, 0.0, (1.0 - 2.0 * t) * p * q / wrong)
+        d = modulated * with_power(by_z, ce, slope, GAMMA)
     return modulated * ce, d
 
 
@@ -114,8 +122,11 @@ def quality_focal_loss(z, is_true, goal, PARAMS: tl.constexpr):
     ce, by_z = binary_cross_entropy(z, y)
     d = tl.abs(p - y)  # at p = y the modulation has no slope
     modulation = power(d, BETA)
+    # Not modulation / d, which may overflow.
     per = tl.where(d == 0.0, 0.0, p * sigmoid(-z) / tl.where(d == 0.0, 1.0, p - y))
-    return modulation * ce, modulation * (by_z + BETA * per * ce)  # modulation / d may overflow
+    return modulation * ce, modulation * with_power(
+        by_z, ce, per, BETA
+    )  # modulation / d may overflow
 
 
 @triton.jit
@@ -131,11 +142,9 @@ def varifocal_loss(z, is_true, goal, PARAMS: tl.constexpr):
     p = sigmoid(z)
     ce, by_z = binary_cross_entropy(z, q)
     negative = ALPHA * power(p, GAMMA)
-    d = negative * by_z
-    if not PARAMS[2]:
-        d += negative * GAMMA * ce * sigmoid(-z)
+    d = by_z if PARAMS[2] else with_power(by_z, ce, sigmoid(-z), GAMMA)
     positive = is_true if PARAMS[3] == "label" else q > 0
-    return tl.where(positive, q * ce, negative * ce), tl.where(positive, q * by_z, d)
+    return tl.where(positive, q * ce, negative * ce), tl.where(positive, q * by_z, negative * d)
 
 
 @triton.jit
