@@ -124,9 +124,7 @@ def quality_focal_loss(z, is_true, goal, PARAMS: tl.constexpr):
     modulation = power(d, BETA)
     # Not modulation / d, which may overflow.
     per = tl.where(d == 0.0, 0.0, p * sigmoid(-z) / tl.where(d == 0.0, 1.0, p - y))
-    return modulation * ce, modulation * with_power(
-        by_z, ce, per, BETA
-    )  # modulation / d may overflow
+    return modulation * ce, modulation * with_power(by_z, ce, per, BETA)
 
 
 @triton.jit
