@@ -43,7 +43,7 @@ PAIRS = [pair for pair in itertools.product(REGRESSIONS, CODINGS) if go_together
 
 @pytest.mark.parametrize(
     ("head", "regression", "coding"),
-    sampled([(head, *pair) for head, pair in itertools.product(HEADS, PAIRS)], every=5),
+    sampled([(head, *pair) for head, pair in itertools.product(HEADS, PAIRS)], every=13),
 )
 def test_values_and_gradients_equal_the_reference(head, regression, coding):
     criterion = JointOptimizationLoss(head[0], regression, coding, background=head[1])
@@ -365,7 +365,7 @@ TORCHVISION = [
 
 
 @pytest.mark.parametrize(
-    ("head", "regression", "coding"), sampled(list(itertools.product(*TORCHVISION)), every=5)
+    ("head", "regression", "coding"), sampled(list(itertools.product(*TORCHVISION)), every=11)
 )
 def test_base_loss_is_torchvisions(head, regression, coding):
     weights = (10.0, 10.0, 5.0, 5.0)
