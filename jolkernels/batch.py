@@ -73,6 +73,12 @@ def accumulator(batch: Batch) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
+def number_of_sums(batch: Batch, settings: Settings) -> int:
+    """How many of the nine sums of jolkernels.cpu.sums a forward pass needs, in their order."""
+    counted = settings.classification.softmax and batch.class_weights is not None
+    return 9 if counted or batch.extra_regression is not None else 7
+
+
 def check_batch(batch: Batch, settings: Settings) -> None:
     """Raise unless every tensor has the shape, dtype and device that JointOptimizationLoss takes.
 

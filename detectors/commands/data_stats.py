@@ -126,7 +126,8 @@ def describe_positives(
 
     yield "Positives an object gets, by its size sqrt(w h) in pixels of the resized image"
     yield f"  {_words(settings, layout)}"
-    yield f"  losses of the head: {settings.classification} and {settings.regression}"
+    losses = settings.classification or "its own", settings.regression or "its own"
+    yield f"  losses of the head: {' and '.join(losses)}"
     if numbers:
         values = {k: "none" if v is None else f"{v:g}" for k, v in numbers.items()}
         yield f"  {name}: " + " ".join(f"{key}={value}" for key, value in values.items())

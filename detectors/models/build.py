@@ -108,7 +108,7 @@ def build_detector(
     backbone = backbone or row.backbone[preset]
     _check_known("backbone", backbone, BACKBONES)
     weights = WEIGHTS[preset] if backbone_weights is None else str(backbone_weights)
-    classification = classification or row.classification[preset]
+    chosen = {"classification": classification, "regression": regression}
     refuse(
         misfits(
             name,
@@ -151,8 +151,8 @@ def build_detector(
             "class_score": class_score,
             "weighting": "joint" if loss == "jol" else "none",
             "detach_weights": detach_weights,
-            "classification": classification,
-            "regression": regression or row.regression[preset],
+            **row.losses(preset),
+            **{name: loss for name, loss in chosen.items() if loss is not None},
             "sync_group": sync_group,
         },
     )

@@ -55,8 +55,7 @@ def misfits(
 
 def misfits_of_loss(detector: str, classification: str | None) -> Iterator[str]:
     """What is wrong with this class loss for the detector."""
-    kind, own = "classification", find_detector(detector).classification["torchvision"]
-    softmax = resolve(kind, own).softmax
+    kind, softmax = "classification", not find_detector(detector).one_stage
     if classification is not None and resolve(kind, classification).softmax != softmax:
         able = [name for name in CHOICES[kind] if resolve(kind, name).softmax == softmax]
         yield (

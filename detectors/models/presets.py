@@ -46,8 +46,9 @@ class Detector:
         bottlenecks: whether it needs a backbone of BOTTLENECKS.
         bodies: ResNets it is made of.
         least_side: pixels a side that batches are padded to at least.
-        classification: its head's class loss, as jolkernels.spec names it.
-        regression: its head's box loss.
+        classification: its head's class loss, as jolkernels.spec names it; None: what its module
+            takes, a sigmoid loss if it is one-stage and else cross entropy.
+        regression: its head's box loss; None: what its module takes.
         learning_rate: of SGD for the preset's batch size.
         score_threshold: least score of a detection.
         detections: most detections of an image unless another number is given.
@@ -71,16 +72,19 @@ class Detector:
     bottlenecks: bool = False
     bodies: int = 1
     least_side: int = 0
-    classification: Mapping[str, str] = field(default_factory=lambda: by_preset("cross_entropy"))
-    regression: Mapping[str, str] = field(
-        default_factory=lambda: by_preset("smooth_l1", paper="l1")
-    )
+    classification: Mapping[str, str] | None = None
+    regression: Mapping[str, str] | None = None
     learning_rate: Mapping[str, float] = field(default_factory=lambda: by_preset(0.005, slim=0.02))
     score_threshold: Mapping[str, float] = field(default_factory=lambda: by_preset(0.05))
     detections: Mapping[str, int] = field(
         default_factory=lambda: by_preset(100, paper=3000, slim=1500)
     )
     centreness_weights: Mapping[str, bool] | None = None
+
+    def losses(self, preset: str) -> dict[str, str]:
+        """The class and box loss of a preset, by the names of settings, where the row has them."""
+        given = {"classification": self.classification, "regression": self.regression}
+        return {name: losses[preset] for name, losses in given.items() if losses}
 
     @property
     def dense_head(self) -> str:
@@ -135,9 +139,15 @@ DETECTORS: dict[str, Detector] = {
         score_threshold=by_preset(0.05, torchvision=0.2),
         centreness_weights=by_preset(False, paper=True),
     ),
-    "faster_rcnn": Detector("detectors.models.faster_rcnn"),
+    "faster_rcnn": Detector(
+        "detectors.models.faster_rcnn",
+        classification=by_preset("cross_entropy"),
+        regression=by_preset("smooth_l1", paper="l1"),
+    ),
     "cascade_rcnn": Detector(
-        "detectors.models.cascade_rcnn", regression=by_preset("smooth_l1:beta=1")
+        "detectors.models.cascade_rcnn",
+        classification=by_preset("cross_entropy"),
+        regression=by_preset("smooth_l1:beta=1"),
     ),
     "detectors": Detector(
         "detectors.models.detecto_rs",
@@ -147,6 +157,7 @@ DETECTORS: dict[str, Detector] = {
         bottlenecks=True,
         bodies=2,
         least_side=96,
+        classification=by_preset("cross_entropy"),
         regression=by_preset("smooth_l1:beta=1"),
     ),
 }

@@ -63,12 +63,10 @@ class Run:
 
     def _has_own_losses(self) -> bool:
         """Whether class and box loss are the detector's own, as in the paper."""
-        row, preset = find_detector(self.settings["detector"]), self.settings["preset"]
-        own = {"classification": row.classification, "regression": row.regression}
+        mine = self.settings
         return all(
-            self.settings[name] is None
-            or resolve(name, self.settings[name]) == resolve(name, by_preset[preset])
-            for name, by_preset in own.items()
+            mine[name] is None or resolve(name, mine[name]) == resolve(name, own)
+            for name, own in find_detector(mine["detector"]).losses(mine["preset"]).items()
         )
 
     def _scores(self) -> tuple[float, str | None, str | None]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jolkernels import process_groups
-from jolkernels.batch import Batch, Forward
+from jolkernels.batch import Batch, Forward, number_of_sums
 from jolkernels.settings import Call
 
 
@@ -48,9 +48,10 @@ def finish(local: list[Sums], rows: Tensor, batch: Batch, call: Call) -> Forward
     """
     total, sync_group = local, call.settings.sync_group
     if sync_group is not None:
-        sums = torch.tensor(local, dtype=torch.float64, device=rows.device)
+        count = number_of_sums(batch, call.settings)
+        sums = torch.tensor([s[:count] for s in local], dtype=torch.float64, device=rows.device)
         process_groups.all_reduce(sums, sync_group)
-        total = [Sums(*row) for row in sums.tolist()]
+        total = [Sums(*row, *(row[1], 0.0)[: 9 - count]) for row in sums.tolist()]
     ranks = process_groups.size(sync_group)
     z_cls, z_loc = batch.classification_normalizer, batch.regression_normalizer
     groups = [

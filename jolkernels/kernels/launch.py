@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from jolkernels import process_groups
-from jolkernels.batch import Batch, Forward, accumulator
+from jolkernels.batch import Batch, Forward, accumulator, number_of_sums
 from jolkernels.kernels import classification, coding, regression, scores  # noqa: F401  fill in KERNEL
 from jolkernels.kernels.backward import gradients_kernel
 from jolkernels.kernels.forward import finish_kernel, rows_kernel
@@ -89,12 +89,6 @@ def with_strides(tensor: Tensor | None, ndim: int) -> tuple[Any, ...]:
 def by_group(tensor: Tensor | None) -> tuple[Any, ...]:
     """A number for each group, or one for all of them, with its stride."""
     return (tensor, 0) if tensor is None or tensor.ndim == 0 else (tensor, tensor.stride(0))
-
-
-def number_of_sums(batch: Batch, settings: Settings) -> int:
-    """How many of the nine sums of jolkernels.cpu.sums a forward pass needs, in their order."""
-    counted = settings.classification.softmax and batch.class_weights is not None
-    return 9 if counted or batch.extra_regression is not None else 7
 
 
 def arguments(batch: Batch, call: Call) -> tuple[tuple, tuple, dict[str, Any]]:
