@@ -233,6 +233,7 @@ def test_cases_without_time_are_named(tmp_path, capsys):
     assert "nothing was measured" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_steps_are_measured(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(run, "STEP", {"size": 96, "images": 1})
     monkeypatch.setattr("bench.__main__.DETECTORS", ("fcos",))

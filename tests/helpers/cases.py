@@ -29,8 +29,8 @@ def go_together(regression: str, coding: str) -> bool:
 
 def sampled(cases: list, every: int, usually: int = 1) -> list:
     """All cases, of which only every so many are not slow: on interpreted kernels, each a hundred
-    times slower, every `every`th, else every `usually`th."""
-    step, slow = every if INTERPRETED else usually, pytest.mark.slow
+    times slower, one in 2 * `every`, else every `usually`th."""
+    step, slow = 2 * every if INTERPRETED else usually, pytest.mark.slow
     return [
         case if i % step == 0 else pytest.param(*case, marks=slow) for i, case in enumerate(cases)
     ]

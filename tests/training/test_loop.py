@@ -285,6 +285,7 @@ def test_checkpoint_of_another_shape_is_refused(settings: TrainSettings) -> None
         checkpoints.load_detector(state)
 
 
+@pytest.mark.slow
 def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = DemoSize(train_images=5, val_images=2, pixels=96, crop=64, steps=4, batch_size=2)
     out = tmp_path / "demo"
