@@ -10,7 +10,13 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in EXAMPLES.glob("*.py")))
+NAMES = sorted(file.stem for file in EXAMPLES.glob("*.py"))
+SLOW = {"train_torchvision"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES]
+)
 def test_the_loss_of_an_example_falls(name: str) -> None:
     losses = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]()
     assert len(losses) >= 10 and all(math.isfinite(loss) for loss in losses)

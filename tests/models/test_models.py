@@ -221,10 +221,7 @@ def test_slim_predicts_in_pixels_of_the_image(name: str, size: tuple[int, int]) 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        d if d in ("fcos", "faster_rcnn") else pytest.param(d, marks=pytest.mark.slow)
-        for d in DETECTORS
-    ],
+    [d if d == "fcos" else pytest.param(d, marks=pytest.mark.slow) for d in DETECTORS],
 )
 def test_a_few_steps_learn_one_image(name: str) -> None:
     """Losses fall and objects are found: labels and boxes come out as they went in."""

@@ -268,10 +268,14 @@ def with_a_text_for_settings(path: Path) -> None:
         (cut, "no checkpoint that can be read"),
         (flip, "damaged"),
         (other_file, "lacks model"),
-        (older, "cannot be resumed from, it lacks scaler"),
+        pytest.param(older, "cannot be resumed from, it lacks scaler", marks=pytest.mark.slow),
         (of_another_run, "of another run: seed was 7, is now 0"),
         (with_momentum_of_another_shape, "the momentum of parameter 0 is [3] of float32, wanted"),
-        (with_a_text_for_settings, "its settings are a str, wanted a dict"),
+        pytest.param(
+            with_a_text_for_settings,
+            "its settings are a str, wanted a dict",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_bad_checkpoint_is_named_and_the_one_before_used(
