@@ -46,6 +46,14 @@ def hull_extents(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return w, h
 
 
+def giou(x: Tensor, target: Tensor) -> Tensor:
+    """Generalized IoU, from -1 to 1, eps as in torchvision.ops.generalized_box_iou_loss."""
+    intersection, union = intersection_and_union(x, target)
+    hull_w, hull_h = hull_extents(x, target)
+    hull = hull_w * hull_h
+    return intersection / (union + EPS) - (hull - union) / (hull + EPS)
+
+
 def center_offsets(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     d = 0.5 * ((x[:, :2] - target[:, :2]) + (x[:, 2:] - target[:, 2:]))  # 0 for equal boxes
     return d[:, 0], d[:, 1]

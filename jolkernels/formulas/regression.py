@@ -15,8 +15,8 @@ from jolkernels.formulas.boxes import (
     center_offsets,
     extents,
     from_center_and_size,
+    giou,
     hull_extents,
-    intersection_and_union,
     iou,
     iou_with_eps,
     limited,
@@ -50,10 +50,7 @@ def iou_loss(x: Tensor, target: Tensor, spec: spec.IoU) -> Tensor:
 
 def giou_loss(x: Tensor, target: Tensor, _: spec.GIoU) -> Tensor:
     """torchvision.ops.generalized_box_iou_loss."""
-    intersection, union = intersection_and_union(x, target)
-    hull_w, hull_h = hull_extents(x, target)
-    hull = hull_w * hull_h
-    return 1 - (intersection / (union + EPS) - (hull - union) / (hull + EPS))
+    return 1 - giou(x, target)
 
 
 def diou_loss(x: Tensor, target: Tensor, _: spec.DIoU) -> Tensor:

@@ -5,11 +5,9 @@ from torch import Tensor
 
 from jolkernels import spec
 from jolkernels.formulas.boxes import (
-    EPS,
     center_offsets,
     extents,
-    hull_extents,
-    intersection_and_union,
+    giou,
     iou,
     limited,
     root,
@@ -22,11 +20,8 @@ def iou_score(boxes: Tensor, targets: Tensor, _: spec.IoU) -> Tensor:
 
 
 def giou_score(boxes: Tensor, targets: Tensor, _: spec.GIoU) -> Tensor:
-    """(1 + GIoU) / 2, with GIoU as torchvision.ops.generalized_box_iou_loss has it."""
-    intersection, union = intersection_and_union(boxes, targets)
-    hull_w, hull_h = hull_extents(boxes, targets)
-    hull = hull_w * hull_h
-    return 0.5 + 0.5 * (intersection / (union + EPS) - (hull - union) / (hull + EPS))
+    """(1 + GIoU) / 2."""
+    return 0.5 + 0.5 * giou(boxes, targets)
 
 
 def nwd_score(boxes: Tensor, targets: Tensor, spec: spec.NWD) -> Tensor:
