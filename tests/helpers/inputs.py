@@ -3,6 +3,7 @@
 import torch
 from cases import DEVICE, random_batch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jolkernels import JointOptimizationLoss, spec
 
@@ -25,6 +26,7 @@ CASES = {
     "vfl": (*VFL, ("class_targets", "extra_regression", "groups")),
 }
 
+FURTHER = ("class_targets", "extra_regression", "class_weights", "groups")
 DIFFERENTIABLE = ("logits", "box_preds", "extra_regression")
 
 
@@ -32,7 +34,7 @@ def with_inputs(batch: dict, *names: str, groups: int = 3, seed: int = 1) -> dic
     """The batch and these of class_targets, extra_regression, class_weights and groups.
 
     Class targets and extra box losses of rows that are not positive, which are not read, hold NaN.
-    Ignored rows, which count in no group, are of group -7.
+    Ignored rows, which count in no group, are of group -7 or 2^40.
     """
     g = torch.Generator().manual_seed(seed)
     n, columns = batch["logits"].shape
@@ -44,6 +46,7 @@ def with_inputs(batch: dict, *names: str, groups: int = 3, seed: int = 1) -> dic
     targets[unread] = extra[unread] = torch.nan
     members = torch.randint(0, groups, (n,), generator=g)
     members[labels == -100] = -7
+    members[::2][labels[::2] == -100] = 2**40
     weights = 0.3 + 2 * torch.rand(columns, generator=g, dtype=torch.float64)
     made = {
         "class_targets": targets,
@@ -66,8 +69,17 @@ def all_gradients(loss, batch: dict, up=(1.3, 0.7)) -> tuple[Tensor, ...]:
     """As `gradients`, for every differentiable input; a group's losses count g + 1 times."""
     times = torch.arange(1, loss[0].numel() + 1, device=loss[0].device).view(loss[0].shape)
     total = (times * (up[0] * loss[0] + up[1] * loss[1])).sum()
-    inputs = [batch[name] for name in DIFFERENTIABLE if name in batch]
-    return torch.autograd.grad(total, inputs)
+    return torch.autograd.grad(total, leaves(batch))
+
+
+def leaves(batch: dict) -> tuple[Tensor, ...]:
+    """What the loss of this batch is differentiated for."""
+    return tuple(batch[name] for name in DIFFERENTIABLE if name in batch)
+
+
+def results(loss, batch: dict) -> tuple[Tensor, ...]:
+    """The fields of a loss and its gradients."""
+    return *(x.detach() for x in loss), *all_gradients(loss, batch)
 
 
 def case(name: str, **batch_choices) -> tuple[JointOptimizationLoss, dict]:
@@ -76,3 +88,32 @@ def case(name: str, **batch_choices) -> tuple[JointOptimizationLoss, dict]:
     given = {"classification": head[0], "background": head[1]} | choices
     batch = random_batch(head, choices.get("coding", "xyxy"), **batch_choices)
     return JointOptimizationLoss(**given), with_inputs(batch, *inputs)
+
+
+def everything(
+    name: str = "focal",
+    *,
+    n: int = 40,
+    num_groups: int = 3,
+    dtype: torch.dtype = torch.float64,
+    device: str = DEVICE,
+) -> tuple[JointOptimizationLoss, dict]:
+    """A loss with this classification, and a batch with every further input that it takes."""
+    names = FURTHER[1:] if name == "cross_entropy" else FURTHER
+    batch = random_batch((name, "last"), "delta", n=n, dtype=dtype)
+    batch = {
+        k: v.detach().to(device).requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v
+        for k, v in with_inputs(batch, *names, groups=num_groups).items()
+    }
+    return JointOptimizationLoss(name, "giou", "delta"), batch
+
+
+def assert_fake_tensors_see_shapes_and_dtypes(criterion: JointOptimizationLoss, batch: dict):
+    """Of the loss and its gradients, as on real tensors."""
+    real = criterion(**batch)
+    with FakeTensorMode() as mode:
+        fake = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        loss = criterion(**fake)
+        assert [(x.shape, x.dtype) for x in loss] == [(x.shape, x.dtype) for x in real]
+        for g, x in zip(all_gradients(loss, fake), leaves(batch), strict=True):
+            assert g.shape == x.shape and g.dtype == x.dtype

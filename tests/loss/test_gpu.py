@@ -7,9 +7,9 @@ put their batches on the GPU.
 import pytest
 import torch
 from cases import HEADS, random_batch
-from further_inputs import everything, leaves, results
 from heads import HEADS as DETECTOR_HEADS
 from heads import LOSSES, head_loss
+from inputs import everything, leaves, results
 
 from jolkernels import JointOptimizationLoss, reference
 from jolkernels.batch import make_batch

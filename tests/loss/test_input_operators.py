@@ -5,8 +5,13 @@ import itertools
 import pytest
 import torch
 from cases import DEVICE, random_batch, sampled, slow_when_interpreted
-from inputs import CASES, all_gradients, case, with_inputs
-from torch._subclasses.fake_tensor import FakeTensorMode
+from inputs import (
+    CASES,
+    all_gradients,
+    assert_fake_tensors_see_shapes_and_dtypes,
+    case,
+    with_inputs,
+)
 
 from jolkernels import JointOptimizationLoss, joint_optimization_loss, ops
 from jolkernels.batch import make_batch
@@ -130,17 +135,7 @@ def test_the_operators_check_the_new_inputs(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_fake_tensors_see_shapes_and_dtypes(name):
-    criterion, batch = case(name)
-    real = criterion(**batch)
-    with FakeTensorMode() as mode:
-        fake = {
-            k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-        }
-        loss = criterion(**fake)
-        assert [(x.shape, x.dtype) for x in loss] == [(x.shape, x.dtype) for x in real]
-        inputs = (batch[k] for k in ("logits", "box_preds", "extra_regression") if k in batch)
-        for g, x in zip(all_gradients(loss, fake), inputs, strict=True):
-            assert g.shape == x.shape and g.dtype == x.dtype
+    assert_fake_tensors_see_shapes_and_dtypes(*case(name))
 
 
 @pytest.mark.parametrize(

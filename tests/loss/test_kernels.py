@@ -6,7 +6,7 @@ What the loss computes with them is in the tests that every implementation passe
 import pytest
 import torch
 from cases import INTERPRETED, boxes, gradients
-from further_inputs import FURTHER, everything, leaves, results
+from inputs import FURTHER, everything, leaves, results
 from torch import Tensor
 
 pytest.importorskip("triton")

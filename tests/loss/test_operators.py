@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
-from cases import HEADS, INTERPRETED, gradients, random_batch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from cases import HEADS, INTERPRETED, random_batch
+from inputs import assert_fake_tensors_see_shapes_and_dtypes
 
 from jolkernels import JointOptimizationLoss, joint_optimization_loss, ops, spec
 from jolkernels.batch import make_batch
@@ -73,16 +73,7 @@ def test_opcheck(head, choices, normalizer):
 
 @pytest.mark.parametrize(("head", "choices", "normalizer"), CASES, ids=lambda v: str(v)[:30])
 def test_fake_tensors_see_shapes_and_dtypes(head, choices, normalizer):
-    criterion, batch = case(head, choices, normalizer)
-    real = criterion(**batch)
-    with FakeTensorMode() as mode:
-        fake = {
-            k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-        }
-        loss = criterion(**fake)
-        assert [(x.shape, x.dtype) for x in loss] == [(x.shape, x.dtype) for x in real]
-        for g, name in zip(gradients(loss, fake), ("logits", "box_preds"), strict=True):
-            assert g.shape == batch[name].shape and g.dtype == batch[name].dtype
+    assert_fake_tensors_see_shapes_and_dtypes(*case(head, choices, normalizer))
 
 
 class Head(torch.nn.Module):

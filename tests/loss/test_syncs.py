@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 import torch
-from further_inputs import everything, leaves
 from heads import HEADS, LOSSES, head_loss
+from inputs import everything, leaves
 from scenes import QUICK, scene, tiny
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
