@@ -132,6 +132,7 @@ def test_inputs_are_a_detectors():
         assert all(leaf.requires_grad and leaf.is_leaf for leaf in x.leaves)
 
 
+@pytest.mark.slow
 def test_the_compiled_statement_agrees():
     case = small("rcnn-9")
     x = make_inputs(case, torch.float32, "cpu")

@@ -5,7 +5,8 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -276,21 +277,27 @@ def write_whole(root: Path, split: str) -> None:
         (folder / "images" / f"{name}.jpg").write_bytes(pictures[tuple(size.tolist())])
 
 
-SPLITS = ("train", "val", "test-dev")
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of the data set, with this split in it."""
     root = tmp_path_factory.mktemp("visdrone")
-    for split in SPLITS:
+
+    @cache
+    def write(split: str) -> Path:
         write_whole(root, split)
-    return root
+        return root
+
+    return write
 
 
 @pytest.fixture(scope="module")
-def splits(whole: Path) -> dict[str, tuple[Published, CocoFile]]:
-    published = {split: read_split("visdrone", whole, split) for split in SPLITS}
-    return {split: (found, found.check(files=False)) for split, found in published.items()}
+def read_whole(whole: Callable[[str], Path]) -> Callable[[str], tuple[Published, CocoFile]]:
+    @cache
+    def read(split: str) -> tuple[Published, CocoFile]:
+        published = read_split("visdrone", whole(split), split)
+        return published, published.check(files=False)
+
+    return read
 
 
 def row(lines: Sequence[str], *label: str) -> list[str]:
@@ -303,19 +310,24 @@ def row(lines: Sequence[str], *label: str) -> list[str]:
 @pytest.mark.parametrize(
     ("names", "images", "objects", "zero", "size", "shares"),
     [
-        ("train", "6,471", 343_205, 1, ("36.44", "33.47"), [5.3, 20.7, 34.5, 39.5]),
+        pytest.param(
+            *("train", "6,471", 343_205, 1, ("36.44", "33.47"), [5.3, 20.7, 34.5, 39.5]),
+            marks=pytest.mark.slow,
+        ),
         ("val", "548", 38_759, 0, ("29.85", "24.93"), [6.0, 24.8, 37.7, 31.4]),
         ("test-dev", "1,610", 75_102, 0, ("30.08", None), [13.0, 23.4, 31.3, 32.3]),
-        ("train val", "7,019", 381_964, 1, ("35.78", "32.76"), None),
+        pytest.param(
+            *("train val", "7,019", 381_964, 1, ("35.78", "32.76"), None), marks=pytest.mark.slow
+        ),
     ],
     ids=["train", "val", "test-dev", "train+val"],
 )
-def test_the_published_counts(names, images, objects, zero, size, shares, splits) -> None:
+def test_the_published_counts(names, images, objects, zero, size, shares, read_whole) -> None:
     """Counts, mean size ± deviation and shares by size, to every digit of the data's facts.
 
     The box of zero size is among the facts' objects and is skipped, and counted, here.
     """
-    used = [splits[name] for name in names.split()]
+    used = [read_whole(name) for name in names.split()]
     skipped = sum((Counter(published.skipped) for published, _ in used), Counter())
     pool = make_pool([(published.source, coco) for published, coco in used], skipped)
     lines = list(describe(pool))
@@ -333,8 +345,10 @@ def test_the_published_counts(names, images, objects, zero, size, shares, splits
 
 
 @needs_boxes
-def test_stats_of_a_named_data_set(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--dataset", "visdrone", "--data-root", str(whole), "--split", "val"]
+def test_stats_of_a_named_data_set(
+    whole: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dataset", "visdrone", "--data-root", str(whole("val")), "--split", "val"]
     assert main(["data", "stats", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("548 images, 38,759 objects; skipped: 1,378 crowd or ignored")
@@ -343,9 +357,11 @@ def test_stats_of_a_named_data_set(whole: Path, capsys: pytest.CaptureFixture[st
 
 
 @needs_boxes
-def test_the_whole_validation_set_survives_conversion(whole: Path, tmp_path: Path) -> None:
+def test_the_whole_validation_set_survives_conversion(
+    whole: Callable[[str], Path], tmp_path: Path
+) -> None:
     out = tmp_path / "val.json"
-    arguments = ["--dataset", "visdrone", "--data-root", str(whole), "--split", "val"]
+    arguments = ["--dataset", "visdrone", "--data-root", str(whole("val")), "--split", "val"]
     assert main(["data", "convert", *arguments, "--out", str(out)]) == 0
     rows = np.load(BOXES / "val.npz")["rows"]
     rows = rows[(rows[:, 6] >= 1) & (rows[:, 6] <= 10)]

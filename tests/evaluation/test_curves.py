@@ -99,7 +99,10 @@ def test_a_panel_for_each_class(tmp_path):
     assert not (one == (0x00, 0x72, 0xB2)).all(axis=2).any()
 
 
-@pytest.mark.parametrize("classes, shape", [(1, (1, 1)), (5, (2, 4)), (10, (3, 4)), (20, (4, 5))])
+@pytest.mark.parametrize(
+    "classes, shape",
+    [(1, (1, 1)), (5, (2, 4)), (10, (3, 4)), pytest.param(20, (4, 5), marks=pytest.mark.slow)],
+)
 def test_the_grid_of_classes(tmp_path, classes, shape):
     """Its height and width in panels of 2.7 by 2.9 inches, 150 dots an inch."""
     one = evaluation(0.9)
@@ -147,7 +150,9 @@ def test_a_colour_for_each_threshold(tmp_path, monkeypatch):
     assert opened(tmp_path / "both.png").size and opened(tmp_path / "one.png").size
 
 
-@pytest.mark.parametrize("classes, shape", [(1, (1, 2)), (8, (3, 3)), (10, (3, 4))])
+@pytest.mark.parametrize(
+    "classes, shape", [(1, (1, 2)), (8, (3, 3)), pytest.param(10, (3, 4), marks=pytest.mark.slow)]
+)
 def test_the_grid_of_thresholds(tmp_path, classes, shape):
     """Of the mean and the classes, as square as it can be."""
     one = evaluation(0.9)

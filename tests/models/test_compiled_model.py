@@ -19,8 +19,10 @@ def fresh():
     "name",  # Cascade R-CNN compiles the same parts as Faster R-CNN
     [
         "fcos",
-        "faster_rcnn",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("retinanet", "detectors")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("faster_rcnn", "retinanet", "detectors")
+        ),
     ],
 )
 def test_compiled_equals_eager(name):
@@ -53,6 +55,7 @@ def test_compiled_equals_eager(name):
     copy.deepcopy(model).load_state_dict(eager.state_dict())
 
 
+@pytest.mark.slow
 def test_compiled_under_autocast_equals_eager_under_autocast():
     """A part compiled outside of autocast is compiled again within it, not run in float32."""
     eager = tiny("retinanet")

@@ -38,7 +38,10 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "faster_rcnn" else n for n in STOCK],
+)
 def test_base_equals_torchvision(name: str) -> None:
     """Losses and the gradient of every parameter in float64; one image has no objects."""
     torch.manual_seed(0)

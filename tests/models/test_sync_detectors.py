@@ -55,16 +55,16 @@ SAMPLED = (*RPN, "loss_box_reg")
 CASES = {
     "retinanet-unequal": Case("retinanet", "base", FEW, SLIM, first=1),
     "retinanet-empty": Case("retinanet", "jol", FEW, SLIM, BOX, **EMPTY),
-    "retinanet-batch": Case("retinanet", "base", FEW, SLIM, normalizer="batch", sums=1),
-    "fcos": Case("fcos", "jol", FEW, SLIM, sums=1),
-    "fcos-weighed": Case("fcos", "base", FEW, WEIGHED, first=3),
     "fcos-empty": Case("fcos", "jol", FEW, WEIGHED, **EMPTY),
     "fcos-paper": Case("fcos", "jol", 2, PAPER),  # frozen batch norm, frozen layers
     "faster_rcnn": Case("faster_rcnn", "jol", local=SAMPLED),
     "faster_rcnn-greedy": Case("faster_rcnn", "base", greedy=True),
-    "faster_rcnn-empty": Case("faster_rcnn", "jol", greedy=True, **EMPTY),
 }
 SLOW = {
+    "retinanet-batch": Case("retinanet", "base", FEW, SLIM, normalizer="batch", sums=1),
+    "fcos": Case("fcos", "jol", FEW, SLIM, sums=1),
+    "fcos-weighed": Case("fcos", "base", FEW, WEIGHED, first=3),
+    "faster_rcnn-empty": Case("faster_rcnn", "jol", greedy=True, **EMPTY),
     "fcos-long": Case("fcos", "jol", MAIN, SLIM, sums=1),
     "faster_rcnn-long": Case("faster_rcnn", "jol", MAIN, local=SAMPLED),
     "faster_rcnn-simd": Case("faster_rcnn", "jol", FEW, SIMD, greedy=True),

@@ -269,7 +269,7 @@ READ = "not read in 3 seconds; wanted images on a disk that answers; the last ch
     ],
     ids=["a worker", "the run", "evaluation"],
 )
-@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("stops", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_disk_that_does_not_answer(
     stops: bool,
     stuck_in: str,

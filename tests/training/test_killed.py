@@ -141,7 +141,12 @@ def killing(where: str, save: int) -> Callable[[], None]:
 
 @pytest.mark.parametrize(
     ("where", "save"),
-    [("half written", 1), ("written beside", 2), ("old one moved", 2), ("done", 1)],
+    [
+        ("half written", 1),
+        pytest.param("written beside", 2, marks=pytest.mark.slow),
+        ("old one moved", 2),
+        pytest.param("done", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_in_the_middle_of_a_checkpoint(
     where: str, save: int, words: list[str], whole: tuple[Path, float], tmp_path: Path
@@ -155,7 +160,9 @@ def test_killed_in_the_middle_of_a_checkpoint(
     finish(words, out, whole[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     number: signal.Signals, words: list[str], whole: tuple[Path, float], tmp_path: Path
 ) -> None:
@@ -214,14 +221,20 @@ def test_workers_leave_signals_to_the_loop(
     finish(words, out, whole[0])
 
 
-@pytest.fixture
-def interrupted(words: list[str], whole: tuple[Path, float], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def killed(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two checkpoints, killed after the second."""
-    out = tmp_path / "run"
-    child = run_jol([*words, "--out", str(out)], tmp_path, killing("done", 2))
+    out = tmp_path_factory.mktemp("killed") / "run"
+    child = run_jol([*words, "--out", str(out)], out.parent, killing("done", 2))
     assert child.end() == -signal.SIGKILL
     assert [checkpoints.load(out / n)["step"] for n in ("last.pt", "previous.pt")] == [6, 3]
     return out
+
+
+@pytest.fixture
+def interrupted(killed: Path, tmp_path: Path) -> Path:
+    """A copy of the run that was killed."""
+    return Path(shutil.copytree(killed, tmp_path / "run"))
 
 
 def cut(path: Path) -> None:
@@ -267,14 +280,15 @@ def with_a_text_for_settings(path: Path) -> None:
     [
         (cut, "no checkpoint that can be read"),
         (flip, "damaged"),
-        (other_file, "lacks model"),
-        pytest.param(older, "cannot be resumed from, it lacks scaler", marks=pytest.mark.slow),
-        (of_another_run, "of another run: seed was 7, is now 0"),
-        (with_momentum_of_another_shape, "the momentum of parameter 0 is [3] of float32, wanted"),
-        pytest.param(
-            with_a_text_for_settings,
-            "its settings are a str, wanted a dict",
-            marks=pytest.mark.slow,
+        *(
+            pytest.param(harm, wanted, marks=pytest.mark.slow)
+            for harm, wanted in (
+                (other_file, "lacks model"),
+                (older, "cannot be resumed from, it lacks scaler"),
+                (of_another_run, "of another run: seed was 7, is now 0"),
+                (with_momentum_of_another_shape, "the momentum of parameter 0 is [3] of float32,"),
+                (with_a_text_for_settings, "its settings are a str, wanted a dict"),
+            )
         ),
     ],
 )
@@ -346,6 +360,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(
     small_disk: Path, words: list[str], whole: tuple[Path, float], tmp_path: Path
 ) -> None:
