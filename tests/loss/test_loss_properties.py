@@ -189,7 +189,7 @@ def test_every_result_is_written(head, class_specific, monkeypatch):
     assert all(torch.isfinite(g).all() for g in got)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+@pytest.mark.parametrize(["name"], sampled([("cross_entropy",), ("focal",)], 1))
 def test_a_hundred_thousand_classes(name):
     g = torch.Generator().manual_seed(0)
     columns = 100_000

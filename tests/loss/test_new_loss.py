@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from cases import DEVICE, INTERPRETED, gradients, random_batch
+from cases import DEVICE, INTERPRETED, gradients, random_batch, slow_when_interpreted
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -233,6 +233,7 @@ def test_it_runs_on_fake_tensors(case):
         assert got.shape == wanted.shape and got.dtype == wanted.dtype
 
 
+@slow_when_interpreted
 @every
 @with_and_without
 @pytest.mark.parametrize("dynamic", [False, True])
