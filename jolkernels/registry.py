@@ -4,7 +4,6 @@ Four tables, filled in by the modules that hold the choices and their functions:
 .formulas, .cpu.closed_form and .kernels. `register` adds a choice from outside the package.
 """
 
-import ast
 import math
 import re
 from dataclasses import fields, is_dataclass
@@ -258,7 +257,7 @@ def parse(kind: str, text: str) -> Any:
     if name not in CHOICES[kind]:
         raise ValueError(f"{kind}: got {name!r}, wanted one of {', '.join(CHOICES[kind])}")
     choice, given = CHOICES[kind][name], {}
-    names = [field.name for field in fields(choice)]
+    names = choice.__match_args__  # type: ignore[attr-defined]  # torch.compile has no fields()
     for part in split(rest, ",") if colon else ():
         key, equals, value = part.partition("=")
         if key.strip() not in names or not equals:
@@ -292,9 +291,23 @@ def split(text: str, separator: str) -> list[str]:
     return parts
 
 
+WORDS = {"True": True, "False": False, "None": None}
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+
+
 def literal(text: str) -> Any:
-    """A number, True, False, None or a tuple of them; another text, less parentheses, as it is."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return re.sub(r"^\((.*)\)$", r"\1", text)
+    """A number, True, False, None or a tuple of them; another text, less brackets, as it is.
+
+    By hand, because torch.compile cannot trace ast.literal_eval.
+    """
+    if text in WORDS:
+        return WORDS[text]
+    if re.fullmatch(NUMBER, text):
+        return float(text) if re.search("[.eE]", text) else int(text)
+    if text[:1] + text[-1:] not in ("()", "[]", "''", '""'):
+        return text
+    inner = text[1:-1]
+    if "," not in inner:
+        return inner
+    items = tuple([literal(part.strip()) for part in inner.split(",")])
+    return inner if any([isinstance(item, str) for item in items]) else items

@@ -4,7 +4,7 @@ import pytest
 from cases import random_batch
 
 from jolkernels import JointOptimizationLoss, spec
-from jolkernels.registry import parse, resolve
+from jolkernels.registry import literal, parse, resolve
 from jolkernels.settings import Call
 
 READ = [
@@ -167,6 +167,18 @@ def test_text_and_spec_are_the_same_loss():
     a = JointOptimizationLoss(regression="5*l1+2*(inner:loss=giou)", coding="delta")(**batch)
     loss = spec.Sum((5, spec.L1()), (2, spec.Inner(spec.GIoU())))
     assert a == JointOptimizationLoss(regression=loss, coding=spec.Delta())(**batch)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("-3", -3), ("+.5", 0.5), ("1.", 1.0), ("1e3", 1000.0), ("1E-3", 0.001),
+     ("None", None), ("True", True), ("(1, -2.5)", (1, -2.5)), ("[1,None]", (1, None)),
+     ("log", "log"), ("'log'", "log"), ('"log"', "log"), ("(l1)", "l1"), ("(1,l1)", "1,l1"),
+     ("", ""), ("()", ""), ("1_000", "1_000"), ("0x10", "0x10"), ("nan", "nan"), ("1 2", "1 2"),
+     ("((((1", "((((1"), ("true", "true"), ("1j", "1j")],
+)  # fmt: skip
+def test_values_are_numbers_words_or_text(text, value):
+    assert literal(text) == value and type(literal(text)) is type(value)
 
 
 def test_numbers_have_exponents():

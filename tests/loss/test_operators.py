@@ -147,13 +147,18 @@ def test_numbers_as_normalizers_do_not_compile_anew():
 
 
 def test_the_function_compiles_too():
+    """With choices as text, which is read while it is traced."""
     batch = random_batch(coding="delta")
 
-    def f(batch):
-        return joint_optimization_loss(**batch, coding="delta", lam=1.5).total
+    def f(batch, regression):
+        coding = "delta:weights=(10, 10, 5, 5),low_clip=-4.0"
+        return joint_optimization_loss(**batch, regression=regression, coding=coding, lam=1.5).total
 
-    got = torch.compile(f, fullgraph=True, backend="aot_eager")(batch)
-    torch.testing.assert_close(got, f(batch), rtol=0, atol=0)
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    texts = "iou:mode=log", "5*l1+2e0*(inner:loss=(shape_iou:scale=1),ratio=.7)"
+    losses = [compiled(batch, text) for text in texts]
+    torch.testing.assert_close(losses, [f(batch, text) for text in texts], rtol=0, atol=0)
+    assert len({loss.item() for loss in losses}) == len(texts)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="once is enough")
