@@ -7,12 +7,12 @@
 A Gradient computes the gradient for x when it is called, a Pullback that for the codes from that
 for the boxes. Rowwise is a pair of functions: one gives the losses, [N, C] by column or [N], the
 other their gradient [N, C]; the backward pass has the losses already and calls the second only.
-`goal` is the target of a positive's true class, a constant; only the soft losses look at it, as the
-others come here with goals of 1 alone.
+`goal` is the target of a positive's true class, a constant.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jolkernels import spec
 from jolkernels.formulas.boxes import EPS, aspect_angle, center_and_size, off_zero
-from jolkernels.formulas.classification import softplus
+from jolkernels.formulas.classification import binary_cross_entropy, softplus
 from jolkernels.formulas.coding import decode_ltrb as decode_ltrb_boxes
 from jolkernels.formulas.regression import LEAST_IOU
 from jolkernels.registry import CLOSED_FORM
@@ -277,9 +277,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, _: Tensor, __: spec.CrossEntro
 
     def loss() -> Tensor:
         if logits.shape[1] < LONG_ROW:
-            lse = logits.logsumexp(1)
-            # F.cross_entropy is NaN for a logit of +inf
-            return torch.where(lse == torch.inf, torch.nan, lse) - z_y
+            top = logits.amax(1)
+            # Not the log-sum-exp less z_y, which loses the digits where both are large.
+            return (top - z_y) + torch.sub(logits, top[:, None]).exp_().sum(1).log_()
         losses = torch.empty_like(z_y)
         buffer = logits.new_empty(min(CHUNK, len(logits)), logits.shape[1])
         for i in range(0, len(logits), CHUNK):
@@ -291,90 +291,87 @@ def cross_entropy(logits: Tensor, labels: Tensor, _: Tensor, __: spec.CrossEntro
     return loss, gradient
 
 
-def focal(logits: Tensor, labels: Tensor, _: Tensor, spec: spec.Focal) -> Rowwise:
-    """For labels where C is the background.
+def wrong_columns(choice: spec.Classification) -> tuple[float, float, bool]:
+    """Of factor p^gamma softplus(z): factor, gamma and whether p^gamma is a constant."""
+    match choice:
+        case spec.Focal(alpha, gamma):
+            return 1 - alpha, gamma, False
+        case spec.QualityFocal(beta):
+            return 1, beta, False
+        case spec.Varifocal(alpha, gamma, detach):
+            return alpha, gamma, detach
+        case spec.MAL(gamma):
+            return 1, gamma, True
+    return 1, 0, True
 
-    With u = -z in the column of the true class and z in the others, the loss of a column is
-    alpha_t sigmoid(u)^gamma softplus(u), without cancellation at either end.
-    """
-    cells = true_cells(logits, labels)
 
-    def fill(true_class: float, others: float) -> Tensor:
-        x = torch.full_like(logits, others)
-        x[cells] = true_class
-        return x
+def with_power(slope: Tensor, gamma: float, ce: Tensor, rest: Tensor) -> Tensor:
+    """slope + gamma ce rest, the second from a power's derivative; not 0 times an infinite ce."""
+    return slope + gamma * ce * rest if gamma else slope
 
-    u = logits.clone()
-    u[cells] = u[cells].neg()
-    alpha, p, ce = fill(spec.alpha, 1 - spec.alpha), u.sigmoid(), softplus(u)
-    modulated = alpha * p**spec.gamma
+
+def wrong_classes(z: Tensor, choice: spec.Classification) -> Rowwise:
+    """The losses of logits in columns of wrong classes."""
+    factor, gamma, constant = wrong_columns(choice)
+    p = z.sigmoid()
+    modulation = factor * p**gamma if gamma else factor
 
     def gradient() -> Tensor:
-        return modulated * (p + spec.gamma * ce * u.neg().sigmoid()) * fill(-1, 1)
+        if constant or not gamma:
+            return modulation * p
+        return modulation * (p + gamma * softplus(z) * (-z).sigmoid())
 
-    return lambda: modulated * ce, gradient
-
-
-def true_cells(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of the cells of true classes; label C is the background."""
-    positive = (labels < logits.shape[1]).nonzero()[:, 0]
-    return positive, labels[positive]
+    return lambda: modulation * softplus(z), gradient
 
 
-def bce(logits: Tensor, labels: Tensor, _: Tensor, __: spec.BCE) -> Rowwise:
-    target = torch.zeros_like(logits)
-    target[true_cells(logits, labels)] = 1
+def true_classes(z: Tensor, t: Tensor, choice: spec.Classification) -> Rowwise:
+    """The losses of logits in columns of true classes, whose targets are t."""
+    if isinstance(choice, spec.MAL):
+        t = t**choice.gamma
+    p, q, ce = z.sigmoid(), (-z).sigmoid(), binary_cross_entropy(z, t)
+    slope, modulation = (1 - t) * p - t * q, torch.ones_like(z)
+    match choice:
+        case spec.Focal(alpha, gamma):
+            wrong = t * q + (1 - t) * p  # 1 - p_t
+            modulation = (alpha * t + (1 - alpha) * (1 - t)) * wrong**gamma
+            rest = torch.where(wrong == 0, 0, (1 - 2 * t) * p * q / wrong)
+            slope = with_power(slope, gamma, ce, rest)
+        case spec.QualityFocal(beta):
+            modulation = slope.abs() ** beta
+            rest = torch.where(slope == 0, 0, p * q / slope)  # modulation / slope may overflow
+            slope = with_power(slope, beta, ce, rest)
+        case spec.Varifocal(alpha, gamma, detach, positives):
+            modulation = t
+            if positives == "target":
+                modulation = torch.where(t > 0, t, alpha * p**gamma)
+                if not detach:
+                    slope = torch.where(t > 0, slope, with_power(slope, gamma, ce, q))
+    return lambda: modulation * ce, lambda: modulation * slope
+
+
+def sigmoid_loss(logits: Tensor, labels: Tensor, goal: Tensor, choice: Any) -> Rowwise:
+    """For labels where C is the background."""
+    rows = (labels < logits.shape[1]).nonzero()[:, 0]
+    cells = rows, labels[rows]
+    wrong = wrong_classes(logits, choice)
+    true = true_classes(logits[cells], goal[rows], choice)
 
     def loss() -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-
-    return loss, lambda: logits.sigmoid() - target
-
-
-def quality_focal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.QualityFocal) -> Rowwise:
-    """|p - y|^beta BCE(p, y), y the goal in the column of the true class, else 0."""
-    cells = true_cells(logits, labels)
-    y = torch.zeros_like(logits)
-    y[cells] = goal[cells[0]]
-    p = logits.sigmoid()
-    d = p - y
-    ce, modulation = softplus(logits) - y * logits, d.abs() ** spec.beta
+        return wrong[0]().index_put_(cells, true[0]())
 
     def gradient() -> Tensor:
-        per = torch.where(d == 0, 0, p * (-logits).sigmoid() / d)  # modulation / d may overflow
-        return modulation * (d + spec.beta * per * ce)
-
-    return lambda: modulation * ce, gradient
-
-
-def varifocal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.Varifocal) -> Rowwise:
-    """q BCE(p, q) in the true class's column if its goal q > 0, else alpha p^gamma BCE(p, 0)."""
-    rows, columns = true_cells(logits, labels)
-    if spec.positives == "target":
-        rows, columns = rows[goal[rows] > 0], columns[goal[rows] > 0]
-    cells, q = (rows, columns), goal[rows]
-    p, ce = logits.sigmoid(), softplus(logits)
-    modulation = spec.alpha * p**spec.gamma
-
-    def loss() -> Tensor:
-        losses = modulation * ce
-        losses[cells] = q * (ce[cells] - q * logits[cells])
-        return losses
-
-    def gradient() -> Tensor:
-        g = modulation * (p if spec.detach else p + spec.gamma * ce * (-logits).sigmoid())
-        g[cells] = q * (p[cells] - q)
-        return g
+        return wrong[1]().index_put_(cells, true[1]())
 
     return loss, gradient
 
 
 CLOSED_FORM["classification"] |= {
     spec.CrossEntropy: cross_entropy,
-    spec.BCE: bce,
-    spec.Focal: focal,
-    spec.QualityFocal: quality_focal,
-    spec.Varifocal: varifocal,
+    spec.BCE: sigmoid_loss,
+    spec.Focal: sigmoid_loss,
+    spec.QualityFocal: sigmoid_loss,
+    spec.Varifocal: sigmoid_loss,
+    spec.MAL: sigmoid_loss,
 }
 CLOSED_FORM["regression"] |= {
     spec.L1: l1,

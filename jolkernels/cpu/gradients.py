@@ -19,16 +19,11 @@ def classification(
     labels: Tensor,
     goal: Tensor,
     choice: Any,
-    *,
-    given: bool,
     class_weights: Tensor | None,
 ) -> Rowwise:
-    """Losses [N] of rows and their gradient [N, C].
-
-    given: whether `goal` is the caller's class_targets. class_weights: factors of columns, [C].
-    """
+    """Losses [N] of rows and their gradient [N, C]; class_weights are factors of columns, [C]."""
     function = CLOSED_FORM["classification"].get(type(choice))
-    if function is not None and (choice.soft or not given):
+    if function is not None:
         losses, gradient = function(logits, labels, goal, choice)
     else:
         function = REFERENCE["classification"][type(choice)]

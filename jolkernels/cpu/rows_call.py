@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jolkernels import spec
 from jolkernels.batch import Batch, accumulator
+from jolkernels.cpu.closed_form import wrong_columns
 from jolkernels.registry import MOST_TERMS
 from jolkernels.settings import Call, Settings
 
@@ -118,17 +119,14 @@ def make_template(settings: Settings, columns: int, box_columns: int) -> RowsCal
 
 def describe_classification(c: RowsCall, choice: spec.Classification) -> None:
     """What rows.c needs to know of a classification loss; see classification.h."""
-    c.classification, c.soft, c.wrong_factor = CLASSIFICATION[type(choice)], choice.soft, 1
+    c.classification, c.soft = CLASSIFICATION[type(choice)], choice.soft
+    if not choice.softmax:
+        c.wrong_factor, c.gamma, c.detached = wrong_columns(choice)
     match choice:
-        case spec.Focal(alpha, gamma):
-            c.alpha, c.gamma, c.wrong_factor = alpha, gamma, 1 - alpha
-        case spec.QualityFocal(beta):
-            c.gamma = beta
-        case spec.Varifocal(alpha, gamma, detach, positives):
-            c.wrong_factor, c.gamma = alpha, gamma
-            c.detached, c.by_label = detach, positives == "label"
-        case spec.MAL(gamma):
-            c.gamma, c.detached = gamma, True
+        case spec.Focal(alpha):
+            c.alpha = alpha
+        case spec.Varifocal(positives=positives):
+            c.by_label = positives == "label"
 
 
 def describe_loss(choice: spec.Regression) -> tuple[int, float, float]:

@@ -98,8 +98,7 @@ class Positives:
             self.labels,
             goal,
             settings.classification,
-            given=self.class_targets is not None,
-            class_weights=None if settings.classification.softmax else self.class_weights,
+            None if settings.classification.softmax else self.class_weights,
         )
 
     def factors(self, alphas: Tensor | None, settings: Settings) -> Tensor | None:

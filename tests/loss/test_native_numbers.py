@@ -262,27 +262,37 @@ def test_focal_loss_of_rows_of_any_length_and_height(columns, gamma, dtype):
     )
 
 
-@needs_passes
-@pytest.mark.parametrize("loss", ["bce", "focal", "focal:gamma=0", "quality_focal:beta=0", "mal",
-                                  "varifocal:positives=label"])  # fmt: skip
-@pytest.mark.parametrize("target", [0.0, 0.4, 1.0])
-def test_infinite_logits(loss, target):
-    """Losses as the reference has them, gradients too where it has a number."""
-    criterion = JointOptimizationLoss(loss, "l1", weighting="none")
-    inf = torch.inf
-    boxes = torch.tensor([[0.0, 0, 9, 9]], dtype=torch.float64)
-    for row in ([inf, 0, 1], [-inf, 0, 1], [0, inf, 1], [0, -inf, 1], [-inf, inf, -inf]):
-        batch = {
-            "logits": torch.tensor([row], dtype=torch.float64, requires_grad=True),
-            "box_preds": (boxes + 1).requires_grad_(),
-            "labels": torch.tensor([0]),
-            "target_boxes": boxes,
-            "class_targets": torch.tensor([target], dtype=torch.float64),
-        }
-        got, wanted = results(native, criterion, batch), by_autograd(criterion, batch)
-        torch.testing.assert_close(got[0], wanted[0], rtol=1e-12, atol=0, equal_nan=True)
-        known = wanted[5].isfinite()
-        torch.testing.assert_close(got[5][known], wanted[5][known], rtol=1e-12, atol=1e-300)
+EXTREMES = [torch.inf, -torch.inf, 1e4, -1e4, 104.0, -104.0, 0.0, torch.nan]
+SMALL_EXPONENTS = ["focal:gamma=0.5", "quality_focal:beta=0", "varifocal:gamma=0", "mal:gamma=0"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("choice", [*CLASSIFICATIONS, *SMALL_EXPONENTS])
+def test_extreme_logits_are_what_the_reference_says(choice, dtype):
+    """Losses and gradients, NaN too, of rows with two logits; each row is a group of its own."""
+    criterion = JointOptimizationLoss(choice, "l1", weighting="none")
+    settings = criterion.settings
+    pairs = [(a, b) for a in EXTREMES for b in (0.3, *EXTREMES)]
+    n, box = 2 * len(pairs), torch.tensor([0.0, 0, 9, 9], dtype=torch.float64)
+    batch = {
+        "logits": torch.tensor(2 * pairs, dtype=torch.float64, requires_grad=True),
+        "box_preds": (box * 0.7).repeat(n, 1),
+        "labels": torch.tensor([0, settings.background_label(2)]).repeat_interleave(n // 2),
+        "target_boxes": box.repeat(n, 1),
+    }
+    for target in (None, 0.0, 0.4, 1.0) if settings.takes_targets else (None,):
+        if target is not None:
+            batch["class_targets"] = torch.full((n,), target, dtype=torch.float64)
+        losses = reference.rows(make_batch(settings, **batch)[0], settings).l_cls
+        ups = torch.linspace(0.7, 1.9, 2 * n, dtype=torch.float64)[:n]  # of `results`
+        (gradient,) = torch.autograd.grad((losses * ups).sum(), batch["logits"])
+        given = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
+        given |= {"groups": torch.arange(n), "num_groups": n}
+        for implementation in (tensors, native) if native.library() else (tensors,):
+            got = results(implementation, criterion, given)
+            for a, b in ((got[0], losses.detach()), (got[5], gradient)):
+                tolerance = {"rtol": 1e-12} if dtype == torch.float64 else {"rtol": 5e-6}
+                torch.testing.assert_close(a, b.to(dtype), **tolerance, atol=1e-37, equal_nan=True)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4095, 4097, 40_001])
