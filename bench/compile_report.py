@@ -142,6 +142,7 @@ def parameters() -> Iterator[Variant]:
     for kind, choice in (
         ("classification", "focal:gamma=1.5"),
         ("classification", "varifocal:detach=True,positives=label"),
+        ("classification", "mal:gamma=2,detach=False"),
         ("regression", "iou:mode=log"),
         ("regression", "iou:mode=square"),
         ("regression", "nwd:mix=0.5"),

@@ -300,8 +300,8 @@ def wrong_columns(choice: spec.Classification) -> tuple[float, float, bool]:
             return 1, beta, False
         case spec.Varifocal(alpha, gamma, detach):
             return alpha, gamma, detach
-        case spec.MAL(gamma):
-            return 1, gamma, True
+        case spec.MAL(gamma, detach):
+            return 1, gamma, detach
     return 1, 0, True
 
 

@@ -72,7 +72,9 @@ def varifocal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.Varifocal
 def mal(logits: Tensor, labels: Tensor, goal: Tensor, spec: spec.MAL) -> Tensor:
     """DEIM's matchability-aware loss: BCE(p, q^gamma) of a positive, else p^gamma BCE(p, 0)."""
     one_hot = one_hot_columns(logits, labels)
-    negative = power(logits.sigmoid(), spec.gamma).detach()
+    negative = power(logits.sigmoid(), spec.gamma)
+    if spec.detach:
+        negative = negative.detach()
     loss = binary_cross_entropy(logits, one_hot * goal[:, None] ** spec.gamma)
     return torch.where(one_hot == 1, 1, negative) * loss
 

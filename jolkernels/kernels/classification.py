@@ -147,12 +147,14 @@ def varifocal_loss(z, is_true, goal, PARAMS: tl.constexpr):
 
 @triton.jit
 def mal_loss(z, is_true, goal, PARAMS: tl.constexpr):
-    """BCE(p, goal^gamma) in the true column, else p^gamma BCE(p, 0), p^gamma a constant.
+    """BCE(p, goal^gamma) in the true column, else p^gamma BCE(p, 0).
 
-    PARAMS = gamma.
+    PARAMS = gamma, detach: detach makes p^gamma a constant.
     """
     GAMMA: tl.constexpr = PARAMS[0]
     ce, by_z = binary_cross_entropy(z, tl.where(is_true, power(goal, GAMMA), 0.0))
+    if not PARAMS[1]:
+        by_z = tl.where(is_true, by_z, with_power(by_z, ce, sigmoid(-z), GAMMA))
     factor = tl.where(is_true, 1.0, power(sigmoid(z), GAMMA))
     return factor * ce, factor * by_z
 

@@ -72,8 +72,7 @@ class Varifocal:
     def __post_init__(self) -> None:
         """Check that factor and exponent are not negative, and the two switches."""
         check_fields(self, "alpha", "gamma")
-        if not isinstance(self.detach, bool):
-            raise TypeError(f"Varifocal: detach: got {self.detach!r}, wanted True or False")
+        check_switch(self)
         one_of("Varifocal: positives", self.positives, ("target", "label"))
 
 
@@ -84,12 +83,26 @@ class MAL:
     BCE against q^gamma in a positive's column, q the IoU of its box, and p^gamma BCE against 0 in
     the others, p^gamma a constant. Source: engine/deim/deim_criterion.py, loss_labels_mal, of
     Intellindust-AI-Lab/DEIM at 09d35d5; gamma is that of its configurations.
+
+    With detach=False p^gamma has a gradient. MAL(gamma=2, detach=False) with class_targets sqrt(t),
+    as here the target is q^gamma, is the IA-BCE of LW-DETR and RF-DETR, whose target of a positive
+    is t = max(0.01, p^alpha IoU^(1 - alpha)), a constant. Source: src/rfdetr/models/criterion.py,
+    loss_labels with ia_bce_loss, of roboflow/rf-detr at 94c5028.
     """
 
     gamma: float = 1.5
+    detach: bool = True
     softmax: ClassVar[bool] = False
     soft: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check that the exponent is not negative."""
-        check_fields(self)
+        """Check that the exponent is not negative, and the switch."""
+        check_fields(self, "gamma")
+        check_switch(self)
+
+
+def check_switch(choice: Varifocal | MAL) -> None:
+    """Raise TypeError unless `detach` is one."""
+    if not isinstance(choice.detach, bool):
+        name = type(choice).__name__
+        raise TypeError(f"{name}: detach: got {choice.detach!r}, wanted True or False")

@@ -31,8 +31,8 @@ def column_loss(choice, z, true, goal):
         case spec.Varifocal(alpha, gamma, detach, positives):
             negative = alpha * (p.detach() if detach else p) ** gamma
             return (t if (true and positives == "label") or t > 0 else negative) * bce(t)
-        case spec.MAL(gamma):
-            return bce(goal**gamma) if true else p.detach() ** gamma * bce(0.0)
+        case spec.MAL(gamma, detach):
+            return bce(goal**gamma) if true else (p.detach() if detach else p) ** gamma * bce(0.0)
     raise NotImplementedError(choice)
 
 

@@ -38,6 +38,7 @@ READ = [
     ("coding", "delta:low_clip=None", spec.Delta()),
     ("coding", "cxcywh:scale=(640, 480)", spec.CXCYWH((640, 480))),
     ("classification", "mal:gamma=2", spec.MAL(2)),
+    ("classification", "mal:gamma=2,detach=False", spec.MAL(2, detach=False)),
     (
         "classification",
         "varifocal:detach=True,positives=label",
@@ -111,6 +112,7 @@ def test_what_cannot_be_read_is_named(text, message):
         ({"classification": "focal+bce"}, "classification: got 'focal+bce', wanted one of"),
         ({"classification": "2*focal"}, "classification: got '2*focal', wanted one of"),
         ({"classification": "varifocal:detach=yes"}, "Varifocal: detach: got 'yes', wanted True"),
+        ({"classification": "mal:detach=0"}, "MAL: detach: got 0, wanted True or False"),
         (
             {"classification": "varifocal:positives=iou"},
             "Varifocal: positives: got 'iou', wanted one of target, label",

@@ -134,18 +134,18 @@ def test_varifocals_switches_without_overlap(detach, positives):
 
 @pytest.mark.parametrize("target", [(4.0, 2, 13, 10), APART])
 @pytest.mark.parametrize("gamma", [1.5, 2.0, 0.0])
-def test_mal_is_a_weighted_cross_entropy_whose_weights_are_constants(target, gamma):
+@pytest.mark.parametrize("detach", [True, False])
+def test_mal_is_a_weighted_cross_entropy_whose_weights_may_be_constants(target, gamma, detach):
     """As DEIM's code has it; a positive without overlap keeps weight 1 and has target 0."""
     batch = two_rows(target)
     z = batch["logits"]
     one_hot = torch.tensor([[1.0, 0], [0, 0]], dtype=torch.float64, device=DEVICE)
     q = ops.box_iou(batch["box_preds"], batch["target_boxes"]).diagonal()
-    weights = (one_hot + (1 - one_hot) * z.sigmoid() ** gamma).detach()
-    wanted = F.binary_cross_entropy_with_logits(
-        z, one_hot * q[:, None] ** gamma, weights, reduction="sum"
-    )
+    weights = one_hot + (1 - one_hot) * z.sigmoid() ** gamma
+    bces = F.binary_cross_entropy_with_logits(z, one_hot * q[:, None] ** gamma, reduction="none")
+    wanted = ((weights.detach() if detach else weights) * bces).sum()
     (slopes,) = torch.autograd.grad(wanted, z)
-    value, gradient = base(spec.MAL(gamma), target_boxes=batch["target_boxes"])
+    value, gradient = base(spec.MAL(gamma, detach), target_boxes=batch["target_boxes"])
     assert value == pytest.approx(wanted.item(), rel=1e-12)
     assert gradient == [pytest.approx(row, rel=1e-12) for row in slopes.tolist()]
 

@@ -68,6 +68,25 @@ def test_bce_with_class_targets_and_class_weights_is_torchs():
     assert_same(got, wanted, batch["logits"])
 
 
+@pytest.mark.parametrize("alpha", [0.25, 0.0])
+def test_mal_with_a_gradient_of_the_modulation_is_ia_bce(alpha):
+    """Of LW-DETR and RF-DETR: positives t log p + (1 - t) log(1 - p), others p^2 log(1 - p)."""
+    batch, valid, positive, one_hot = rows()
+    z, p = batch["logits"], batch["logits"].sigmoid()
+    apart = ops.box_iou(batch["box_preds"], batch["target_boxes"]).diagonal().detach()
+    t = (p.detach()[one_hot == 1] ** alpha * apart[positive] ** (1 - alpha)).clamp(min=0.01)
+    assert (t == 0.01).any() and t.max() > 0.2
+    for_positives, for_others = torch.zeros_like(p), p**2
+    for_positives[one_hot == 1], for_others[one_hot == 1] = t, 1 - t
+    terms = for_positives * F.logsigmoid(z) + for_others * F.logsigmoid(-z)
+
+    targets = torch.full_like(apart, torch.nan)
+    targets[positive] = t.sqrt()
+    criterion = JointOptimizationLoss(spec.MAL(2, detach=False), weighting="none")
+    got = criterion(**batch, **SUMS, class_targets=targets).classification
+    assert_same(got, -terms[valid].sum(), z)
+
+
 @pytest.mark.parametrize("background", ["last", "first"])
 @pytest.mark.parametrize("smallest", [0.0, 0.3])
 def test_class_weights_with_samples_are_those_of_torchs_mean(background, smallest):
@@ -197,6 +216,24 @@ def test_varifocal_is_transformers_rt_detrs(shift):
     choice = spec.Varifocal(theirs.alpha, theirs.gamma, detach=True, positives="label")
     criterion = JointOptimizationLoss(choice, coding="cxcywh", weighting="none")
     assert_same(criterion(**ours, classification_normalizer=2).classification, wanted, inputs)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="their losses are made on the CPU")
+@pytest.mark.parametrize("shift", [0.01, 0.6])  # of a target of 0.01 with the latter
+def test_mal_is_transformers_ia_bce(shift):
+    module = pytest.importorskip("transformers.loss.loss_lw_detr")
+    theirs = module.LwDetrImageLoss(None, 4, focal_alpha=0.25, losses=["labels"], group_detr=1)
+    given, ours, inputs = matched(shift)
+    wanted = theirs.loss_labels(*given, num_boxes=2)["loss_ce"]
+    z, boxes = (x.detach() for x in inputs)
+    pairs = (ops.box_convert(b[:2], "cxcywh", "xyxy") for b in (boxes, ours["target_boxes"]))
+    iou = ops.box_iou(*pairs).diagonal()
+    t = (z[[0, 1], [1, 2]].sigmoid() ** 0.25 * iou**0.75).clamp(min=0.01)
+    assert (t == 0.01).any() == (shift > 0.5)
+    targets = F.pad(t.sqrt(), (0, 4), value=torch.nan)
+    criterion = JointOptimizationLoss("mal:gamma=2,detach=False", coding="cxcywh", weighting="none")
+    got = criterion(**ours, class_targets=targets, classification_normalizer=2).classification
+    assert_same(got, wanted, inputs, rtol=1e-6, atol=1e-6)  # of float32 boxes
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="their losses are made on the CPU")

@@ -57,7 +57,7 @@ def choices(r: random.Random, usual: bool) -> dict:
     switches = r.random() < 0.5, r.choice(["target", "label"])
     classification = draw(
         spec.CrossEntropy(), spec.Focal(r.random(), exponent), spec.BCE(), spec.CrossEntropy(),
-        spec.QualityFocal(r.choice([1.0, 1.5, 2.0, 2.6])), spec.MAL(exponent),
+        spec.QualityFocal(r.choice([1.0, 1.5, 2.0, 2.6])), spec.MAL(exponent, switches[0]),
         spec.Varifocal(r.random(), exponent, *switches), common=3,
     )  # fmt: skip
     regression = box_loss(r, usual)

@@ -100,7 +100,8 @@ def test_every_box_loss_is_among_them():
 SIGMOID = ["bce", "focal", "focal:gamma=1.5", "focal:gamma=0", "quality_focal",
            "quality_focal:beta=0", "quality_focal:beta=1", "quality_focal:beta=2.5", "varifocal",
            "varifocal:detach=True", "varifocal:positives=label", "varifocal:gamma=1.5",
-           "varifocal:gamma=0", "mal", "mal:gamma=2.0"]  # fmt: skip
+           "varifocal:gamma=0", "mal", "mal:gamma=2.0", "mal:detach=False",
+           "mal:gamma=0,detach=False"]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ CLASSIFICATIONS = [
     "cross_entropy", "bce", "focal", "focal:gamma=1.5", "focal:gamma=0.7", "focal:gamma=0",
     "quality_focal", "quality_focal:beta=1", "varifocal", "varifocal:detach=True,gamma=1.5",
     "varifocal:detach=True,positives=label", "mal", "mal:gamma=2", "mal:gamma=1",
+    "mal:gamma=2,detach=False", "mal:gamma=1,detach=False",
 ]  # fmt: skip
 REGRESSIONS = [
     "l1", "smooth_l1", "smooth_l1:beta=0", "l2", "iou", "iou:mode=log", "iou:mode=square", "giou",
