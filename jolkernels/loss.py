@@ -120,7 +120,9 @@ class JointOptimizationLoss(nn.Module):
             ValueError, TypeError: a wrong shape, dtype, device or name; the message names it.
             ValueError: a label or group out of range, on the CPU or with JOLKERNELS_VALIDATE=1; the
                 message has its index. Otherwise losses and gradients on a GPU are NaN.
-            ValueError: with JOLKERNELS_VALIDATE=1, a predicted box of negative size in an IoU loss.
+            ValueError: with JOLKERNELS_VALIDATE=1, class_targets of positives outside 0 to 1,
+                class_weights that are negative or not finite, or a predicted box of negative size
+                in an IoU loss.
         """
         return JointLoss(*joint_optimization(*make_batch(self.settings, *args, **kwargs)))
 

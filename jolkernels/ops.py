@@ -103,7 +103,7 @@ def forward_pass(batch: Batch, call: Call) -> Forward:
 
     Raises:
         ValueError: a label or group out of range, on the CPU or with JOLKERNELS_VALIDATE=1; with
-            the latter also a predicted box of negative extent in an IoU loss.
+            the latter also what check_values refuses.
     """
     batch = materialized(batch)
     validate = os.environ.get("JOLKERNELS_VALIDATE") == "1"
@@ -113,7 +113,7 @@ def forward_pass(batch: Batch, call: Call) -> Forward:
         check_labels(batch, call)
         raise ValueError("labels: a label or group is out of range on another rank of sync_group")
     if validate:
-        check_boxes(batch, call.settings)
+        check_values(batch, call.settings)
     return result
 
 
@@ -235,19 +235,41 @@ torch.library.register_fake("jolkernels::forward", operator(fake_forward))
 torch.library.register_fake("jolkernels::backward", operator(fake_backward))
 
 
-def check_boxes(batch: Batch, settings: Settings) -> None:
-    """Raise for a positive's predicted box of negative extent, if the box loss compares corners.
+def check_values(batch: Batch, settings: Settings) -> None:
+    """Raise for numbers that make no sense: class targets and boxes of positives, class weights.
+
+    Raises:
+        ValueError: with the first such index and its value.
+    """
+    labels = batch.labels
+    background = settings.background_label(batch.logits.shape[1])
+    positive = ((labels != settings.ignore_index) & (labels != background)).nonzero()[:, 0]
+    if (targets := batch.class_targets) is not None:
+        of_positives = targets[positive]
+        wrong = ~((of_positives >= 0) & (of_positives <= 1))  # NaN too
+        raise_first("class_targets", targets, positive[wrong], "0 to 1")
+    if (weights := batch.class_weights) is not None:
+        wrong = ~((weights >= 0) & weights.isfinite())
+        raise_first("class_weights", weights, wrong.nonzero()[:, 0], "a finite number >= 0")
+    if not all(term.on_codes for _, term in settings.terms):
+        check_boxes(batch, positive, settings)
+
+
+def raise_first(name: str, values: Tensor, wrong: Tensor, wanted: str) -> None:
+    """Raise ValueError for the first index of `wrong`, if there is one."""
+    if len(wrong):
+        i = int(wrong[0])
+        raise ValueError(f"{name}: got {float(values[i])} at index {i}, wanted {wanted}")
+
+
+def check_boxes(batch: Batch, positive: Tensor, settings: Settings) -> None:
+    """Raise for a positive's predicted box of negative extent.
 
     There GIoU has no lower bound, which training follows, and IoU no gradient.
 
     Raises:
         ValueError: with the first such index, its numbers and its size.
     """
-    if all(term.on_codes for _, term in settings.terms):
-        return
-    labels = batch.labels
-    background = settings.background_label(batch.logits.shape[1])
-    positive = ((labels != settings.ignore_index) & (labels != background)).nonzero()[:, 0]
     codes, boxes, *_ = reference.boxes_of(batch, positive, settings)
     sizes = boxes[:, 2:] - boxes[:, :2]
     bad = (sizes < 0).any(1).nonzero()[:, 0]

@@ -150,6 +150,26 @@ def test_mal_is_a_weighted_cross_entropy_whose_weights_may_be_constants(target, 
     assert gradient == [pytest.approx(row, rel=1e-12) for row in slopes.tolist()]
 
 
+@pytest.mark.parametrize("value", [-0.25, 1.0000001, torch.inf, torch.nan])
+@pytest.mark.parametrize("choice", ["bce", "mal"])
+def test_validation_finds_targets_outside_0_to_1(choice, value, monkeypatch):
+    """Of positives alone: other rows may hold anything."""
+    batch = random_batch((choice, "last"), dtype=torch.float32)
+    criterion = JointOptimizationLoss(choice)
+    positive = ((batch["labels"] >= 0) & (batch["labels"] < 5)).nonzero()[:, 0]
+    targets = torch.full((len(batch["labels"]),), value, device=DEVICE)
+    targets[positive], targets[positive[::2]] = 0, 1
+    monkeypatch.setenv("JOLKERNELS_VALIDATE", "1")
+    assert criterion(**batch, class_targets=targets).total.isfinite()
+    at = int(positive[3])
+    targets[positive[3:]] = value
+    message = rf"class_targets: got {targets[at].item()} at index {at}, wanted 0 to 1"
+    with pytest.raises(ValueError, match=message):
+        criterion(**batch, class_targets=targets)
+    monkeypatch.delenv("JOLKERNELS_VALIDATE")
+    criterion(**batch, class_targets=targets)  # not looked at
+
+
 EXTREMES = [["bce", "focal", "quality_focal", "varifocal", "mal"], [0.0, 0.4, 1.0],
             [torch.float32, torch.float16]]  # fmt: skip
 

@@ -102,6 +102,22 @@ def test_a_class_without_rows_does_not_count():
     assert a == b
 
 
+@pytest.mark.parametrize("value", [-0.5, torch.inf, torch.nan])
+@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+def test_validation_finds_weights_that_are_none(name, value, monkeypatch):
+    batch, criterion = random_batch((name, "last")), JointOptimizationLoss(name)
+    weights = torch.ones(batch["logits"].shape[1], device=DEVICE)
+    weights[0] = 0
+    monkeypatch.setenv("JOLKERNELS_VALIDATE", "1")
+    assert criterion(**batch, class_weights=weights).total.isfinite()
+    weights[2:] = value
+    message = rf"class_weights: got {value} at index 2, wanted a finite number >= 0"
+    with pytest.raises(ValueError, match=message):
+        criterion(**batch, class_weights=weights)
+    monkeypatch.delenv("JOLKERNELS_VALIDATE")
+    criterion(**batch, class_weights=weights)  # not looked at
+
+
 def test_a_loss_without_columns_of_its_own_refuses_them(monkeypatch):
     @dataclass(frozen=True)
     class Whole:
