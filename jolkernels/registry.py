@@ -296,7 +296,7 @@ NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
 
 def literal(text: str) -> Any:
-    """A number, True, False, None or a tuple of them; another text, less brackets, as it is.
+    """A number, word or text in quotes, or a tuple of them; else the text as it is, less brackets.
 
     By hand, because torch.compile cannot trace ast.literal_eval.
     """
@@ -309,5 +309,6 @@ def literal(text: str) -> Any:
     inner = text[1:-1]
     if "," not in inner:
         return inner
-    items = tuple([literal(part.strip()) for part in inner.split(",")])
-    return inner if any([isinstance(item, str) for item in items]) else items
+    parts = [part.strip() for part in split(inner.rstrip().removesuffix(","), ",")]
+    items = tuple([literal(part) for part in parts])
+    return inner if any([part in items for part in parts]) else items  # a text without quotes
