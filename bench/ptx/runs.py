@@ -1,0 +1,277 @@
+"""From a launch to its PTX, and from there to an execution on the CPU."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.compiled import TARGETS, compile_launch
+from bench.ptx.counts import Counts
+from bench.ptx.errors import PtxError
+from bench.ptx.machine import Chunk, Code
+from bench.ptx.memory import Buffer, GlobalMemory
+from bench.ptx.program import parse
+from bench.ptx.races import Clocks
+from jolkernels.batch import Batch, Forward
+from jolkernels.kernels import launch as launches
+from jolkernels.kernels.launch import Launch
+from jolkernels.settings import Call
+
+LANES = 32_768  # of a chunk: a register of 4-byte numbers then fits a core's cache
+Order = str | int  # "forward", "reverse" or the seed of a random one
+
+
+@dataclass
+class Compiled:
+    """A kernel for one signature: what Triton returned, and its PTX made ready."""
+
+    kernel: Any
+    code: Code
+    shared: int  # bytes of shared memory a program
+
+
+@dataclass
+class Execution:
+    """One run of a launch: its counts, over all programs."""
+
+    compiled: Compiled
+    programs: int
+    counts: Counts
+    loaded_sectors: int = 0  # different 32-byte sectors of global memory that were loaded
+    stored_sectors: int = 0
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+        return self.compiled.code.program.name
+
+
+CACHE: dict[str, Compiled] = {}
+
+
+def compiled(call: Launch, target: str = "sm_90", *, float_atomics: bool = False) -> Compiled:
+    """The launch's kernel for one of TARGETS, compiled once for each signature."""
+    key = f"{target} {float_atomics} {call.kernel} {signature(call)}"
+    if key not in CACHE:
+        kernel = compile_launch(call, TARGETS[target])
+        code = Code(parse(kernel.asm["ptx"]), float_atomics=float_atomics)
+        CACHE[key] = Compiled(kernel, code, kernel.metadata.shared)
+    return CACHE[key]
+
+
+def signature(call: Launch) -> list[Any]:
+    """What compile_launch looks at."""
+
+    def seen(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.dtype, value.data_ptr() % 16 == 0
+        if isinstance(value, int):
+            return value == 1, value % 16 == 0, -(2**31) <= value < 2**31
+        return value
+
+    return [*map(seen, call.arguments), sorted(call.compile_time.items(), key=lambda kv: kv[0])]
+
+
+def run(
+    call: Launch,
+    outputs: Collection[str],
+    *,
+    scratch: Collection[str] = (),
+    target: str = "sm_90",
+    order: Order = "forward",
+    chunk: int | None = None,
+    poison: int = 0xFF,
+    float_atomics: bool = False,
+) -> Execution:
+    """Run a launch on the CPU, as compiled for a target, on its tensors in place.
+
+    Args:
+        call: the launch, of tensors on the CPU.
+        outputs: names of the kernel's arguments that hold nothing yet and must be filled.
+        scratch: names of arguments that may be written.
+        target: one of bench.compiled.TARGETS that has PTX.
+        order: of the programs: "forward", "reverse" or the seed of a random one.
+        chunk: programs that run side by side; by default what makes LANES lanes.
+        poison: byte that fills registers before anything is in them.
+        float_atomics: allow sums that depend on the order of the programs.
+
+    Raises:
+        PtxError: what the checks of this package find, in one line.
+    """
+    return execute(
+        compiled(call, target, float_atomics=float_atomics),
+        call,
+        outputs,
+        scratch=scratch,
+        order=order,
+        chunk=chunk,
+        poison=poison,
+    )
+
+
+def execute(
+    made: Compiled,
+    call: Launch,
+    outputs: Collection[str],
+    *,
+    scratch: Collection[str] = (),
+    order: Order = "forward",
+    chunk: int | None = None,
+    poison: int = 0xFF,
+) -> Execution:
+    """`run` a kernel that is compiled already, maybe for other arguments."""
+    program = made.code.program
+    counts = Counts(program)
+    done = Execution(made, call.programs, counts)
+    if not call.programs:
+        return done
+    clocks = Clocks(call.programs, program.threads // 32)
+    memory = GlobalMemory(buffers(call, outputs, scratch), clocks)
+    parameters = parameters_of(call, memory, len(program.parameters))
+    count = chunk or max(1, LANES // program.threads)
+    programs = in_order(call.programs, order)
+    for start in range(0, call.programs, count):
+        some = programs[start : start + count]
+        shared = made.shared
+        Chunk(made.code, some, call.programs, parameters, memory, shared, counts, poison).run()
+    memory.check_written()
+    done.loaded_sectors, done.stored_sectors = (
+        sum(int(r.touched[kind].sum()) for r in memory.regions) for kind in ("ld", "st")
+    )
+    return done
+
+
+def in_order(count: int, order: Order) -> np.ndarray:
+    """The programs' numbers in the order in which they run."""
+    programs = np.arange(count)
+    if isinstance(order, int):
+        return np.random.default_rng(order).permutation(programs)
+    if order not in ("forward", "reverse"):
+        raise PtxError(f"order: got {order!r}, wanted forward, reverse or a seed")
+    return programs if order == "forward" else programs[::-1].copy()
+
+
+def named_arguments(call: Launch) -> list[tuple[str, Any]]:
+    """The arguments of a launch that are none of compile time, by name."""
+    names = (p.name for p in call.kernel.params if not p.is_constexpr)
+    return list(zip(names, call.arguments, strict=True))
+
+
+def buffers(call: Launch, outputs: Collection[str], scratch: Collection[str]) -> list[Buffer]:
+    """The tensors of a launch."""
+    given = {name: v for name, v in named_arguments(call) if isinstance(v, Tensor)}
+    if unknown := [name for name in (*outputs, *scratch) if name not in given]:
+        raise PtxError(f"{unknown[0]}: no tensor argument of {call.kernel.fn.__name__}")
+    for name, tensor in given.items():
+        if tensor.device.type != "cpu":
+            raise PtxError(f"{name}: got a tensor on {tensor.device}, wanted the CPU")
+    return [Buffer(name, t, name in outputs, name in scratch) for name, t in given.items()]
+
+
+def parameters_of(call: Launch, memory: GlobalMemory, count: int) -> list[int]:
+    """The kernel's parameters as integers: Triton drops None and a specialised 1.
+
+    It adds two pointers for scratch memory, which its code here does not use.
+    """
+    specialised = {p.name for p in call.kernel.params if not p.do_not_specialize}
+    made = []
+    for name, value in named_arguments(call):
+        if isinstance(value, Tensor):
+            made.append(memory.address(name))
+        elif value is not None and not (value == 1 and name in specialised):
+            if not isinstance(value, int):
+                raise PtxError(f"{name}: got {value!r}, wanted a tensor or an integer")
+            made.append(int(value))
+    made += [0, 0]
+    if len(made) != count:
+        raise PtxError(f"{call.kernel.fn.__name__}: {len(made)} arguments for {count} parameters")
+    return made
+
+
+FORWARD_OUTPUTS = {
+    "rows_kernel": ("row_terms", "partial_sums"),
+    "finish_kernel": ("classification", "regression", "negative_weight", "num_positives",
+                      "extra_regression", "scalars"),
+}  # fmt: skip
+GRADIENTS = ("grad_logits", "grad_boxes", "grad_extras")
+
+
+class Run(NamedTuple):
+    """A forward and a backward pass: the results, the gradients (None where not asked for)."""
+
+    result: Forward
+    gradients: tuple[Tensor | None, ...]
+    executions: list[Execution]
+
+
+def run_loss(
+    batch: Batch,
+    call: Call,
+    upstream: tuple[Tensor, Tensor] | None = None,
+    **options: Any,
+) -> Run:
+    """The loss as jolkernels.kernels.launch computes it, each launch by `run` with the options.
+
+    Args:
+        batch: as jolkernels.batch.make_batch gives it, on the CPU.
+        call: the same.
+        upstream: gradients for both losses, of the losses' shape; ones by default.
+        options: of `run`.
+    """
+    result, forward, _ = launches.plan_forward(batch, call)
+    done = [
+        run(each, filled(each, FORWARD_OUTPUTS[each.kernel.fn.__name__]), **options)
+        for each in forward
+    ]
+    one = torch.ones_like(result.classification)
+    up = upstream or (one, one)
+    needs = True, True, batch.extra_regression is not None
+    gradients, backward = launches.plan_backward(
+        batch, call, result.rows, result.scalars, *up, needs
+    )
+    done += [run(each, filled(each, GRADIENTS), **options) for each in backward]
+    return Run(result, gradients, done)
+
+
+def filled(call: Launch, names: Sequence[str]) -> list[str]:
+    """Those of the named arguments that are tensors, after filling them with 0x7F bytes.
+
+    Which is NaN, or next to it, in every type.
+    """
+    given = dict(named_arguments(call))
+    made = [name for name in names if isinstance(given[name], Tensor)]
+    for name in made:
+        given[name].view(torch.uint8).fill_(0x7F) if given[name].ndim else given[name].fill_(0x7F)
+    return made
+
+
+ORDERS: tuple[dict[str, Any], ...] = (
+    {"order": "forward"},
+    {"order": "reverse", "chunk": 3, "poison": 0x00},
+    {"order": 1, "poison": 0x3F},
+)
+
+
+def in_all_orders(compute: Callable[..., tuple[Sequence[Tensor | None], Any]]) -> Any:
+    """`compute(**options)` with each of ORDERS as options of `run`; what the first returned.
+
+    `compute` returns the tensors to compare, and anything else.
+
+    Raises:
+        PtxError: two orders differ in a bit.
+    """
+    first, kept = compute(**ORDERS[0])
+    for options in ORDERS[1:]:
+        again, _ = compute(**options)
+        for i, (a, b) in enumerate(zip(first, again, strict=True)):
+            if a is not None and b is not None and not same_bits(a, b):
+                raise PtxError(f"result {i} differs with {options}")
+    return kept
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal bit by bit."""
+    return a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes()
