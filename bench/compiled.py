@@ -17,7 +17,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16",
-            torch.bfloat16: "*bf16", torch.int64: "*i64"}  # fmt: skip
+            torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}  # fmt: skip
 
 
 def compile_launch(call: Launch, target: GPUTarget) -> Any:

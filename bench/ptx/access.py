@@ -68,7 +68,7 @@ def load(instruction: Instruction, program: Program) -> Step:
     """ld, of parameters, global or shared memory."""
     shape = shape_of(instruction)
     to, address = instruction.operands
-    writes = [writer(o, shape.type_name) for o in items(to)]
+    writes = [writer(o, shape.type_name, wider=True) for o in items(to)]
     if not isinstance(address, Address) or len(writes) != shape.numbers:
         raise PtxError(f"unknown operands of {instruction.opcode}")
     dtype = TYPES[shape.type_name]
@@ -114,7 +114,7 @@ def store(instruction: Instruction) -> Step:
     """st, to global or shared memory."""
     shape = shape_of(instruction)
     address, source = instruction.operands
-    reads = [reader(o, shape.type_name) for o in items(source)]
+    reads = [reader(o, shape.type_name, wider=True) for o in items(source)]
     if not isinstance(address, Address) or len(reads) != shape.numbers or shape.space == "param":
         raise PtxError(f"unknown operands of {instruction.opcode}")
     at = address_reader(address, "u32" if shape.space == "shared" else "b64")
@@ -169,7 +169,7 @@ def update(instruction: Instruction, float_atomics: bool) -> Step:
     (name,) = names
     dtype = TYPES[type_name]
     if dtype.kind == "f" and name == "add" and not float_atomics:
-        raise PtxError(f"{instruction}: the sum depends on the order of the programs")
+        raise PtxError("the sum depends on the order of the programs")
     operands = list(instruction.operands)
     put = writer(operands.pop(0), type_name) if kind == "atom" else None
     at = address_reader(operands[0], "b64")

@@ -47,6 +47,8 @@ def operation(opcode: str, count: int) -> Operation:
             made = {"cvt": conversion, "setp": comparison, "selp": selection}[kind](modifiers)
             return checked(made, count)
         type_name = modifiers.pop()
+        if modifiers[-1:] == ["f32"] and type_name in ("f16", "bf16"):
+            return checked(mixed(kind, modifiers[:-1], type_name), count)
         flush = "ftz" in modifiers and type_name in ("f32", "f32x2")
         if "ftz" in modifiers:
             modifiers.remove("ftz")
@@ -92,6 +94,20 @@ def plain(key: str, type_name: str, flush: bool) -> Operation:
         return Operation(names, result, function)
     count, function = (LOGIC if type_name[0] in "bp" else INTEGER)[key]
     return Operation((type_name,) * count, type_name, function)
+
+
+def mixed(kind: str, modifiers: list[str], type_name: str) -> Operation:
+    """add, sub and fma of float32, whose first operands are halves (section 9.7.5)."""
+    count, function = FLOAT[".".join([kind, *modifiers])]
+    if kind not in ("add", "sub", "fma"):
+        raise KeyError(kind)
+    widen = converter("f32", type_name, [])
+    narrow = 2 if kind == "fma" else 1
+
+    def widened(*operands: Array) -> Array:
+        return function(*map(widen, operands[:narrow]), *operands[narrow:])
+
+    return Operation((type_name,) * narrow + ("f32",) * (count - narrow), "f32", widened)
 
 
 def packed(key: str, type_name: str, flush: bool) -> Operation:
@@ -374,6 +390,8 @@ FLOAT_COMPARE: dict[str, Callable[[Array, Array], Array]] = {
 def comparison(modifiers: list[str]) -> Operation:
     """setp.CMP[.BOOL][.ftz].TYPE; with BOOL the result is combined with a third operand."""
     name, *rest, type_name = modifiers
+    if type_name in PACKED and not rest:
+        return packed_comparison(name, type_name)
     dtype = TYPES[type_name]
     if dtype.kind == "f" or type_name == "bf16":
         compare = FLOAT_COMPARE[name]
@@ -393,6 +411,17 @@ def comparison(modifiers: list[str]) -> Operation:
     return Operation(
         (type_name, type_name, "pred"), "pred", lambda x, y, p: combine(compare(x, y), p)
     )
+
+
+def packed_comparison(name: str, type_name: str) -> Operation:
+    """setp of two halves: two results, [..., 2]."""
+    each = comparison([name, PACKED[type_name]])
+    dtype, whole = TYPES[PACKED[type_name]], PACKED_IN[type_name]
+
+    def function(*operands: Array) -> Array:
+        return each.function(*(x.view(dtype).reshape(*x.shape, 2) for x in operands))
+
+    return Operation((whole, whole), "pred", function)
 
 
 def selection(modifiers: list[str]) -> Operation:

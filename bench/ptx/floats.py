@@ -13,6 +13,8 @@ Array = NDArray[Any]
 BF16 = "bf16"
 F16, F32, F64 = np.dtype("f2"), np.dtype("f4"), np.dtype("f8")
 SMALLEST_NORMAL = {F16: 2.0**-14, F32: 2.0**-126, F64: 2.0**-1022}
+TAIL = {F16: (1 << 42) - 1, F32: (1 << 29) - 1}  # bits of a float64 that these have not
+MIDDLE = {F16: 1 << 41, F32: 1 << 28}
 CANONICAL_NAN = np.uint16(0x7FFF)  # of half precision, sections 9.7.4 and 9.7.9.21
 
 
@@ -71,16 +73,15 @@ def fma(x: Array, y: Array, z: Array) -> Array:
     if x.dtype == F64:
         return fma64(x, y, z)
     product = x.astype(F64) * y.astype(F64)  # exact
-    s = product + z.astype(F64)
+    z = z.astype(F64)
+    s = product + z
     # Rounding s is rounding twice only where s lies between two neighbours of the result's type,
     # exactly in the middle as far as s can tell, or the result is subnormal.
-    unsure = np.abs(s) < SMALLEST_NORMAL[x.dtype]
-    if x.dtype == F32:
-        unsure |= (s.view(np.int64) & 0x1FFFFFFF) == 0x10000000
-    else:
-        unsure |= True
+    unsure = (np.abs(s) < SMALLEST_NORMAL[x.dtype]) & (s != 0)
+    unsure |= (s.view(np.int64) & TAIL[x.dtype]) == MIDDLE[x.dtype]
     if unsure.any():
-        s = np.where(unsure, odd(s, sum_error(product, z.astype(F64), s)), s)
+        p, z = (np.broadcast_to(v, s.shape)[unsure] for v in (product, z))
+        s[unsure] = odd(s[unsure], sum_error(p, z, s[unsure]))
     return s.astype(x.dtype)
 
 

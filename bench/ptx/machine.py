@@ -1,8 +1,8 @@
 """Runs a program: many at once, every lane of which is an element of numpy arrays.
 
-The programs of a chunk go through the code together. Lanes that branch apart wait at the lowest
-place in the code for each other, which is where compilers let them meet again; a warp that arrives
-at a barrier waits until all warps of its program have.
+The programs of a chunk go through the code together. Lanes that branch apart take turns in
+the order of flow.py, until they meet again; a warp that arrives at a barrier waits until all warps
+of its program have.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.ptx import access, operands, warps
-from bench.ptx.arithmetic import operation
+from bench.ptx.arithmetic import Operation, operation
 from bench.ptx.counts import Counts
 from bench.ptx.errors import PtxError
 from bench.ptx.floats import Array
+from bench.ptx.flow import ranks
 from bench.ptx.memory import Fault, GlobalMemory, SharedMemory
-from bench.ptx.operands import Mask, Step, reader, writer
-from bench.ptx.program import Immediate, Instruction, Program, Symbol
+from bench.ptx.operands import Mask, Read, Step, Write, reader, writer
+from bench.ptx.program import Group, Immediate, Instruction, Program, Symbol
 from bench.ptx.races import Now
 
 WARP = 32
@@ -53,8 +54,9 @@ class Code:
             try:
                 self.decoded.append(decode(instruction, program, float_atomics))
             except PtxError as error:
-                where = "" if str(instruction) in str(error) else f"{program.name}: {instruction}: "
-                raise PtxError(f"{where}{error}") from None
+                raise PtxError(f"{program.name}: {instruction}: {error}") from None
+        by_block = ranks(program)
+        self.ranks = [by_block.get(i, -1) for i in range(len(self.decoded))]
         self.shared_cell = min(
             (1 << 4, *(shared_width(i) for i in program.instructions if is_shared(i)))
         )
@@ -131,11 +133,32 @@ def arithmetic(instruction: Instruction) -> Step:
     """An instruction of arithmetic.py."""
     to, *sources = instruction.operands
     made = operation(instruction.opcode, len(sources))
-    write, function = writer(to, made.result), made.function
-    reads = [reader(o, t) for o, t in zip(sources, made.operands, strict=True)]
+    function = made.function
+    wider = instruction.parts[0] == "cvt"
+    reads = [reader(o, t, wider=wider) for o, t in zip(sources, made.operands, strict=True)]
+    if isinstance(to, Group):
+        return two_predicates(instruction, [writer(o, made.result) for o in to.items], reads, made)
+    write = writer(to, made.result, wider=wider)
 
     def step(chunk: "Chunk", mask: Mask) -> None:
         write(chunk, mask, function(*[read(chunk) for read in reads]))
+
+    return step
+
+
+def two_predicates(
+    instruction: Instruction, writes: list[Write], reads: list[Read], made: Operation
+) -> Step:
+    """Setp with p|q: of two halves their results, else the result and its opposite."""
+    if instruction.parts[0] != "setp" or len(writes) != 2:
+        raise PtxError(f"unknown operands of {instruction.opcode}")
+    halves = instruction.parts[-1].endswith("x2")
+
+    def step(chunk: "Chunk", mask: Mask) -> None:
+        found = made.function(*[read(chunk) for read in reads])
+        both = (found[..., 0], found[..., 1]) if halves else (found, ~found)
+        for write, value in zip(writes, both, strict=True):
+            write(chunk, mask, value)
 
     return step
 
@@ -231,17 +254,17 @@ class Chunk:
         self.steps = 0
         with np.errstate(all="ignore"):
             while self.groups:
-                start = min(self.groups)
+                start = min(self.groups, key=self.code.ranks.__getitem__)
                 self.follow(start, self.groups.pop(start))
         if self.waiting:
             self.report_waiting()
 
     def follow(self, pc: int, mask: Mask) -> None:
         """Run lanes that are at one place until they part, end, or come to where others wait."""
-        decoded, counts = self.code.decoded, self.counts
-        limit = min(self.groups, default=len(decoded))
+        decoded, counts, ranked = self.code.decoded, self.counts, self.code.ranks
+        limit = min((ranked[at] for at in self.groups), default=len(ranked))
         issued = counts.group(mask, self.shape)
-        while pc < limit:
+        while ranked[pc] < limit:
             kind, guard, negated, step, target = decoded[pc]
             active = mask if guard < 0 else self.guarded(guard, negated, mask)
             self.here = pc

@@ -214,7 +214,7 @@ class GlobalMemory:
         if (addresses & (size - 1)).any():
             i = int(np.flatnonzero(addresses & (size - 1))[0])
             raise Fault(i, f"{size} bytes at {self.near(addresses[i])} are not aligned")
-        which = addresses // APART - 1
+        which = (addresses + APART // 2) // APART - 1
         if (which == which[0]).all():
             if 0 <= which[0] < len(self.regions):
                 return [(self.regions[int(which[0])], slice(None))]

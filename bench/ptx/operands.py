@@ -31,8 +31,8 @@ def constant(value: int | Array, dtype: np.dtype) -> Array:
     return np.full((1, 1), bits, f"u{dtype.itemsize}").view(dtype)
 
 
-def reader(operand: Operand, type_name: str) -> Read:
-    """How to read an operand as a type.
+def reader(operand: Operand, type_name: str, *, wider: bool = False) -> Read:
+    """How to read an operand as a type, of a wider register the low bits if that is allowed.
 
     Raises:
         PtxError: the operand is of another kind or too narrow.
@@ -56,7 +56,7 @@ def reader(operand: Operand, type_name: str) -> Read:
         raise PtxError(f"unknown operand {operand}")
     i, bits = operand
     size = 1 if type_name == "pred" else 8 * dtype.itemsize
-    if bits < size or (bits == 1) != (size == 1):
+    if bits < size or (bits == 1) != (size == 1) or (bits > size and not wider):
         raise PtxError(f"a register of {bits} bits as .{type_name}")
     if bits == size:
 
@@ -69,8 +69,8 @@ def reader(operand: Operand, type_name: str) -> Read:
     return lambda chunk: chunk.registers[i].view(whole).astype(part).view(dtype)
 
 
-def writer(operand: Operand, type_name: str) -> Write:
-    """How to write a type into a register, of which a wider one is extended (section 9.4.1)."""
+def writer(operand: Operand, type_name: str, *, wider: bool = False) -> Write:
+    """How to write a type into a register; a wider one is extended if allowed (section 9.4.1)."""
     if operand == SINK:
         return lambda chunk, mask, value: None
     if not isinstance(operand, Register):
@@ -78,7 +78,7 @@ def writer(operand: Operand, type_name: str) -> Write:
     i, bits = operand
     dtype = TYPES[type_name]
     size = 1 if type_name == "pred" else 8 * dtype.itemsize
-    if bits < size or (bits == 1) != (size == 1):
+    if bits < size or (bits == 1) != (size == 1) or (bits > size and not wider):
         raise PtxError(f"a destination of {bits} bits for .{type_name}")
     wide = np.dtype(f"{dtype.kind if dtype.kind in 'iu' else 'u'}{bits // 8}") if bits > 1 else None
     raw = np.dtype(f"u{dtype.itemsize}") if dtype.kind == "f" else dtype

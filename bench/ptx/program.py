@@ -182,7 +182,7 @@ class Body:
         if m := LOCATION.match(text):
             self.locate(*m.groups())
             return ""
-        if text.startswith((".file", ".section", ".pragma")):
+        if text.startswith((".file", ".section", ".pragma", ".local")):
             return ""
         statement, end, rest = text.partition(";")
         statement = " ".join(statement.split())

@@ -195,5 +195,5 @@ def matrix(instruction: Instruction) -> Step:
 
 def address_reader(operand, type_name: str) -> Read:  # type: ignore[no-untyped-def]
     """Addresses as int64 of an operand [base + offset]."""
-    base, offset = reader(operand.base, type_name), operand.offset
+    base, offset = reader(operand.base, type_name, wider=True), operand.offset
     return lambda chunk: base(chunk).astype(np.int64) + offset
