@@ -25,9 +25,10 @@ memory accesses `requests`, `width` (bytes a lane) and `sectors` (of 32 bytes). 
 `execution.programs`, `.loaded_sectors`, `.stored_sectors` (different ones) and `.compiled.kernel`,
 Triton's CompiledKernel with the same code as a cubin.
 
-program.py reads the text; arithmetic.py and floats.py say what opcodes compute; operands.py,
-access.py and warps.py what they do with registers, memory and other lanes; memory.py and races.py
-check; machine.py runs; counts.py counts; runs.py joins that to launches.
+program.py reads the text. arithmetic.py, with types.py, floats.py, integers.py and conversions.py,
+says what opcodes compute; operands.py, access.py and warps.py what they do with registers, memory
+and other lanes; decode.py makes a program ready with these. machine.py runs it, in the order of
+flow.py; memory.py, shared.py and races.py check; counts.py counts; runs.py joins that to launches.
 """
 
 from bench.ptx.counts import Counts, Line

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bench.ptx.arithmetic import TYPES
 from bench.ptx.errors import PtxError
-from bench.ptx.memory import Fault, index, with_history
+from bench.ptx.faults import Fault
+from bench.ptx.memory import with_history
 from bench.ptx.operands import Mask, Step, items, reader, writer
 from bench.ptx.program import Address, Instruction, Program, Symbol
 from bench.ptx.races import ATOMIC, Now
+from bench.ptx.types import TYPES
 from bench.ptx.warps import address_reader
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def update(instruction: Instruction, float_atomics: bool) -> Step:
             with_history(region, slice(None), cells, len(cells), "updated", enter, mine)
             region.touch("st", cells[:1])
         except Fault as fault:
-            raise Fault(index(slice(None), i), str(fault)) from None
+            raise Fault(i, str(fault)) from None
         old = words[place]
         if name != "cas":
             words[place] = UPDATE[name](old, given[0])

@@ -1,4 +1,4 @@
-"""Global memory, which is the tensors of a launch and nothing else, and shared memory.
+"""Global memory, which is the tensors of a launch and nothing else.
 
 A tensor's bytes stay where they are; kernels see them at addresses of their own, 2^40 bytes apart,
 so that no access beyond one tensor's end reaches another. Its address has the real one's remainder
@@ -13,18 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from bench.ptx.errors import PtxError
+from bench.ptx.faults import WIDEST, Fault, check_same, index, racing
 from bench.ptx.floats import Array
 from bench.ptx.races import Clocks, Conflict, History, Now
 
-APART, PAGE, WIDEST, SECTOR = 1 << 40, 1 << 12, 16, 32
-
-
-class Fault(Exception):
-    """What is wrong with an access, by its index in the instruction."""
-
-    def __init__(self, index: int, text: str) -> None:
-        super().__init__(text)
-        self.index = index
+APART, PAGE, SECTOR = 1 << 40, 1 << 12, 32
 
 
 @dataclass(frozen=True)
@@ -303,11 +296,6 @@ class GlobalMemory:
                 )
 
 
-def index(at: Array | slice, i: int) -> int:
-    """Which access of the instruction the i-th of a region is."""
-    return i if isinstance(at, slice) else int(at[i])
-
-
 def with_history(
     region: Region,
     at: Array | slice,
@@ -324,87 +312,3 @@ def with_history(
     except Conflict as race:
         what = region.describe(int(cells[race.index]))
         raise Fault(index(at, race.index // n), racing(what, race, verb)) from None
-
-
-def racing(what: str, race: Conflict, verb: str) -> str:
-    """The text of a race."""
-    return f"a race: {verb} here and {race.text}, with no order between the two: {what}"
-
-
-class SharedMemory:
-    """The shared memory of the programs of a chunk, uninitialised."""
-
-    def __init__(self, programs: int, size: int, cell: int) -> None:
-        self.size, self.cell = size, cell
-        self.step = -(-size // WIDEST) * WIDEST
-        self.bytes = np.full(programs * self.step, 0xFF, np.uint8)
-        self.history = History(programs * self.step // cell, None)
-
-    def find(self, locals_: Array, addresses: Array, size: int) -> tuple[Array, Array, int]:
-        """Where the accesses lie in `bytes`, their cells, and how many cells each has."""
-        outside = (addresses < 0) | (addresses + size > self.size)
-        if outside.any():
-            i = int(np.flatnonzero(outside)[0])
-            raise Fault(i, f"{size} bytes at {addresses[i]} of {self.size} of shared memory")
-        if (addresses & (size - 1)).any():
-            i = int(np.flatnonzero(addresses & (size - 1))[0])
-            raise Fault(i, f"{size} bytes at {addresses[i]} of shared memory are not aligned")
-        where = locals_ * self.step + addresses
-        first, n = where // self.cell, max(1, size // self.cell)
-        return where, (first[:, None] + np.arange(n)).reshape(-1) if n > 1 else first, n
-
-    def load(
-        self, locals_: Array, addresses: Array, dtype: np.dtype, count: int, now: Now
-    ) -> Array:
-        """Numbers [accesses, count], each of a program by its place in the chunk."""
-        size = dtype.itemsize * count
-        where, cells, n = self.find(locals_, addresses, size)
-        if not self.history.writes[cells].all():
-            i = int(np.flatnonzero(self.history.writes[cells] == 0)[0])
-            raise Fault(i // n, f"nothing has written {self.describe(int(cells[i]))}")
-        self.enter(cells, n, "read", self.history.read, now)
-        return self.bytes.view(dtype).reshape(-1, count)[where // size]
-
-    def store(self, locals_: Array, addresses: Array, values: Array, now: Now) -> None:
-        """Numbers [accesses, count] into memory."""
-        size = values.itemsize * values.shape[1]
-        where, cells, n = self.find(locals_, addresses, size)
-        lost = self.enter(cells, n, "written", self.history.write, now)
-        memory = self.bytes.view(values.dtype).reshape(-1, values.shape[1])
-        memory[where // size] = values
-        if lost is not None:
-            differs = (memory[where // size] != values).any(1)
-            check_same(
-                slice(None), np.any(lost.reshape(-1, n), 1), differs, self.describe, cells[::n]
-            )
-
-    def enter(
-        self, cells: Array, n: int, verb: str, enter: Callable[..., Array | None], now: Now
-    ) -> Array | None:
-        """Enter accesses into the history; a race is a Fault."""
-        try:
-            return enter(cells, now.repeated(n) if n > 1 else now)
-        except Conflict as race:
-            what = self.describe(int(cells[race.index]))
-            raise Fault(race.index // n, racing(what, race, verb)) from None
-
-    def describe(self, cell: int) -> str:
-        """A cell by its address."""
-        return f"byte {cell * self.cell % self.step} of shared memory"
-
-
-def check_same(
-    at: Array | slice,
-    lost: Array,
-    differs: Array,
-    describe: Callable[[int], str],
-    cells: Array,
-) -> None:
-    """Raise Fault where one of several threads that write a cell at once holds another number.
-
-    With the same number, as Triton stores what all lanes hold, no order can change the result.
-    """
-    if (lost & differs).any():
-        i = int(np.flatnonzero(lost & differs)[0])
-        what = describe(int(cells[i]))
-        raise Fault(index(at, i), f"a race: several threads write different numbers here: {what}")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.ptx.arithmetic import TYPES
 from bench.ptx.errors import PtxError
 from bench.ptx.floats import Array
 from bench.ptx.program import Group, Immediate, Operand, Register, Special, Symbol
+from bench.ptx.types import TYPES
 
 if TYPE_CHECKING:
     from bench.ptx.machine import Chunk

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bench.compiled import TARGETS, compile_launch
 from bench.ptx.counts import Counts
+from bench.ptx.decode import Code
 from bench.ptx.errors import PtxError
-from bench.ptx.machine import Chunk, Code
+from bench.ptx.machine import Chunk
 from bench.ptx.memory import Buffer, GlobalMemory
 from bench.ptx.program import parse
 from bench.ptx.races import Clocks
@@ -53,7 +54,9 @@ CACHE: dict[str, Compiled] = {}
 
 
 def compiled(call: Launch, target: str = "sm_90", *, float_atomics: bool = False) -> Compiled:
-    """The launch's kernel for one of TARGETS, compiled once for each signature."""
+    """The launch's kernel for sm_80, sm_90 or sm_100, compiled once for each signature."""
+    if target not in TARGETS or TARGETS[target].backend != "cuda":
+        raise PtxError(f"target: got {target!r}, wanted sm_80, sm_90 or sm_100")
     key = f"{target} {float_atomics} {call.kernel} {signature(call)}"
     if key not in CACHE:
         kernel = compile_launch(call, TARGETS[target])
@@ -92,7 +95,7 @@ def run(
         call: the launch, of tensors on the CPU.
         outputs: names of the kernel's arguments that hold nothing yet and must be filled.
         scratch: names of arguments that may be written.
-        target: one of bench.compiled.TARGETS that has PTX.
+        target: sm_80, sm_90 or sm_100.
         order: of the programs: "forward", "reverse" or the seed of a random one.
         chunk: programs that run side by side; by default what makes LANES lanes.
         poison: byte that fills registers before anything is in them.
@@ -205,6 +208,11 @@ class Run(NamedTuple):
     result: Forward
     gradients: tuple[Tensor | None, ...]
     executions: list[Execution]
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All that the passes computed."""
+        return *self.result, *self.gradients
 
 
 def run_loss(

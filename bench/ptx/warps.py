@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.ptx.arithmetic import TYPES
 from bench.ptx.errors import PtxError
+from bench.ptx.faults import Fault
 from bench.ptx.floats import Array, larger, smaller
-from bench.ptx.memory import Fault
 from bench.ptx.operands import Mask, Read, Step, items, reader, writer
 from bench.ptx.program import Instruction
+from bench.ptx.types import TYPES
 
 if TYPE_CHECKING:
     from bench.ptx.machine import Chunk

@@ -1,6 +1,5 @@
 """What opcodes compute, against the ISA's words, numpy, torch and exact fractions."""
 
-import math
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +12,8 @@ if INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
 
 from bench.ptx import PtxError, floats
-from bench.ptx.arithmetic import TYPES, operation
+from bench.ptx.arithmetic import operation
+from bench.ptx.types import TYPES
 from bench.ptx.warps import source_lanes
 
 pytestmark = pytest.mark.compiled
@@ -250,8 +250,8 @@ def exact_fma(x, y, z, dtype):
         exponent += 1
     step = Fraction(2) ** (exponent - info.nmant)
     rounded = round(total / step) * step  # ties to even
-    made = float(rounded) if abs(rounded) <= Fraction(float(info.max)) else INF
-    return math.copysign(made, total)
+    made = abs(float(rounded)) if abs(rounded) <= Fraction(float(info.max)) else INF
+    return -made if total < 0 else made
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bench.ptx import Compiled, compiled
-from bench.ptx.machine import Code
+from bench.ptx.decode import Code
 from bench.ptx.program import parse
 from jolkernels.kernels.launch import Launch
 
