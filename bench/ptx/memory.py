@@ -30,6 +30,11 @@ class Buffer:
     scratch: bool = False
 
     @property
+    def written(self) -> bool:
+        """Whether stores to it are allowed."""
+        return self.output or self.scratch
+
+    @property
     def low(self) -> int:
         """Its real address."""
         return self.tensor.data_ptr()
@@ -60,26 +65,28 @@ class Region:
         self.low = address + first % PAGE
         self.cell = min(b.tensor.itemsize for b in buffers)
         self.table: Array | None = None  # offsets of the cells, unless they fill the span
-        own = [self.offsets(b) for b in buffers]
+        own: list[Array] = []
         if not (len(buffers) == 1 and buffers[0].tensor.is_contiguous()):
+            own = [self.offsets(b) for b in buffers]
+            check_overlap(buffers, own)
             table = np.unique(np.concatenate(own))
             self.table = table if len(table) * self.cell != self.size else None
         self.cells = self.size // self.cell if self.table is None else len(self.table)
-        check_overlap(buffers, own)
         self.start = self.low - first % WIDEST  # of the view, so that wide accesses are aligned
         length = -(-(self.size + first % WIDEST) // WIDEST) * WIDEST
         self.bytes = np.zeros(0, np.uint8)
         if length:
             there = (ctypes.c_uint8 * length).from_address(first - first % WIDEST)
             self.bytes = np.ctypeslib.as_array(there)
-        self.history = History(self.cells, clocks)
+        self.history = History(self.cells if any(b.written for b in buffers) else 0, clocks)
         self.writable = np.zeros(self.cells, bool)
         self.undefined = np.zeros(self.cells, bool)
-        for b, offsets in zip(buffers, own, strict=True):
-            if b.output or b.scratch:
-                self.writable[self.at(offsets)] = True
+        for i, b in enumerate(buffers):
+            cells = self.at(own[i]) if own else slice(None)
+            if b.written:
+                self.writable[cells] = True
             if b.output:
-                self.undefined[self.at(offsets)] = True
+                self.undefined[cells] = True
         self.has_outputs = bool(self.undefined.any())
         sectors = self.low % SECTOR + (self.table if self.table is not None else np.zeros(0))
         self.sectors = np.unique(sectors // SECTOR).astype(np.int64)
@@ -138,7 +145,7 @@ class Region:
     def describe(self, cell: int) -> str:
         """The element that a cell belongs to."""
         offset = cell * self.cell if self.table is None else int(self.table[cell])
-        for b in sorted(self.buffers, key=lambda b: not (b.output or b.scratch)):
+        for b in sorted(self.buffers, key=lambda b: not b.written):
             relative = offset - (b.low - min(other.low for other in self.buffers))
             distance = relative - b.offsets()
             inside = np.argwhere((distance >= 0) & (distance < b.tensor.itemsize))
@@ -160,8 +167,7 @@ def check_overlap(buffers: Sequence[Buffer], offsets: Sequence[Array]) -> None:
     """Raise PtxError for a tensor to be written that shares bytes with another argument."""
     for i, one in enumerate(buffers):
         for j, other in enumerate(buffers):
-            written = one.output or one.scratch
-            if i != j and written and len(np.intersect1d(offsets[i], offsets[j])):
+            if i != j and one.written and len(np.intersect1d(offsets[i], offsets[j])):
                 raise PtxError(f"output {one.name} overlaps {other.name}")
         if written_twice(one):
             raise PtxError(f"output {one.name} overlaps itself")
@@ -170,7 +176,7 @@ def check_overlap(buffers: Sequence[Buffer], offsets: Sequence[Array]) -> None:
 def written_twice(buffer: Buffer) -> bool:
     """Whether two elements of a tensor that is written are in one place."""
     tensor = buffer.tensor
-    if not (buffer.output or buffer.scratch) or tensor.is_contiguous():
+    if not buffer.written or tensor.is_contiguous():
         return False
     return len(np.unique(buffer.offsets())) < tensor.numel()
 
@@ -188,7 +194,6 @@ class GlobalMemory:
             groups[-1].append(buffer)
             end = max(end, buffer.low + buffer.size)
         self.regions = [Region(g, APART * (i + 1), clocks) for i, g in enumerate(groups)]
-        self.lows = np.array([r.low for r in self.regions])
 
     def address(self, name: str) -> int:
         """Where kernels see a tensor."""
@@ -237,7 +242,8 @@ class GlobalMemory:
             if region.has_outputs and region.undefined[cells].any():
                 i = int(np.flatnonzero(region.undefined[cells])[0])
                 raise Fault(index(at, i // n), f"nothing has written {region.describe(cells[i])}")
-            with_history(region, at, cells, n, "read", region.history.read, now)
+            if len(region.history.writes):  # else an input
+                with_history(region, at, cells, n, "read", region.history.read, now)
             region.touch("ld", cells[::n])
             found = region.bytes.view(dtype).reshape(-1, count)[
                 (addresses[at] - region.start) // size

@@ -50,7 +50,12 @@ def merged(was: Array, now: Array) -> Array:
         return now
     apart = ((was ^ now) & WARP_BITS) != 0
     flags = np.where(apart, WARPS | LANES, LANES) | (was & (WARPS | LANES))
-    return np.where(both, now | flags, now)
+    return np.where(both, both_strong(was, now) | flags, now)
+
+
+def both_strong(was: Array, now: Array) -> Array:
+    """`now`, atomic only if `was` is too."""
+    return now & (was | ~np.int64(ATOMIC))
 
 
 class Clocks:
@@ -196,18 +201,15 @@ class Conflict(Exception):
 class History:
     """The last write and the last reads of each cell of some memory.
 
-    Of several unordered reads, that there were several: no later write in this launch is ordered
-    after reads by more than one program. Reads are entered only once the memory is written, so
-    that an input costs nothing.
+    Of several unordered reads, that there were several. Reads by several programs count as never
+    ordered before a write, which no kernel here needs.
     """
 
     def __init__(self, cells: int, clocks: Clocks | None) -> None:
         self.clocks = clocks  # None: memory of single programs, shared memory
         self.writes = np.zeros(cells, np.int64)
         self.writers = np.zeros(cells if clocks else 0, np.int32)
-        self.reads: Array | None = None
-        self.readers = self.writers
-        self.waiting: list[tuple[Array, Now]] = []
+        self.reads, self.readers = np.zeros_like(self.writes), np.zeros_like(self.writers)
         self.written = False
         self.atomics: dict[int, dict[int, int]] = {}  # cell: program: last stamp
 
@@ -215,16 +217,6 @@ class History:
         """Enter reads, which must be ordered after the last writes."""
         if self.written:
             self.compare(self.writes, self.writers, cells, now, "written")
-        if self.clocks is None:
-            self.enter(cells, now)
-        else:
-            self.waiting.append((cells, now))
-
-    def enter(self, cells: Array, now: Now) -> None:
-        """Remember reads."""
-        if self.reads is None:
-            self.reads = np.zeros_like(self.writes)
-            self.readers = np.zeros_like(self.writers)
         was = self.reads[cells]
         marked = merged(was, now.stamps)
         if self.clocks is None:
@@ -234,7 +226,7 @@ class History:
         by = self.readers[cells]
         foreign = (was != 0) & (by != now.programs)
         readers = np.where(foreign, SEVERAL, now.programs).astype(np.int32)
-        self.reads[cells] = marked = np.where(foreign, now.stamps, marked)
+        self.reads[cells] = marked = np.where(foreign, both_strong(was, now.stamps), marked)
         self.readers[cells] = readers
         clash = self.readers[cells] != readers
         self.readers[cells[clash]] = SEVERAL
@@ -242,14 +234,10 @@ class History:
 
     def write(self, cells: Array, now: Now) -> Array | None:
         """Enter writes, ordered after all before; returns where others wrote the same cell now."""
-        for before in self.waiting:
-            self.enter(*before)
-        self.waiting.clear()
         self.written = True
         self.compare(self.writes, self.writers, cells, now, "written")
-        if self.reads is not None:
-            self.compare(self.reads, self.readers, cells, now, "read")
-            self.reads[cells] = 0
+        self.compare(self.reads, self.readers, cells, now, "read")
+        self.reads[cells] = 0
         self.writes[cells] = now.stamps
         if self.clocks is not None:
             self.writers[cells] = now.programs
@@ -323,7 +311,7 @@ def mark_shared(stamps: Array, cells: Array, stored: Array) -> Array | None:
     lost = kept != stored
     if not lost.any():
         return None
-    apart = ((kept ^ stored) & WARP_BITS) != 0
-    flags = np.where(apart, WARPS | LANES, LANES)
-    np.bitwise_or.at(stamps, cells[lost], flags[lost])
+    apart = lost & (((kept ^ stored) & WARP_BITS) != 0)
+    stamps[cells[lost]] |= LANES
+    stamps[cells[apart]] |= WARPS
     return lost

@@ -1,6 +1,5 @@
 """Faults planted into compiled kernels: the machine finds each, and names it in one line."""
 
-import mmap
 import re
 
 import pytest
@@ -70,18 +69,10 @@ def test_the_gaps_of_a_view_are_not_of_the_tensor():
         run(wrong, ["out"], chunk=1)
 
 
-def far_apart(rows, columns, stride):
-    """Rows of numbers 2^31 elements from the first to the last, of which little is real memory."""
-    size = 4 * ((rows - 1) * stride + columns)
-    nothing = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-    x = torch.frombuffer(mmap.mmap(-1, size, flags=nothing), dtype=torch.float32)
-    x = x.as_strided((rows, columns), (stride, 1))
-    return x.copy_(vector(rows * columns).view(rows, columns))
-
-
 def test_an_offset_of_32_bits():
     rows, columns, stride = 5, 100, 2**29 + 64
-    x, out = far_apart(rows, columns, stride), torch.empty(rows)
+    x = kernels.far_apart(vector(rows * columns).view(rows, columns), stride)
+    out = torch.empty(rows)
     run(launch(kernels.row_sums, rows, x, out, rows, columns, stride, BLOCK=128), ["out"])
     torch.testing.assert_close(out, x.sum(1))
     wrong = launch(kernels.row_sums_32_bits, rows, x, out, rows, columns, stride, BLOCK=128)

@@ -206,3 +206,12 @@ def test_a_kernel_is_compiled_once_for_a_signature():
 def test_a_target_without_ptx():
     with pytest.raises(PtxError, match="target: got 'gfx942', wanted sm_80, sm_90 or sm_100"):
         compiled(launch(kernels.copy, 1, vector(4), torch.empty(4), 4, BLOCK=4), "gfx942")
+
+
+@pytest.mark.parametrize("step", [2**26, 2**30])
+def test_rows_beyond_32_bits(step):
+    """64 rows 2^26 numbers apart, and 64 rows 2^30 apart, of which little is real memory."""
+    criterion, batch = problem(RETINANET, n=64, classes=8)
+    batch["logits"] = kernels.far_apart(batch["logits"], step)
+    assert batch["logits"].stride(0) * len(batch["logits"]) > 2**31
+    assert_agrees(criterion, batch)

@@ -1,5 +1,6 @@
 """Small Triton kernels, right and wrong, for the tests of the machine that runs compiled PTX."""
 
+import mmap
 from collections.abc import Callable
 
 import torch
@@ -137,6 +138,15 @@ def launch(kernel, programs: int, *arguments, warps: int = 4, **constants) -> La
 def vector(n: int, seed: int = 0) -> Tensor:
     """Random numbers at a multiple of 64 bytes."""
     return torch.randn(n, generator=torch.Generator().manual_seed(seed))
+
+
+def far_apart(rows: Tensor, step: int) -> Tensor:
+    """The rows [N, C], `step` elements from one to the next in memory that is hardly there."""
+    n, columns = rows.shape
+    size = rows.itemsize * ((n - 1) * step + columns)
+    anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    memory = torch.frombuffer(mmap.mmap(-1, size, flags=anonymous), dtype=rows.dtype)
+    return memory.as_strided((n, columns), (step, 1)).copy_(rows)
 
 
 def edited(call: Launch, edit: Callable[[str], str]) -> Compiled:
