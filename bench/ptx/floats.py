@@ -16,6 +16,7 @@ SMALLEST_NORMAL = {F16: 2.0**-14, F32: 2.0**-126, F64: 2.0**-1022}
 TAIL = {F16: (1 << 42) - 1, F32: (1 << 29) - 1}  # bits of a float64 that these have not
 MIDDLE = {F16: 1 << 41, F32: 1 << 28}
 CANONICAL_NAN = np.uint16(0x7FFF)  # of half precision, sections 9.7.4 and 9.7.9.21
+CANONICAL_NAN_32 = np.uint32(0x7FFFFFFF).view(F32)
 
 
 def from_bf16(x: Array) -> Array:
@@ -39,6 +40,12 @@ def truncated_to_bf16(x: Array) -> Array:
 def to_f16(x: Array) -> Array:
     """Rounded to the nearest float16; NaN is the canonical one."""
     return np.where(np.isnan(x), CANONICAL_NAN.view(F16), x.astype(F16))
+
+
+def canonical(x: Array) -> Array:
+    """float32 with the one NaN that operations give (section 9.7.3); this CPU's has a sign."""
+    nan = np.isnan(x)
+    return np.where(nan, CANONICAL_NAN_32, x) if nan.any() else x
 
 
 def flushed(x: Array) -> Array:

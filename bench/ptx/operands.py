@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.ptx.errors import PtxError
-from bench.ptx.floats import Array
+from bench.ptx.floats import F32, Array, canonical
 from bench.ptx.program import Group, Immediate, Operand, Register, Special, Symbol
 from bench.ptx.types import TYPES
 
@@ -62,7 +62,9 @@ def reader(operand: Operand, type_name: str, *, wider: bool = False) -> Read:
 
         def read(chunk: "Chunk") -> Array:
             value = chunk.registers[i]
-            return value if value.dtype is dtype else value.view(dtype)
+            if value.dtype is dtype:
+                return value
+            return (canonical(value) if value.dtype is F32 else value).view(dtype)
 
         return read
     whole, part = np.dtype(f"u{bits // 8}"), np.dtype(f"u{size // 8}")

@@ -282,4 +282,4 @@ def in_all_orders(compute: Callable[..., tuple[Sequence[Tensor | None], Any]]) -
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal bit by bit."""
-    return a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes()
+    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))

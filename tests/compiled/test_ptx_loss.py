@@ -147,6 +147,17 @@ def test_a_tensor_that_is_used_twice():
     assert_agrees(criterion, batch)
 
 
+def test_the_bits_of_nan():
+    """Those of a GPU, 0x7FFFFFFF, whatever this CPU makes; what is only copied stays as it is."""
+    x = torch.tensor([torch.inf, 1.0, -torch.inf, torch.nan])
+    out = torch.empty(4)
+    run(launch(kernels.difference, 1, x, out, 4, BLOCK=4), ["out"])
+    assert out.view(torch.int32).tolist() == [0x7FFFFFFF, 0, 0x7FFFFFFF, 0x7FFFFFFF]
+    payload = torch.tensor([0x7FC00001, -1, 0x7F800001, 5], dtype=torch.int32).view(torch.float32)
+    run(launch(kernels.copy, 1, payload, out, 4, BLOCK=4), ["out"])
+    assert torch.equal(out.view(torch.int32), payload.view(torch.int32))
+
+
 # Counts.
 
 
