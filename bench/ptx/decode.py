@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench.ptx import access, operands, warps
 from bench.ptx.arithmetic import operation
 from bench.ptx.errors import PtxError
-from bench.ptx.flow import ranks
+from bench.ptx.flow import BRANCHES, ENDS, ranks
 from bench.ptx.operands import Mask, Read, Step, Write, reader, writer
 from bench.ptx.program import Group, Immediate, Instruction, Program, Symbol
 from bench.ptx.types import TYPES, Operation
@@ -47,6 +47,9 @@ class Code:
                 self.decoded.append(decode(instruction, program, float_atomics))
             except PtxError as error:
                 raise PtxError(f"{program.name}: {instruction}: {error}") from None
+        last = program.instructions[-1]
+        if last.guard is not None or last.opcode not in (*ENDS, *BRANCHES):
+            raise PtxError(f"{program.name}: {last}: the code goes on beyond its end")
         by_block = ranks(program)
         self.ranks = [by_block.get(i, -1) for i in range(len(self.decoded))]
         self.shared_cell = min(

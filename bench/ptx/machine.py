@@ -1,8 +1,8 @@
 """Runs a program: many at once, every lane of which is an element of numpy arrays.
 
-The programs of a chunk go through the code together. Lanes that branch apart take turns in
-the order of flow.py, until they meet again; a warp that arrives at a barrier waits until all warps
-of its program have.
+The programs of a chunk go through the code together. Lanes that branch apart take turns in the
+order of flow.py, until they meet again; a warp that arrives at a barrier waits until all warps of
+its program have.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from bench.ptx.operands import Mask
 from bench.ptx.races import Now
 from bench.ptx.shared import SharedMemory
 
-MOST_STEPS = 10_000_000  # instructions of a chunk; a loop that waits for another program never ends
+MOST_STEPS = 3_000_000  # instructions of a chunk; a loop that waits for another program never ends
 
 
 class Chunk:
@@ -189,10 +189,7 @@ class Chunk:
 
     def arrive(self, pc: int, barrier: int, active: Array) -> None:
         """Warps wait at a barrier; those of programs that are complete go on."""
-        some = np.asarray(active.any(1))
-        if (active != some[:, None]).any():
-            lane = int(np.flatnonzero(some & ~active.all(1))[0])
-            raise PtxError(f"{self.where(lane)}: only some lanes of a warp arrive at the barrier")
+        self.whole_warps(active)
         there = self.waiting.setdefault(barrier, [])
         there.append((active, pc))
         arrived = np.logical_or.reduce([mask for mask, _ in there])
@@ -214,13 +211,17 @@ class Chunk:
     def warp_barrier(self, active: Mask) -> None:
         """bar.warp.sync of whole warps."""
         active = self.everyone if active is None else active
-        some = np.asarray(active.any(1))
-        if (active != some[:, None]).any():
-            lane = int(np.flatnonzero(some & ~active.all(1))[0])
-            raise PtxError(f"{self.where(lane)}: only some lanes of a warp arrive at the barrier")
-        rows = np.flatnonzero(some)
+        rows = self.whole_warps(active)
         self.clocks.warp_barrier(self.programs[rows // self.warps], rows % self.warps)
         self.changed()
+
+    def whole_warps(self, active: Array) -> Array:
+        """The warps that arrive at a barrier; raises PtxError for a part of one."""
+        some = np.asarray(active.any(1))
+        if (active != some[:, None]).any():
+            row = int(np.flatnonzero(some & ~active.all(1))[0])
+            raise PtxError(f"{self.where(row)}: only some lanes of a warp arrive at the barrier")
+        return np.flatnonzero(some)
 
     def report_waiting(self) -> None:
         """Raise PtxError for warps that wait forever."""

@@ -85,7 +85,7 @@ def run(
     scratch: Collection[str] = (),
     target: str = "sm_90",
     order: Order = "forward",
-    chunk: int | None = None,
+    parts: int = 1,
     poison: int = 0xFF,
     float_atomics: bool = False,
 ) -> Execution:
@@ -97,7 +97,7 @@ def run(
         scratch: names of arguments that may be written.
         target: sm_80, sm_90 or sm_100.
         order: of the programs: "forward", "reverse" or the seed of a random one.
-        chunk: programs that run side by side; by default what makes LANES lanes.
+        parts: how many chunks, the programs that run side by side, there are at least.
         poison: byte that fills registers before anything is in them.
         float_atomics: allow sums that depend on the order of the programs.
 
@@ -110,7 +110,7 @@ def run(
         outputs,
         scratch=scratch,
         order=order,
-        chunk=chunk,
+        parts=parts,
         poison=poison,
     )
 
@@ -122,7 +122,7 @@ def execute(
     *,
     scratch: Collection[str] = (),
     order: Order = "forward",
-    chunk: int | None = None,
+    parts: int = 1,
     poison: int = 0xFF,
 ) -> Execution:
     """`run` a kernel that is compiled already, maybe for other arguments."""
@@ -134,7 +134,7 @@ def execute(
     clocks = Clocks(call.programs, program.threads // 32)
     memory = GlobalMemory(buffers(call, outputs, scratch), clocks)
     parameters = parameters_of(call, memory, len(program.parameters))
-    count = chunk or max(1, LANES // program.threads)
+    count = max(1, min(LANES // program.threads, -(-call.programs // parts)))
     programs = in_order(call.programs, order)
     for start in range(0, call.programs, count):
         some = programs[start : start + count]
@@ -258,8 +258,8 @@ def filled(call: Launch, names: Sequence[str]) -> list[str]:
 
 ORDERS: tuple[dict[str, Any], ...] = (
     {"order": "forward"},
-    {"order": "reverse", "chunk": 3, "poison": 0x00},
-    {"order": 1, "poison": 0x3F},
+    {"order": "reverse", "parts": 3, "poison": 0x00},
+    {"order": 1, "parts": 2, "poison": 0x3F},
 )
 
 

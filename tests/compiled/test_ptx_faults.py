@@ -66,7 +66,7 @@ def test_the_gaps_of_a_view_are_not_of_the_tensor():
     with fault("program 2, thread 125", "4 bytes at offset 6096 lie outside x of 6096 bytes"):
         run(wrong, ["out"])
     with fault("program 0, thread 125", "4 bytes at offset 2000 are between the elements of x"):
-        run(wrong, ["out"], chunk=1)
+        run(wrong, ["out"], parts=3)
 
 
 def test_an_offset_of_32_bits():

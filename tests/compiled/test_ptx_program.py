@@ -87,6 +87,7 @@ def test_where_an_instruction_comes_from():
         ("%r1, -5", "%r1, 0z5", "PTX line 21: unknown operand '0z5'"),
         ("[f_param_0]", "[f_param_9]", "unknown parameter"),
         ("bra $loop", "bra $else", "no label $else"),
+        ("    ret;", "    @%p1 ret;", "the code goes on beyond its end"),
         ("@!%p1", "@!%r1", "the guard is no predicate"),
         ("[%rd1 + -8]", "[%rd1 * 8]", "unknown operand '[%rd1 * 8]'"),
         (", {%r1, %r2}", ", {%r1}", "unknown operands of st.global.v2.b32"),
