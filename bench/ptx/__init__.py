@@ -1,9 +1,10 @@
 """A machine that runs compiled Triton kernels, as PTX, on the CPU: checked, and counted.
 
-    from bench.ptx import in_all_orders, run, run_loss
+    from bench.ptx import compiled_kernels, run
 
     execution = run(launch, outputs=("row_terms", "partial_sums"))  # of a Launch
-    result, gradients, executions = run_loss(batch, call)  # as jolkernels.kernels would
+    with compiled_kernels() as executions:  # in place of the CPU's passes
+        loss = JointOptimizationLoss()(**batch)
 
 `run` compiles the launch for sm_90 (or `target="sm_80"`, "sm_100"), which needs no GPU, and runs
 that on the launch's tensors in place. It raises PtxError, one line with the instruction, its line
@@ -28,20 +29,20 @@ Triton's CompiledKernel with the same code as a cubin.
 program.py reads the text. arithmetic.py, with types.py, floats.py, integers.py and conversions.py,
 says what opcodes compute; operands.py, access.py and warps.py what they do with registers, memory
 and other lanes; decode.py makes a program ready with these. machine.py runs it, in the order of
-flow.py; memory.py, shared.py and races.py check; counts.py counts; runs.py joins that to launches.
+flow.py; memory.py, shared.py and races.py check; counts.py counts. runs.py joins that to launches,
+loss.py to the loss.
 """
 
 from bench.ptx.counts import Counts, Line
 from bench.ptx.errors import PtxError
+from bench.ptx.loss import compiled_kernels
 from bench.ptx.runs import (
     Compiled,
     Execution,
-    Run,
     compiled,
     execute,
     in_all_orders,
     run,
-    run_loss,
 )
 
 __all__ = [
@@ -50,10 +51,9 @@ __all__ = [
     "Execution",
     "Line",
     "PtxError",
-    "Run",
     "compiled",
+    "compiled_kernels",
     "execute",
     "in_all_orders",
     "run",
-    "run_loss",
 ]

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from triton import JITFunction
 
 from bench.compiled import TARGETS, compile_launch
 from bench.ptx.counts import Counts
@@ -16,10 +17,7 @@ from bench.ptx.machine import Chunk
 from bench.ptx.memory import Buffer, GlobalMemory
 from bench.ptx.program import parse
 from bench.ptx.races import Clocks
-from jolkernels.batch import Batch, Forward
-from jolkernels.kernels import launch as launches
 from jolkernels.kernels.launch import Launch
-from jolkernels.settings import Call
 
 LANES = 32_768  # of a chunk: a register of 4-byte numbers then fits a core's cache
 Order = str | int  # "forward", "reverse" or the seed of a random one
@@ -57,7 +55,7 @@ def compiled(call: Launch, target: str = "sm_90", *, float_atomics: bool = False
     """The launch's kernel for sm_80, sm_90 or sm_100, compiled once for each signature."""
     if target not in TARGETS or TARGETS[target].backend != "cuda":
         raise PtxError(f"target: got {target!r}, wanted sm_80, sm_90 or sm_100")
-    key = f"{target} {float_atomics} {call.kernel} {signature(call)}"
+    key = f"{target} {float_atomics} {call.kernel.cache_key} {signature(call)}"
     if key not in CACHE:
         kernel = compile_launch(call, TARGETS[target])
         code = Code(parse(kernel.asm["ptx"]), float_atomics=float_atomics)
@@ -71,6 +69,8 @@ def signature(call: Launch) -> list[Any]:
     def seen(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.dtype, value.data_ptr() % 16 == 0
+        if isinstance(value, JITFunction):  # whose name may be another's too
+            return value.cache_key
         if isinstance(value, int):
             return value == 1, value % 16 == 0, -(2**31) <= value < 2**31
         return value
@@ -191,68 +191,6 @@ def parameters_of(call: Launch, memory: GlobalMemory, count: int) -> list[int]:
     made += [0, 0]
     if len(made) != count:
         raise PtxError(f"{call.kernel.fn.__name__}: {len(made)} arguments for {count} parameters")
-    return made
-
-
-FORWARD_OUTPUTS = {
-    "rows_kernel": ("row_terms", "partial_sums"),
-    "finish_kernel": ("classification", "regression", "negative_weight", "num_positives",
-                      "extra_regression", "scalars"),
-}  # fmt: skip
-GRADIENTS = ("grad_logits", "grad_boxes", "grad_extras")
-
-
-class Run(NamedTuple):
-    """A forward and a backward pass: the results, the gradients (None where not asked for)."""
-
-    result: Forward
-    gradients: tuple[Tensor | None, ...]
-    executions: list[Execution]
-
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """All that the passes computed."""
-        return *self.result, *self.gradients
-
-
-def run_loss(
-    batch: Batch,
-    call: Call,
-    upstream: tuple[Tensor, Tensor] | None = None,
-    **options: Any,
-) -> Run:
-    """The loss as jolkernels.kernels.launch computes it, each launch by `run` with the options.
-
-    Args:
-        batch: as jolkernels.batch.make_batch gives it, on the CPU.
-        call: the same.
-        upstream: gradients for both losses, of the losses' shape; ones by default.
-        options: of `run`.
-    """
-    result, forward, _ = launches.plan_forward(batch, call)
-    done = [
-        run(each, filled(each, FORWARD_OUTPUTS[each.kernel.fn.__name__]), **options)
-        for each in forward
-    ]
-    one = torch.ones_like(result.classification)
-    up = upstream or (one, one)
-    needs = True, True, batch.extra_regression is not None
-    gradients, backward = launches.plan_backward(
-        batch, call, result.rows, result.scalars, *up, needs
-    )
-    done += [run(each, filled(each, GRADIENTS), **options) for each in backward]
-    return Run(result, gradients, done)
-
-
-def filled(call: Launch, names: Sequence[str]) -> list[str]:
-    """Those of the named arguments that are tensors, after filling them with 0x7F bytes.
-
-    Which is NaN, or next to it, in every type.
-    """
-    given = dict(named_arguments(call))
-    made = [name for name in names if isinstance(given[name], Tensor)]
-    for name in made:
-        given[name].view(torch.uint8).fill_(0x7F) if given[name].ndim else given[name].fill_(0x7F)
     return made
 
 

@@ -37,7 +37,7 @@ def heads():
         seen.add(v.name)
 
 
-@pytest.mark.parametrize(("variant", "target"), heads())
+@pytest.mark.parametrize(("variant", "target"), list(heads()))
 def test_no_detector_head_spills(variant, target):
     reports = compile_report.report(variant, target)
     assert [r.kernel for r in reports] == ["rows_kernel", "finish_kernel", "gradients_kernel"]

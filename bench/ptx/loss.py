@@ -1,0 +1,41 @@
+"""The loss by its compiled kernels, on tensors on the CPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from bench.ptx.runs import Execution, named_arguments, run
+from jolkernels import kernels, ops
+from jolkernels.kernels.launch import Launch
+
+OUTPUTS = {
+    "rows_kernel": {"row_terms", "partial_sums"},
+    "finish_kernel": {"classification", "regression", "negative_weight", "num_positives",
+                      "extra_regression", "scalars"},
+    "gradients_kernel": {"grad_logits", "grad_boxes", "grad_extras"},
+}  # fmt: skip
+
+
+@contextmanager
+def compiled_kernels(**options: Any) -> Iterator[list[Execution]]:
+    """Within it every launch of the loss, forward and backward, is by `run` with these options.
+
+    Yields the executions, in a list that grows. What `run` finds is raised where the loss, or its
+    backward pass, is called.
+    """
+    done: list[Execution] = []
+
+    def launched(call: Launch) -> None:
+        filled = OUTPUTS[call.kernel.fn.__name__]
+        names = [n for n, v in named_arguments(call) if n in filled and isinstance(v, Tensor)]
+        done.append(run(call, names, **options))
+
+    before = ops.implementation, Launch.__call__
+    ops.implementation = lambda batch, settings: kernels
+    Launch.__call__ = launched  # type: ignore
+    try:
+        yield done
+    finally:
+        ops.implementation, Launch.__call__ = before  # type: ignore[method-assign]
