@@ -238,6 +238,27 @@ def test_label_studio(tmp_path: Path):
     assert CocoDetection(tmp_path / "images", tmp_path / "boxes.json")[0][0].shape == (3, 48, 64)
 
 
+@pytest.mark.parametrize("folder", ["media", "media/upload", "media/upload/1", "copied"])
+def test_label_studio_leads_out_of_the_folder(tmp_path: Path, folder: str):
+    """Its name is followed nowhere else; one part alone could be another image's name."""
+    root, name = tmp_path / "a" / "b", "../../label-studio/media/upload/1/a.png"
+    there = root / ("copied/1" if folder == "copied" else "media/upload/1")
+    pictures(there, "a.png")
+    content = copy.deepcopy(FIFTYONE)
+    content["images"][0]["file_name"] = name
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    data = CocoDetection(root / folder, tmp_path / "boxes.json")
+    assert data._files[0].resolve() == there.resolve() / "a.png"
+    (remark,) = data.remarks
+    assert "file names that leave the images folder, found in it by their last parts" in remark
+    # where it leads, another image is what is meant
+    meant = (root / folder / name).resolve()
+    meant.parent.mkdir(parents=True)
+    meant.write_bytes(b"")
+    with pytest.raises(DataError, match="leaves the images folder"):
+        CocoDetection(root / folder, tmp_path / "boxes.json")
+
+
 def test_labelme(tmp_path: Path):
     data = read(tmp_path, LABELME)
     assert data.class_names == ["bus"]
@@ -273,6 +294,8 @@ def test_fiftyone(tmp_path: Path):
         ("C:\\data\\a.png", r"file_name 'C:\\\\data\\\\a.png' leaves the images folder"),
         ("https://example.org/a.png", "is a web address, wanted a file in"),
         ("..\\a.png", "leaves the images folder"),
+        ("../../up/1/a.png", r"leaves the images folder .*, or the image there as '1/a\.png'$"),
+        ("1/../../a.png", "leaves the images folder"),
     ],
 )
 def test_names_that_are_not_in_the_folder(tmp_path: Path, name: str, wanted: str):
