@@ -32,9 +32,12 @@ def printable_lines(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """A cell that spreadsheets show and do not compute; numbers stay what they are."""
+    """A cell that spreadsheets show and do not compute; numbers stay what they are.
+
+    A formula has an apostrophe before it, and one more than it had where it has some already.
+    """
     text = printable(text)
-    if len(text) < 2 or not text.startswith(_FORMULA):  # a sign alone computes nothing
+    if not _is_formula(text.lstrip("'")):
         return text
     try:
         float(text)
@@ -45,8 +48,11 @@ def csv_cell(text: str) -> str:
 
 def from_csv_cell(cell: str) -> str:
     """The text that `csv_cell` made this cell of, but for escapes."""
-    escaped = len(cell) > 2 and cell[0] == "'" and cell[1:].startswith(_FORMULA)
-    return cell[1:] if escaped else cell
+    return cell[1:] if cell.startswith("'") and _is_formula(cell.lstrip("'")) else cell
+
+
+def _is_formula(text: str) -> bool:
+    return len(text) > 1 and text.startswith(_FORMULA)  # a sign alone computes nothing
 
 
 def counted(number: int, noun: str) -> str:

@@ -15,7 +15,7 @@ from detectors.evaluation import evaluate
 from detectors.evaluation.report import class_table, read_results, write_results
 from detectors.inference.drawing import draw_detections
 from detectors.paper.class_detections import class_figure
-from detectors.utils.printable import csv_cell, printable, printable_lines
+from detectors.utils.printable import csv_cell, from_csv_cell, printable, printable_lines
 from detectors.utils.text_tables import Grid, render
 
 CLEAR = "\x1b[2J\x1b]0;title\x07"
@@ -48,6 +48,9 @@ def test_what_acts_is_escaped(text: str, shown: str):
 @pytest.mark.parametrize("formula", ["=1+1", "+cmd|'/c calc'!A0", "-2+3", "@SUM(A1)"])
 def test_cells_compute_nothing(formula: str):
     assert csv_cell(formula) == f"'{formula}"
+    names = [formula, f"'{formula}", f"''{formula}", "'", "'=", "''+", "'-1", "-1", "'a", "="]
+    cells = [csv_cell(name) for name in names]
+    assert len(set(cells)) == len(cells) and [from_csv_cell(cell) for cell in cells] == names
     for cell in ("-1.5", "+3", "-inf", "1e-3", "a=b", "", "a-b"):
         assert csv_cell(cell) == cell
     grid = Grid("t", ["class", "AP"], [[formula, "-0.5"], [CLEAR, "1"]], 1, 0, [])
