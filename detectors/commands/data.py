@@ -1,11 +1,9 @@
 """`jol data`: what a data set holds, what is wrong in it, and other formats of it."""
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -259,16 +257,15 @@ def decoded(coco: CocoFile, source: str) -> Iterator[tuple[str | None, list[str]
     That is in words that follow a number of images.
     """
     from detectors.data.images import read_picture, traits
+    from detectors.data.loading import map_images
 
-    def look(image: dict[str, Any], file: Path) -> tuple[str | None, list[str]]:
-        where = f"{source}: image {image['id']}"
+    def look(image: dict[str, Any], file: Path, where: str) -> tuple[str | None, list[str]]:
         try:
             return None, traits(read_picture(file, (image["width"], image["height"]), where))
         except DataError as error:
             return str(error), []
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works outside the interpreter's lock
-        yield from pool.map(look, coco.images, coco.files)
+    return map_images(look, coco, source)
 
 
 def convert(args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from detectors.data import depth
+from detectors.data.loading import read_in_time
 from detectors.data.orientation import UPRIGHT, display, displayed, orientation, undo
 from detectors.errors import DataError
 from detectors.utils.files import refuse_endless
@@ -136,8 +138,12 @@ def displayed_size(file: Path) -> tuple[int, int]:
     """(width, height) of the image as displayed, without decoding it if possible.
 
     Raises:
-        UNREADABLE
+        UNREADABLE: LoadingError, an image that is not read in time, is one of them.
     """
+    return read_in_time(partial(_displayed_size, file), "the image")
+
+
+def _displayed_size(file: Path) -> tuple[int, int]:
     refuse_endless(file)
     with file.open("rb") as stream, Image.open(stream) as opened:
         if opened.format == "PNG" and not _may_be_turned(stream):

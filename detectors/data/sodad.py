@@ -5,9 +5,7 @@ on, `TiledDetection` is the data set of those tiles, evaluated on the whole imag
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,6 +17,7 @@ from detectors.data.coco import CocoFile, fail, read_json
 from detectors.data.coco_checks import Report
 from detectors.data.dataset import CocoDetection, Detection
 from detectors.data.images import decode
+from detectors.data.loading import map_images
 from detectors.data.published import Published, read_published_json
 from detectors.data.tiles import AREA_LEFT, SIZE, Box, clip, merge, starts
 from detectors.errors import DataError
@@ -118,7 +117,7 @@ def write_tiles(
         "corner", the tile's [x, y] in it.
 
     Raises:
-        DataError: an image that cannot be decoded.
+        DataError: an image that cannot be decoded. LoadingError: one that is not read in time.
     """
     of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco.images}
     for record in coco.annotations:
@@ -127,8 +126,7 @@ def write_tiles(
         of_image.get(number, []).extend(_ignored(boxes, number, coco.categories))
     folder.mkdir(parents=True, exist_ok=True)
 
-    def cut(image: dict[str, Any], file: Path) -> list[Tile]:
-        where = f"{source}: image {image['id']}"
+    def cut(image: dict[str, Any], file: Path, where: str) -> list[Tile]:
         pixels = decode(file, (image["width"], image["height"]), where).numpy()
         paint(pixels, regions.get(image["id"], ()))
         tiles = cut_image(image, of_image[image["id"]])
@@ -140,15 +138,14 @@ def write_tiles(
 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works outside the interpreter's lock
-        for done, tiles in enumerate(pool.map(cut, coco.images, coco.files), start=1):
-            for image, objects in tiles:
-                image["id"] = len(images) + 1
-                images.append(image)
-                for record in objects:
-                    ids = {"id": len(annotations) + 1, "image_id": image["id"]}
-                    annotations.append({**record, **ids})
-            on_image(done)
+    for done, tiles in enumerate(map_images(cut, coco, source), start=1):
+        for image, objects in tiles:
+            image["id"] = len(images) + 1
+            images.append(image)
+            for record in objects:
+                ids = {"id": len(annotations) + 1, "image_id": image["id"]}
+                annotations.append({**record, **ids})
+        on_image(done)
     return {"images": images, "annotations": annotations, "categories": coco.categories}
 
 

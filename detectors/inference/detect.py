@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from detectors.data.dataset import CocoDetection, Detection
+from detectors.data.dataset import CocoDetection, Detection, Sample
 from detectors.data.loading import read_in_time
 
 COLUMNS = 7
@@ -16,6 +16,16 @@ COLUMNS = 7
 def as_inputs(images: Sequence[Tensor], device: str) -> list[Tensor]:
     """Images uint8 [3, H, W] as a detector takes them: on `device`, float32 in 0..1."""
     return [image.to(device).float() / 255 for image in images]
+
+
+def read_image(dataset: CocoDetection, index: int) -> Sample:
+    """`dataset[index]`, for which a disk that does not answer is not waited for ever.
+
+    Raises:
+        DataError: it cannot be decoded. LoadingError: it is not read in time.
+    """
+    what = f"{dataset.source}: image {dataset.image_ids[index]}"
+    return read_in_time(partial(dataset.__getitem__, index), what)
 
 
 @torch.no_grad()
@@ -42,8 +52,7 @@ def find(
     """
     found = [torch.zeros(0, COLUMNS, dtype=torch.float64)]
     for done, index in enumerate(indices, start=1):
-        what = f"{dataset.source}: image {dataset.image_ids[index]}"
-        image, _ = read_in_time(partial(dataset.__getitem__, index), what)
+        image, _ = read_image(dataset, index)
         (result,) = detect(model, [image], device)
         boxes = result["boxes"]
         boxes[:, 2:] -= boxes[:, :2]

@@ -1,12 +1,12 @@
-"""The image files that the user names, alone or by folder. Nothing here imports torch."""
+"""The image files that the user names, alone or by folder; torch waits for `image_sizes`."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-from detectors.errors import Unusable
+from detectors.errors import LoadingError, Unusable
 from detectors.utils.locks import LOCK
 from detectors.utils.printable import counted
 
@@ -73,17 +73,29 @@ def _is_image(path: Path) -> bool:
 
 
 def image_sizes(images: Sequence[Found]) -> list[tuple[int, int]]:
-    """Width and height of the first MEASURED images, without those that are no images."""
-    from PIL import Image
+    """Width and height of the first MEASURED images, without those that are no images.
+
+    Raises:
+        LoadingError: an image that is not read in time.
+    """
+    from detectors.data.loading import read_in_time  # imports torch
 
     sizes = []
     for image in images[:MEASURED]:
         try:
-            with Image.open(image.path) as picture:
-                sizes.append(picture.size)
+            sizes.append(read_in_time(partial(_size, image.path), str(image.path)))
+        except LoadingError:
+            raise
         except Exception:  # Pillow raises many kinds; it is reported where the image is decoded
             continue
     return sizes
+
+
+def _size(path: Path) -> tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return picture.size
 
 
 def refuse_used(out: Path) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from detectors.data.dataset import CocoDetection
+from detectors.inference.detect import read_image
 from detectors.paper.panels import (
     FILE_NAME,
     Style,
@@ -42,7 +43,7 @@ def class_detections(
     """Fig. 7: what a model finds on these images."""
     rows = []
     for index in indices:
-        image, _ = data[index]
+        image, _ = read_image(data, index)
         found = find(model, image, device)
         rows.append((image, found["boxes"], found["labels"]))
     names = [data.file_names[index] for index in indices]

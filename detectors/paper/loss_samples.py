@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detectors.data.dataset import CocoDetection
 from detectors.data.object_sizes import box_sizes
 from detectors.errors import DataError
-from detectors.inference.detect import as_inputs
+from detectors.inference.detect import as_inputs, read_image
 from detectors.utils.progress import Progress
 from jolkernels import JointOptimizationLoss
 
@@ -44,7 +44,8 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
     from the global generator, which is seeded with 0.
 
     Raises:
-        DataError: no sample was positive.
+        DataError: no sample was positive, or an image that cannot be decoded.
+        LoadingError: an image that is not read in time.
     """
     found: list[list[Tensor]] = []
     boxes: list[Tensor] = []
@@ -77,7 +78,7 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
     try:
         with torch.no_grad(), Progress("samples", 0, count, quiet=True) as progress:
             for index in range(count):
-                image, target = dataset[index]
+                image, target = read_image(dataset, index)
                 wanted = {k: target[k].to(device) for k in ("boxes", "labels")}
                 model(as_inputs([image], device), [wanted])
                 progress.step(index + 1)

@@ -12,6 +12,7 @@ from detectors.data.dataset import CocoDetection
 from detectors.evaluation.arrays import Detections, Objects
 from detectors.evaluation.curves import NAMES
 from detectors.evaluation.matching import match_objects
+from detectors.inference.detect import read_image
 from detectors.paper.panels import (
     FILE_NAME,
     SHOWN,
@@ -52,7 +53,7 @@ def detections(
     """Fig. 4 and 5: images, and what each model ("base", "jol") finds, misses and makes up."""
     rows = []
     for index in indices:
-        image, _ = data[index]
+        image, _ = read_image(data, index)
         found = {NAMES[k]: shown_detections(model, image, device) for k, model in models.items()}
         rows.append((image, data.annotated(index), found))
     detections_figure(rows, path, [data.file_names[index] for index in indices])
