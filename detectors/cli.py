@@ -23,7 +23,7 @@ from detectors.commands import (
     table,
     train,
 )
-from detectors.errors import JolError
+from detectors.errors import JolError, means_no_memory, out_of_memory
 from detectors.utils.parser import Parser, speaks_for_its_machine
 from detectors.utils.printable import printable, printable_lines
 
@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if isinstance(error, OSError) and error.filename:
+        if means_no_memory(error):
+            print(f"{name}: {out_of_memory(name.removeprefix('jol '))}", file=sys.stderr)
+        elif isinstance(error, OSError) and error.filename:
             print(printable(f"{name}: {error.filename}: {error.strerror}"), file=sys.stderr)
         else:
             traceback.print_exc()

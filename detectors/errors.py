@@ -1,5 +1,19 @@
 """What ends a command: each error carries the exit status it ends with."""
 
+import errno
+
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+"""What PyTorch, its CPU allocator, C++ and CUDA's libraries say in a RuntimeError."""
+_CPU = "or, on a GPU, --device cpu"
+_LIGHTER = {
+    "train": "a smaller --batch-size, --crop or --image-size",
+    "eval": f"a smaller --detections, smaller images, {_CPU}",
+    "predict": f"a smaller --batch-size or --detections, smaller images, {_CPU}",
+    "export": "a smaller --image-size",
+    "figure": f"fewer --images, smaller ones, {_CPU}",
+}
+"""What takes less memory, by command."""
+
 
 class JolError(Exception):
     """What `jol` reports in a line instead of a traceback."""
@@ -52,3 +66,18 @@ class Stopped(TrainingError):
     """A signal came; the run can be resumed."""
 
     everywhere = True
+
+
+def means_no_memory(error: Exception) -> bool:
+    """Whether memory did not suffice, the computer's or the GPU's."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, ImportError):  # of a library that is larger than what is left
+        return "failed to map segment" in str(error)
+    words = isinstance(error, RuntimeError) and any(word in str(error) for word in _NO_MEMORY)
+    return isinstance(error, MemoryError) or words
+
+
+def out_of_memory(command: str) -> str:
+    """What a command says of that, and what helps."""
+    return f"out of memory; wanted {_LIGHTER.get(command, 'smaller data or more memory')}"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from detectors.data.synthetic import draw_scene
-from detectors.errors import JolError
+from detectors.errors import JolError, means_no_memory
 from detectors.utils import files
 
 Detections = tuple[Tensor, Tensor, Tensor]
@@ -81,6 +81,8 @@ def export(model: nn.Module, size: tuple[int, int]) -> ExportedProgram:
                     OneImage(model.eval().requires_grad_(False)), (torch.rand(3, *size),)
                 )
     except Exception as error:  # torch raises many kinds
+        if means_no_memory(error):
+            raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(f"torch.export cannot: {reason[0]}") from error
 

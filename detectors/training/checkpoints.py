@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from detectors.errors import RunError
+from detectors.errors import RunError, means_no_memory
 from detectors.models.build import build_detector
 from detectors.training import run_folder
 from detectors.training.fit import check_contents, check_fit, check_weights
@@ -118,6 +118,8 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file") from error
     except Exception as error:  # torch.load raises many kinds for what is not its file
+        if means_no_memory(error):
+            raise
         raise RunError(f"{path}: is no checkpoint that can be read") from error
     missing = [k for k in NEEDED if not isinstance(checkpoint, dict) or k not in checkpoint]
     if missing:
@@ -125,6 +127,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         found = digest({k: v for k, v in checkpoint.items() if k != "sha256"})
     except (RuntimeError, TypeError, ValueError) as error:  # kinds of tensors, depths
+        if means_no_memory(error):
+            raise
         raise RunError(f"{path}: holds what no run writes") from error
     if found != checkpoint["sha256"]:
         raise RunError(f"{path}: damaged, its content is not what was written (sha256 differs)")
@@ -237,6 +241,8 @@ def load_detector(
         check_weights(checkpoint["model"], model)
         model.load_state_dict(checkpoint["model"])
     except (TypeError, ValueError, RuntimeError) as error:
+        if means_no_memory(error):
+            raise
         reason = str(error).splitlines()[0]
         raise RunError(f"{name}: does not fit this version: {reason}") from error
     return model.to(memory_format=torch.channels_last)

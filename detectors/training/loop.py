@@ -21,7 +21,15 @@ from torch import nn
 from detectors.data.batches import Batch, train_batches
 from detectors.data.dataset import CocoDetection
 from detectors.data.images import black_images
-from detectors.errors import BadEvaluation, BadSteps, DataError, Stopped, TrainingError
+from detectors.errors import (
+    BadEvaluation,
+    BadSteps,
+    DataError,
+    Stopped,
+    TrainingError,
+    means_no_memory,
+    out_of_memory,
+)
 from detectors.evaluation.average_precision import Evaluation
 from detectors.evaluation.model_evaluation import evaluate_model
 from detectors.evaluation.report import metrics_line, write_results
@@ -33,7 +41,7 @@ from detectors.training.run_folder import MetricsLog
 from detectors.training.schedule import learning_rate
 from detectors.training.settings import TrainSettings
 from detectors.training.state import State, TrainResult, losses_line
-from detectors.training.step import Outcome, Stepper, means_no_memory
+from detectors.training.step import Outcome, Stepper
 from detectors.utils.distributed import ALONE, World, means_lost
 from detectors.utils.progress import Progress, peak_memory
 from detectors.utils.signals import Interrupted, Stopping
@@ -141,7 +149,7 @@ def _explained(state: State, checkpoints: Checkpoints, world: World) -> Iterator
         raise TrainingError(f"step {state.step}: {what}; {checkpoints.kept}") from error
     except (RuntimeError, MemoryError) as error:
         if means_no_memory(error):
-            what = "out of memory; wanted a smaller --batch-size, --crop or --image-size"
+            what = out_of_memory("train")
         elif means_lost(error):
             what = f"rank {world.rank}: another rank has ended or cannot be reached"
         else:

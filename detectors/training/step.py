@@ -203,13 +203,6 @@ class Stepper:
         return images, [{**nothing, "image_id": None} for _ in images]
 
 
-def means_no_memory(error: Exception) -> bool:
-    """Whether a step failed for want of memory; torch has a class for a GPU's alone."""
-    words = ("can't allocate memory", "not enough memory")
-    gone = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return gone or any(word in str(error) for word in words)
-
-
 def _ids(targets: Sequence[dict[str, Any]]) -> str:
     return "image ids " + ", ".join(str(t["image_id"]) for t in targets)
 
