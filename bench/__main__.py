@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from bench.loss.cases import CASES, DTYPES, Name
 from detectors.models.presets import DETECTORS
-from detectors.utils.argument_types import number, one_of, positive
+from detectors.utils.argument_types import file, folder_to_write, number, one_of, positive
 from detectors.utils.parser import Parser
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--out",
         metavar="DIR",
-        type=Path,
-        default=Path("runs/bench"),
+        type=folder_to_write,
+        default="runs/bench",
         help="folder to write to (default: runs/bench)",
     )
     add(
@@ -94,7 +94,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         metavar="X",
         help="seconds after which no further case is begun (default: 3600, on a GPU 400)",
     )
-    add("--compare", metavar="FILE", type=Path, help="an earlier results.csv: print what changed")
+    add("--compare", metavar="FILE", type=file, help="an earlier results.csv: print what changed")
     return made  # fmt: skip
 
 

@@ -24,7 +24,14 @@ from detectors.errors import DataError, Unusable
 from detectors.models.anchor_plans import plan_layout
 from detectors.models.compatibility import misfits_of_loss, refuse
 from detectors.training.settings import FIELDS, TrainSettings, resolve
-from detectors.utils.argument_types import file, positive
+from detectors.utils.argument_types import (
+    file,
+    file_to_write,
+    folder_to_write,
+    nonempty,
+    path,
+    positive,
+)
 from detectors.utils.files import replace
 from detectors.utils.parser import Parser
 from detectors.utils.printable import counted, printable
@@ -62,6 +69,7 @@ def _add_splits(command: Parser) -> None:
         "--split",
         metavar="NAME",
         nargs="+",
+        type=nonempty,
         help="of --dataset (default: those that the paper's Table 1 counts objects of)",
     )
 
@@ -119,7 +127,7 @@ def _add_check(actions: Any) -> None:
         "       jol data check --dataset NAME --data-root DIR [--split NAME ...]",
     )
     add = command.add_argument
-    add("--images", metavar="DIR", type=Path, help="without --dataset: folder of the images")
+    add("--images", metavar="DIR", type=path, help="without --dataset: folder of the images")
     add("--annotations", metavar="FILE", type=file, help="their COCO JSON file")
     _add_splits(command)
     command.check = lambda args: problems(args, "--images", "--annotations")
@@ -136,12 +144,12 @@ def _add_convert(actions: Any) -> None:
     )
     add_dataset(command)
     add = command.add_argument
-    add("--split", metavar="NAME", required=True, help="such as train")
-    add("--out", metavar="FILE", required=True, type=Path, help="COCO JSON file to write")
+    add("--split", metavar="NAME", required=True, type=nonempty, help="such as train")
+    add("--out", metavar="FILE", required=True, type=file_to_write, help="COCO JSON file to write")
     add(
         "--out-images",
         metavar="DIR",
-        type=Path,
+        type=folder_to_write,
         help="with sodad: write tiles there, and --out for them; train and eval look for "
         "tiles/SPLIT and tiles/SPLIT.json in --data-root",
     )
@@ -277,10 +285,6 @@ def convert(args: argparse.Namespace) -> None:
     from detectors.utils.progress import Progress
 
     dataset = DATASETS[args.dataset]
-    if args.out.exists() and not args.out.is_file():
-        raise Unusable(f"{args.out}: is a folder or a device, wanted a file")
-    if args.out_images and args.out_images.exists() and not args.out_images.is_dir():
-        raise Unusable(f"{args.out_images}: is a file, wanted a folder")
     split = read_split(args.dataset, args.data_root, args.split)
     coco = split.check()
     content = coco.content()

@@ -12,7 +12,7 @@ from detectors.data.catalog import DATASETS, evaluation_data, read_split, traini
 from detectors.data.coco import fail
 from detectors.data.coco_checks import Report
 from detectors.errors import DataError, Unusable
-from detectors.utils.argument_types import choice, file, folder
+from detectors.utils.argument_types import choice, file, folder, nonempty
 from detectors.utils.names import listed
 from detectors.utils.printable import printable_lines
 
@@ -37,7 +37,7 @@ def add_dataset(options: Options, splits: str = "") -> None:
         help="with --dataset: folder that its archives were unpacked in",
     )
     if splits:
-        add("--split", metavar="NAME", help=f"of --dataset (default: {splits})")
+        add("--split", metavar="NAME", type=nonempty, help=f"of --dataset (default: {splits})")
 
 
 def add_evaluation(options: Options) -> None:

@@ -12,13 +12,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detectors.commands.options import folder_to_write
 from detectors.data.object_sizes import SMALL, TINY, VERY_TINY
 from detectors.errors import JolError, RunError, Stopped, TrainingError
 from detectors.evaluation.protocols import METRICS
 from detectors.training import run_folder
 from detectors.training.settings import TrainSettings, resolve
-from detectors.utils.argument_types import count
+from detectors.utils.argument_types import count, folder_to_write
 from detectors.utils.locks import LOCK, claimed
 from detectors.utils.parser import Parser
 from detectors.utils.text_tables import aligned
@@ -66,7 +65,7 @@ def add(subparsers: Any) -> None:
         "--out",
         metavar="DIR",
         type=folder_to_write,
-        default=Path("runs/demo"),
+        default="runs/demo",
         help="folder for data, runs and pictures",
     )
     add(

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectors.commands import data_options
-from detectors.commands.options import add_settings, checkpoint_option, find_device, folder_to_write
+from detectors.commands.options import add_settings, checkpoint_option, find_device
 from detectors.commands.warnings import warn, warn_of_crowds
 from detectors.data.catalog import DATASETS
-from detectors.errors import RunError
 from detectors.training.settings import DEFAULTS, TrainSettings, usual_detections
+from detectors.utils.argument_types import folder_to_write
 from detectors.utils.parser import Parser
 
 
@@ -74,12 +74,9 @@ def run(args: argparse.Namespace) -> None:
     data_options.refuse_other_classes(
         dataset, args.checkpoint, checkpoint["class_names"], checkpoint["category_ids"]
     )
-    if args.out.exists() and not args.out.is_dir():
-        raise RunError(f"{args.out}: is a file, wanted a folder")
     protocol = _protocol(args, checkpoint["settings"].get("protocol"))
     detections, counted = _limits(args.detections, protocol, checkpoint["settings"])
     model = checkpoints.load_detector(checkpoint, args.checkpoint, detections)
-    args.out.mkdir(parents=True, exist_ok=True)  # what cannot be made is an error before the work
     with distributed.connected(device) as world, world.claimed(args.out):
         model = model.to(device)
         if world.leads:

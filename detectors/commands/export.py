@@ -6,7 +6,7 @@ from typing import Any
 
 from detectors.commands.options import checkpoint_option
 from detectors.training.settings import SIDES
-from detectors.utils.argument_types import number
+from detectors.utils.argument_types import file_to_write, number
 from detectors.utils.parser import Parser
 
 
@@ -33,7 +33,7 @@ def add(subparsers: Any) -> None:
 
 def _program(text: str) -> Path:
     """Name of a program to write."""
-    path = Path(text)
+    path = file_to_write(text)
     if path.suffix != ".pt2" or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(
             f"{text}: wanted a name in a folder that exists, ending in .pt2"

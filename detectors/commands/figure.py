@@ -10,7 +10,7 @@ from detectors.commands.options import add_settings, find_device
 from detectors.errors import Unusable
 from detectors.training import run_folder
 from detectors.training.settings import TrainSettings
-from detectors.utils.argument_types import folder, positive
+from detectors.utils.argument_types import file_to_write, folder, positive
 from detectors.utils.names import unlike_runs
 from detectors.utils.parser import Parser
 
@@ -71,10 +71,10 @@ def _number(text: str) -> int:
 
 def _picture(text: str) -> Path:
     """Name of a picture to write, of a kind that matplotlib writes."""
-    path = Path(text)
+    path = file_to_write(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: no folder {path.parent}")
-    if path.suffix.lower() not in KINDS or path.is_dir():
+    if path.suffix.lower() not in KINDS:
         raise argparse.ArgumentTypeError(f"{text}: wanted the name of a file, ending in .png")
     return path
 
@@ -84,7 +84,7 @@ def _problems(args: argparse.Namespace) -> Iterator[str]:
         yield "figure 7 is of one run: wanted --base DIR or --jol DIR"
     if args.figure in (1, 4, 5, 6) and not (args.base or args.jol):
         yield "wanted --base DIR, --jol DIR or both"
-    runs = [run for run in (args.base, args.jol) if run]
+    runs = [run for run in (args.base, args.jol) if isinstance(run, Path)]  # as folders that are
     known = any((run / run_folder.CONFIG).is_file() for run in runs)
     if args.figure in (1, 4, 5, 7) and (_names_data(args) or not known):
         yield from data_options.problems(args, *data_options.EVALUATION)

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -64,13 +63,6 @@ def _text(wanted: Callable[[str], str], text: str) -> str:
     if problem := wanted(text):
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted {problem}")
     return text
-
-
-def folder_to_write(text: str) -> Path:
-    """A folder that need not exist; "", as of a variable that is not set, would be this one."""
-    if not text:
-        raise argparse.ArgumentTypeError("got '', wanted a folder")
-    return Path(text)
 
 
 def loss_choice(spec: str, none: str | None = None) -> Callable[[str], str | None]:

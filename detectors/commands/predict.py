@@ -7,12 +7,11 @@ from detectors.commands.options import (
     add_settings,
     checkpoint_option,
     find_device,
-    folder_to_write,
     share,
 )
 from detectors.commands.warnings import warn
 from detectors.training.settings import SHARES, TrainSettings
-from detectors.utils.argument_types import file_or_folder, number
+from detectors.utils.argument_types import file_or_folder, folder_to_write, number
 from detectors.utils.locks import claimed
 from detectors.utils.parser import Parser
 from detectors.utils.printable import counted

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from detectors.commands import train
-from detectors.commands.options import folder_to_write
 from detectors.errors import JolError, RunError
 from detectors.paper import table_plan
 from detectors.paper.table_plan import Cell
 from detectors.training.settings import MAY_CHANGE
 from detectors.utils import files
-from detectors.utils.argument_types import choice, count
+from detectors.utils.argument_types import choice, count, folder_to_write
 from detectors.utils.locks import claimed, writer
 from detectors.utils.parser import Parser
 
@@ -98,7 +97,7 @@ def plan(table: int, seeds: Sequence[int], common: Sequence[str]) -> list[Planne
             raise RunError(f"{flag} after --: the sweep gives it itself")
     wanted, dataset = table_plan.TABLES[table].dataset, _given(common, "--dataset")
     if dataset not in (None, wanted):
-        raise RunError(f"--dataset {dataset}: table {table} is of {wanted}")
+        raise RunError(f"--dataset: got {dataset!r}, table {table} is of {wanted}")
     cells = [
         (cell, flags)
         for cell, flags in _cells(table)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detectors.utils.argument_types import choice, folder
+from detectors.utils.argument_types import choice, file, folder, nonempty
 from detectors.utils.parser import Parser
 from detectors.utils.text_tables import FORMATS, render
 
@@ -40,6 +40,12 @@ def add(subparsers: Any) -> None:
 def _problems(args: argparse.Namespace) -> Iterator[str]:
     if args.annotations and (args.table != "1" or not all(words[1:] for words in args.annotations)):
         yield "--annotations: wanted a name and files, and table 1"
+    for words in args.annotations:
+        for kind, word in zip([nonempty, *[file] * (len(words) - 1)], words, strict=True):
+            try:
+                kind(word)
+            except argparse.ArgumentTypeError as error:
+                yield f"--annotations: {error}"
 
 
 def run(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from detectors import errors
 from detectors.commands import data_options
-from detectors.commands.options import Options, add_settings, find_device, folder_to_write
+from detectors.commands.options import Options, add_settings, find_device
 from detectors.commands.warnings import warn_of_crowds, warn_of_slow_bfloat16
 from detectors.errors import Unusable
 from detectors.models.compatibility import misfits
@@ -34,7 +34,7 @@ from detectors.training.settings import (
     resolve,
     usual_preset,
 )
-from detectors.utils.argument_types import file, folder, number, positive
+from detectors.utils.argument_types import file, folder, folder_to_write, number, positive
 from detectors.utils.parser import Parser
 from detectors.utils.printable import printable_lines
 

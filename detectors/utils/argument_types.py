@@ -92,8 +92,20 @@ count = number(int, least=0)
 positive = number(int, least=1)
 
 
+def nonempty(text: str) -> str:
+    """A name of something; "", as of a variable that is not set, names nothing."""
+    _refuse_unless(bool(text), text, "a name")
+    return text
+
+
+def path(text: str) -> Path:
+    """A file or a folder, which need not exist."""
+    return Path(nonempty(text))
+
+
 def file(text: str) -> Path:
     """A file that exists, and no pipe or device, which could be read without end."""
+    _refuse_unless(bool(text), text, "a file")
     if not os.path.isfile(text):
         wanted = ": not a regular file" if os.path.exists(text) else ": no such file"
         raise argparse.ArgumentTypeError(text + wanted)
@@ -102,6 +114,7 @@ def file(text: str) -> Path:
 
 def folder(text: str) -> Path:
     """A folder that exists."""
+    _refuse_unless(bool(text), text, "a folder")
     if not os.path.isdir(text):
         raise argparse.ArgumentTypeError(f"{text}: no such folder")
     return Path(text)
@@ -109,9 +122,32 @@ def folder(text: str) -> Path:
 
 def file_or_folder(text: str) -> Path:
     """A file or a folder that exists."""
+    _refuse_unless(bool(text), text, "a file or a folder")
     if not os.path.exists(text):
         raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
     return folder(text) if os.path.isdir(text) else file(text)
+
+
+def folder_to_write(text: str) -> Path:
+    """A folder that is there or can be made; "" would be the one that this process is in."""
+    _refuse_unless(bool(text), text, "a folder")
+    folder = Path(text)
+    there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if not os.path.isdir(there):
+        what = "is a file" if os.path.exists(there) else "is a broken link"
+        raise argparse.ArgumentTypeError(f"{there}: {what}, wanted a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{there}: cannot be written")
+    return folder
+
+
+def file_to_write(text: str) -> Path:
+    """A file that is there or can be made, with its folder."""
+    _refuse_unless(bool(text), text, "a file")
+    if os.path.exists(text) and not os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"{text}: is a folder or a device, wanted a file")
+    folder_to_write(os.path.dirname(text) or os.curdir)
+    return Path(text)
 
 
 def named_number(text: str) -> tuple[str, float | None]:

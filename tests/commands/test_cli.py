@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import untrained
 
 from detectors import cli
 from detectors.cli import main
@@ -241,34 +240,6 @@ def test_unusable_arguments(
     assert wanted in error
     assert len(error.splitlines()) <= 2 and "Traceback" not in error
     assert not (tmp_path / "run").exists()
-
-
-def test_out_that_is_a_file(
-    scenes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run").write_text("mine")
-    assert main(train_arguments(scenes, tmp_path / "run")) == 2
-    assert "is a file, wanted a folder" in capsys.readouterr().err
-    assert (tmp_path / "run").read_text() == "mine"
-
-
-def test_eval_where_nothing_can_be_written(
-    tmp_path: Path,
-    scenes: tuple[Path, Path],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Said before the evaluation, not after it."""
-    untrained.write_checkpoint(tmp_path / "best.pt", "fcos")
-    out, annotations = tmp_path / "best.pt" / "out", tmp_path / "none.json"
-    images = json.loads(scenes[1].read_text())["images"]
-    categories = [{"id": i, "name": name} for i, name in enumerate(untrained.CLASSES)]
-    nothing = {"images": images, "annotations": [], "categories": categories}
-    annotations.write_text(json.dumps(nothing))
-    monkeypatch.setattr("detectors.evaluation.model_evaluation.evaluate_model", None)
-    words = ["eval", "--checkpoint", str(tmp_path / "best.pt"), "--out", str(out)]
-    assert main([*words, *data_arguments(scenes[0], annotations, "val")]) == 1
-    assert capsys.readouterr().err == f"jol eval: {out}: Not a directory\n"
 
 
 def test_eval_without_a_usable_checkpoint(
