@@ -53,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if means_no_memory(error):
             print(f"{name}: {out_of_memory(name.removeprefix('jol '))}", file=sys.stderr)
-        elif isinstance(error, OSError) and error.filename:
-            print(printable(f"{name}: {error.filename}: {error.strerror}"), file=sys.stderr)
+        elif isinstance(error, OSError) and error.errno:
+            file = f"{error.filename}: " if error.filename else ""
+            print(printable(f"{name}: {file}{error.strerror}"), file=sys.stderr)
         else:
             traceback.print_exc()
         return 1

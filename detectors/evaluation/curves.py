@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from detectors.evaluation.average_precision import Evaluation
+from detectors.utils.figures import save_figure
 from detectors.utils.names import shortened, unlike_runs
 from detectors.utils.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION
 from detectors.utils.printable import printable
@@ -55,7 +56,7 @@ def pr_curves(evaluations: Mapping[str, Evaluation], path: Path) -> None:
         if evaluations:
             axes.legend(handlelength=3)
     panels[0].set_ylabel("precision, mean over classes")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, 150)
 
 
 def pr_classes(evaluations: Mapping[str, Evaluation], path: Path) -> None:
@@ -83,7 +84,7 @@ def pr_classes(evaluations: Mapping[str, Evaluation], path: Path) -> None:
         handlelength=3,
         title=note,
     )
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, 150)
 
 
 def pr_thresholds(evaluations: Mapping[str, Evaluation], path: Path) -> None:
@@ -103,7 +104,7 @@ def pr_thresholds(evaluations: Mapping[str, Evaluation], path: Path) -> None:
     for axes, (label, name) in zip(panels, names.items(), strict=True):
         _threshold_panel(axes, evaluations, label, name)
     _legends(figure, evaluations, note)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, 150)
 
 
 def _class_names(

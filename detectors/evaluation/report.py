@@ -29,6 +29,7 @@ from detectors.utils.names import listed, shortened
 from detectors.utils.printable import csv_cell, from_csv_cell
 from detectors.utils.text_tables import aligned
 
+RESULTS = "results.json"
 ARRAYS = ("precision", "recall_points", "iou_thresholds")
 BROKEN = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, RecursionError, NotImplementedError),
@@ -55,20 +56,19 @@ def write_results(
     `name` stands for the run in the pictures, which are drawn within `at_once()`: they may take
     seconds, and whoever stops them loses nothing else.
     """
-    path = out / "per_class.csv"
-    with files.naming(path), path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["class", *evaluation.metrics, OBJECTS])
-        for label, metrics in evaluation.per_class.items():
-            cells = ("" if math.isnan(v) else v for v in metrics.values())
-            rows.writerow([csv_cell(label), *cells, evaluation.objects.get(label, "")])
+    (out / RESULTS).unlink(missing_ok=True)
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["class", *evaluation.metrics, OBJECTS])
+    for label, metrics in evaluation.per_class.items():
+        cells = ("" if math.isnan(v) else v for v in metrics.values())
+        rows.writerow([csv_cell(label), *cells, evaluation.objects.get(label, "")])
+    files.replace(out / "per_class.csv", lambda file: file.write(text.getvalue().encode()))
     arrays = {array: getattr(evaluation, array) for array in ARRAYS}
-    path = out / "pr_curves.npz"
-    with files.naming(path):
-        np.savez(path, **arrays)
-    files.write_json(out / "results.json", evaluation.metrics)  # it says that all is there
+    files.replace(out / "pr_curves.npz", lambda file: np.savez(file, **arrays))
+    files.write_json(out / RESULTS, evaluation.metrics)  # it says that all is there
     for path, draw in ((out / "pr_curves.png", pr_curves), (out / "pr_classes.png", pr_classes)):
-        with files.naming(path), at_once():
+        with at_once():
             draw({name: evaluation}, path)
 
 
@@ -79,7 +79,7 @@ def read_results(out: Path) -> Evaluation:
         RunError: a file that is missing or broken.
     """
     try:
-        path = out / "results.json"
+        path = out / RESULTS
         metrics = json.loads(files.read_bytes(path))
         if not isinstance(metrics, dict) or not all(
             value is None or isinstance(value, int | float) for value in metrics.values()

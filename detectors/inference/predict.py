@@ -30,6 +30,7 @@ from detectors.errors import DataError, JolError
 from detectors.inference.detect import detect
 from detectors.inference.drawing import draw_detections
 from detectors.inference.image_files import Found
+from detectors.utils import files
 from detectors.utils.progress import Progress
 
 AHEAD = 8
@@ -89,10 +90,11 @@ def predict(
             for (image, pixels), found in zip(batch, results, strict=True):
                 record = _record(image, pixels, len(str(len(images))))
                 shown = {key: value[found["scores"] >= threshold] for key, value in found.items()}
-                with _writing(out):
-                    (out / "pictures").mkdir(parents=True, exist_ok=True)
+                path = out / "pictures" / record["picture"]
+                with _writing(out), files.naming(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
                     draw_detections(pixels, **shown, class_names=class_names).save(
-                        out / "pictures" / record["picture"], quality=92, subsampling=0
+                        path, quality=92, subsampling=0
                     )
                 records[image.id] = record
                 detections[image.id] = _lines(image.id, found, category_ids)
@@ -109,9 +111,9 @@ def predict(
     lines = [line for image_id in order for line in detections[image_id]]
     with _writing(out):
         text = "[\n" + ",\n".join(lines) + "\n]\n"
-        (out / "detections.json").write_text(text, encoding="utf-8")
+        files.replace(out / "detections.json", lambda file: file.write(text.encode()))
         listed = to_json([records[image_id] for image_id in order], [], categories)
-        (out / "images.json").write_bytes(listed)
+        files.replace(out / "images.json", lambda file: file.write(listed))
     seconds = time.perf_counter() - began
     summary = (
         f"{len(records)} images, {len(lines)} detections, {seconds:.1f} s, "

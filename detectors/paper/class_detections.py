@@ -22,6 +22,7 @@ from detectors.paper.panels import (
     show,
 )
 from detectors.paper.panels import shown_detections as find
+from detectors.utils.figures import save_figure
 from detectors.utils.names import shortened
 from detectors.utils.palette import BLUE, CLASSES
 
@@ -89,4 +90,4 @@ def class_figure(
     if seen:
         entries = [(class_style(label), class_names[label]) for label in sorted(seen)]
         legend(figure, entries, columns=min(len(entries), 2 * columns))
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, 130)

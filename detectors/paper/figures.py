@@ -16,6 +16,7 @@ from detectors.data.object_sizes import SMALL, TINY, size_name
 from detectors.evaluation.curves import NAMES
 from detectors.paper.loss_samples import Samples
 from detectors.paper.table_rows import number
+from detectors.utils.figures import save_figure
 from detectors.utils.palette import BLUE, GREEN, ORANGE, VERMILION
 
 PANELS = {"small": (0.0, TINY), "medium": (TINY, SMALL), "large": (SMALL, float("inf"))}
@@ -58,7 +59,7 @@ def loss_by_size(samples: Mapping[str, Samples], path: Path) -> None:
         for colour, meaning in COLOURS.items()
     ]
     figure.legend(handles=handles, loc="outside lower right", ncols=len(handles))
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, 130)
 
 
 def _loss_panel(axes: Axes, s: Samples, title: str) -> None:
@@ -148,4 +149,4 @@ def loss_surfaces(path: Path, lam: float = 2.0) -> None:
         axes.set(title=title, xlabel="S_loc (IoU)")
     panels[0].set_ylabel("S_cls (probability)")
     figure.colorbar(filled, ax=panels, ticks=levels[::2], label="loss: 1 - IoU - log p, weighted")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, 130)

@@ -26,6 +26,7 @@ from detectors.paper.panels import (
     show,
     shown_detections,
 )
+from detectors.utils.figures import save_figure
 from detectors.utils.names import shortened
 from detectors.utils.palette import GREEN, SKY_BLUE, VERMILION
 
@@ -111,7 +112,7 @@ def detections_figure(rows: Sequence[Row], path: Path, names: Sequence[str] = ()
             for group, style in reversed(kinds.values()):  # what is found on top
                 frame(axes, group, style)
     legend(figure, LEGEND, columns=2 if columns < 3 else 3)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, 130)
 
 
 def match(objects: Boxes, detections: Boxes, iou: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:

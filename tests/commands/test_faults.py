@@ -1,6 +1,8 @@
 """A machine that gives a command less than it asks for: a line, never a traceback or a wait."""
 
 import json
+import os
+import resource
 import shutil
 import threading
 import time
@@ -10,6 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from children import run_jol
 from PIL import Image
 from untrained import CATEGORY_IDS, CLASSES, write_checkpoint
 
@@ -32,6 +35,8 @@ COMMANDS = {
     ),
     "data check": ("data", "check", "--images", "scenes/images", "--annotations", "boxes.json"),
 }
+ROOM = 3000
+"""Bytes that a file may have on a full disk."""
 HELPS = {
     "predict": "a smaller --batch-size or --detections, smaller images, or, on a GPU, --device cpu",
     "eval": "a smaller --detections, smaller images, or, on a GPU, --device cpu",
@@ -116,6 +121,26 @@ def test_too_little_memory(
         assert len(error) < 250
     if command != "train":
         assert what_is_there(work) == before
+
+
+@pytest.mark.parametrize("command", ["predict", "eval", "export", "figure 3", "figure 4"])
+def test_a_full_disk(command: str, work: Path) -> None:
+    """A limit on the size of files stands for it: one line, and no half a file."""
+    before = what_is_there(work)
+
+    def limit() -> None:
+        os.chdir(work)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, ROOM))
+
+    drawing = ("figure", "3", "--out", "out.svg")
+    child = run_jol(COMMANDS.get(command, drawing), work.parent, limit)
+    assert child.end() == 1
+    (line,) = child.said.splitlines()
+    assert line.startswith(f"jol {command.split()[0]}: out")
+    assert line.endswith(": File too large") and "." in line.split(":")[1]
+    for name in what_is_there(work) - before:  # a class's numbers, say
+        assert not name.endswith((".part", ".lock"))
+        assert (work / name).is_dir() or 0 < (work / name).stat().st_size < ROOM
 
 
 READ = ["predict", "eval", "figure 1", "figure 4", "figure 7", "data check"]

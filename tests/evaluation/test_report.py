@@ -51,21 +51,33 @@ def test_what_is_missing_or_broken_is_named(name: str, tmp_path: Path) -> None:
         report.read_results(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pr_curves.npz", "pr_curves.png", "results.json"])
+FILES = ["per_class.csv", "pr_curves.npz", "results.json", "pr_curves.png", "pr_classes.png"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_full_disk_names_the_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    """And leaves the file before; results.json says that those before it are of one evaluation."""
+    report.write_results(tmp_path, evaluate(*random_case(2)), "jol")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    replace = Path.replace
 
-    where = {
-        "pr_curves.npz": "numpy.savez",
-        "pr_curves.png": "detectors.evaluation.report.pr_curves",
-    }
-    monkeypatch.setattr(where.get(name, "os.fsync"), full)
+    def full(self: Path, target: Path) -> Path:
+        if target.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space left") as caught:
         report.write_results(tmp_path, evaluate(*random_case(1)), "jol")
     assert caught.value.filename == str(tmp_path / name)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(after) == sorted(set(FILES) - ({"results.json"} if "png" not in name else set()))
+    kept = FILES[FILES.index(name) :]
+    assert all(after[file] == before[file] for file in kept if file in after)
+    changed = FILES[: FILES.index(name)]
+    assert all(after[file] != before[file] for file in changed if "png" not in file)
 
 
 def test_the_table_of_classes(tmp_path: Path) -> None:
