@@ -1,8 +1,17 @@
-"""`python -m detectors`: the same as the command `jol`."""
+"""The command `jol`, and `python -m detectors`: detectors/cli.py, which takes a while to import."""
 
 import sys
 
-from detectors.cli import main
+
+def main() -> int:
+    """Run `jol` with the words of this process, and return the exit status."""
+    try:
+        from detectors.cli import main as run
+    except KeyboardInterrupt:
+        print("jol: interrupted", file=sys.stderr)
+        return 1
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

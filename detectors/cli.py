@@ -26,6 +26,7 @@ from detectors.commands import (
 from detectors.errors import JolError, means_no_memory, out_of_memory
 from detectors.utils.parser import Parser, speaks_for_its_machine
 from detectors.utils.printable import printable, printable_lines
+from detectors.utils.signals import Terminated, with_errors
 
 COMMANDS = (train, eval, predict, export, demo, bench, data, table, figure, sweep)
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = make_parser().parse_args(words or ["--help"])
         name = f"jol {args.command}"
-        return int(args.run(args) or 0)
+        return int(with_errors(lambda: args.run(args)) or 0)
     except SystemExit as stop:  # argparse has printed the help (0) or the problems (2)
         return int(stop.code or 0)
     except JolError as error:
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     except (KeyboardInterrupt, BrokenPipeError) as error:
         if isinstance(error, KeyboardInterrupt):
-            print(f"{name}: interrupted", file=sys.stderr)
+            by = "ended by SIGTERM" if isinstance(error, Terminated) else "interrupted"
+            print(f"{name}: {by}", file=sys.stderr)
         else:  # whoever reads our output has seen enough, as in `jol data stats | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

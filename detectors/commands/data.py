@@ -273,7 +273,7 @@ def decoded(coco: CocoFile, source: str) -> Iterator[tuple[str | None, list[str]
         except DataError as error:
             return str(error), []
 
-    return map_images(look, coco, source)
+    return map_images(look, coco.images, coco.files, source)
 
 
 def convert(args: argparse.Namespace) -> None:

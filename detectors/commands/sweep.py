@@ -26,6 +26,7 @@ from detectors.utils import files
 from detectors.utils.argument_types import choice, count, folder_to_write
 from detectors.utils.locks import claimed, writer
 from detectors.utils.parser import Parser
+from detectors.utils.signals import Stopping
 
 TABLES = tuple(range(2, 10))
 OWN = ("--seed", "--out", "--resume")
@@ -35,6 +36,8 @@ PRESET = "paper"
 TIMED = ("--max-steps", "60", "--eval-every", "0")
 """For Table 9, where the common arguments say no length: three lines of metrics.jsonl."""
 RECORD = "sweep.json"
+POLL = 0.2
+"""Seconds between looks for a signal while a run is under way."""
 Launch = Callable[[list[str]], int]
 
 
@@ -241,4 +244,23 @@ def _read_record(out: Path) -> dict[str, dict[str, str]]:
 
 
 def _launch(words: list[str]) -> int:
-    return subprocess.call([sys.executable, "-m", "detectors", *words])
+    """The exit status of `jol train`, which hears of a signal and is waited for.
+
+    Raises:
+        SweepError: a signal came; the run has written a checkpoint if it had begun.
+    """
+    with (
+        Stopping() as stopping,
+        subprocess.Popen([sys.executable, "-m", "detectors", *words]) as run,
+    ):
+        told = False
+        while run.poll() is None:
+            try:
+                run.wait(POLL)
+            except subprocess.TimeoutExpired:
+                if stopping.asked and not told:  # Ctrl-C reaches both, `kill` the sweep alone
+                    told = True
+                    run.terminate()
+    if stopping.asked:
+        raise SweepError(f"stopped by {stopping.asked}; the same command goes on with it")
+    return run.returncode

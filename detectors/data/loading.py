@@ -34,7 +34,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from detectors.data.coco import CocoFile
 from detectors.errors import LoadingError
 
 WAIT = 300
@@ -124,14 +123,18 @@ def _answer(read: Callable[[], Read], answer: Future[Read]) -> None:
 
 
 def map_images(
-    work: Callable[[dict[str, Any], Path, str], Read], coco: CocoFile, source: str
+    work: Callable[[dict[str, Any], Path, str], Read],
+    images: Iterable[dict[str, Any]],
+    files: Iterable[Path],
+    source: str,
 ) -> Iterator[Read]:
     """What `work` makes of every image, in order, by threads: Pillow lets them run side by side.
 
     Args:
         work: (record, file, where) of an image → result; `where` is for messages.
-        coco: read with its files.
-        source: what messages call `coco`.
+        images: records of a CocoFile.
+        files: theirs.
+        source: what messages call it.
 
     Raises:
         LoadingError: an image took `work` more than WAIT seconds.
@@ -144,7 +147,7 @@ def map_images(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            yield from pool.map(in_time, coco.images, coco.files)
+            yield from pool.map(in_time, images, files)
         finally:
             left.set()
 

@@ -138,7 +138,7 @@ def write_tiles(
 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for done, tiles in enumerate(map_images(cut, coco, source), start=1):
+    for done, tiles in enumerate(map_images(cut, coco.images, coco.files, source), start=1):
         for image, objects in tiles:
             image["id"] = len(images) + 1
             images.append(image)

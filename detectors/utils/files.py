@@ -52,10 +52,9 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 os.fsync(file.fileno())
             part.replace(path)
             _sync_folder(path.parent)
-        except OSError:
+        finally:
             with contextlib.suppress(OSError):
                 part.unlink()
-            raise
 
 
 class _Remembering(io.BufferedWriter):

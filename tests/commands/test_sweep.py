@@ -3,6 +3,9 @@
 import json
 import os
 import shlex
+import signal
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -158,6 +161,36 @@ def test_a_run_under_way_is_passed_over_and_reported(
     assert train.names == ["faster_rcnn-jol-seed0", "faster_rcnn-jol-seed2"]
     assert f"[2/3] faster_rcnn-jol-seed1: under way, process {os.getpid()} on" in printed.out
     assert printed.err == "jol sweep: 1 of 3 runs are under way: faster_rcnn-jol-seed1\n"
+
+
+RUN = """#!/bin/sh
+trap 'sleep 0.5; touch saved; kill $!; exit 1' TERM
+touch begun
+sleep 60 &
+wait
+"""
+"""Stands in for `jol train`, which writes a checkpoint when it is told to stop."""
+
+
+def test_a_signal_is_handed_on_and_the_run_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at once it would lose the steps since its last checkpoint, alone it would go on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").write_text(RUN)
+    (tmp_path / "run").chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "run"))
+    pid = os.getpid()
+
+    def kill() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGTERM)
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(sweep.SweepError, match="stopped by SIGTERM; the same command goes on"):
+        sweep._launch(["--out", "x"])
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("text", ["[]", '{"x": 5}', "[" * 100_000, "", '"x"'])
