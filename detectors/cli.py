@@ -5,6 +5,7 @@ checked is checked before a folder is made. A command imports torch when it runs
 arguments are answered without.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `jol` with these words (None: the process's own) and return the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
     name = "jol"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack the letters of a table
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = make_parser().parse_args(words or ["--help"])
         name = f"jol {args.command}"

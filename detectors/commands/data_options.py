@@ -109,12 +109,23 @@ def names_data(args: argparse.Namespace) -> bool:
     return any(_value(args, name) for name in (*NAMED, *TRAINING))
 
 
-def name_data(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
-    """Put the data that a run's config.json names into the arguments."""
-    for name in (*NAMED, *TRAINING):
+def name_data(args: argparse.Namespace, data: Mapping[str, Any], config: Path, *paths: str) -> None:
+    """Put the data that a run's `config`, a config.json, names into the arguments.
+
+    These are NAMED or the options `paths`.
+
+    Raises:
+        Unusable: they are not there, as on another machine.
+    """
+    for name in (*NAMED, *paths):
         value = data.get(_key(name))
         if value is not None:
             setattr(args, _key(name), value if name == "--dataset" else Path(value))
+            if name != "--dataset" and not os.path.exists(value):
+                raise Unusable(
+                    f"{config}: the run's data are no longer at {value}; name them by "
+                    f"{' '.join(NAMED if name in NAMED else paths)}"
+                )
 
 
 def evaluation(args: argparse.Namespace) -> "CocoDetection":

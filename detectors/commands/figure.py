@@ -109,9 +109,10 @@ def _take_data(args: argparse.Namespace, folders: Iterable[Path]) -> None:
                 f"{first} and {run} were evaluated on different data; wanted --val-images and "
                 "--val-annotations, or --dataset"
             )
-    data_options.name_data(args, data)
+    config = first / run_folder.CONFIG
+    data_options.name_data(args, data, config, *data_options.EVALUATION)
     for problem in data_options.problems(args, *data_options.EVALUATION):
-        raise Unusable(f"{first / run_folder.CONFIG} does not say where the data are: {problem}")
+        raise Unusable(f"{config} does not say where the data are: {problem}")
 
 
 def run(args: argparse.Namespace) -> None:

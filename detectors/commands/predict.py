@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
     print(summary)
     skipped = count_skipped(args.images)
     if skipped:
-        print(f"skipped: {counted(skipped, 'file')}, hidden or not named as images are")
+        print(
+            f"skipped: {counted(skipped, 'file')}, hidden, broken links or not named as images are"
+        )
     if bad:
         raise predict.PredictError(f"{bad} of {len(images)} images could not be decoded")

@@ -106,8 +106,8 @@ def run(args: argparse.Namespace) -> None:
     config = getattr(args, "config", None) or (out / run_folder.CONFIG if resumed else None)
     was, data_was = run_folder.read_config(config) if config else ({}, {})
     same_data = bool(data_was) and not data_options.names_data(args)
-    if same_data:
-        data_options.name_data(args, data_was)
+    if same_data and config:
+        data_options.name_data(args, data_was, config, *data_options.TRAINING)
     # Here and not above, so that wrong arguments are reported without torch.
     from detectors.inference.scale import scale_of
     from detectors.models.build import detections_of

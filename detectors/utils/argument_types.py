@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from detectors.utils.names import short_path
 from detectors.utils.parser import meant
 
 LARGEST = 2**63 - 1
@@ -132,13 +133,23 @@ def folder_to_write(text: str) -> Path:
     """A folder that is there or can be made; "" would be the one that this process is in."""
     _refuse_unless(bool(text), text, "a folder")
     folder = Path(text)
-    there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    there = next(parent for parent in (folder, *folder.parents) if _is_there(parent))
     if not os.path.isdir(there):
         what = "is a file" if os.path.exists(there) else "is a broken link"
         raise argparse.ArgumentTypeError(f"{there}: {what}, wanted a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{there}: cannot be written")
     return folder
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # such as a name that is too long
+        raise argparse.ArgumentTypeError(f"{short_path(path)}: {error.strerror}") from None
+    return True
 
 
 def file_to_write(text: str) -> Path:

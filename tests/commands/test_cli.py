@@ -1,6 +1,7 @@
 """The command line: exit statuses, messages, and that a mistake leaves nothing behind."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -453,3 +454,16 @@ def test_all_absent_files_are_reported_at_once(
     for path in ("a: no such folder", "b.json: no such file", "c: no such", "d.json: no such"):
         assert path in error
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_without_the_letters_of_a_table(encoding: str, tmp_path: Path) -> None:
+    """Shows their numbers: the note below has λ, say."""
+    words = [sys.executable, "-m", "detectors", "table", "8", "--runs", str(tmp_path)]
+    said = [
+        subprocess.run(
+            words, env={**os.environ, "PYTHONIOENCODING": name}, capture_output=True, check=True
+        ).stdout
+        for name in ("utf-8", encoding)
+    ]
+    assert said[0].decode().encode(encoding, "backslashreplace") == said[1] != said[0]

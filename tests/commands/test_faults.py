@@ -77,6 +77,33 @@ def what_is_there(work: Path) -> set[str]:
     return {str(path.relative_to(work)) for path in work.rglob("*")}
 
 
+def test_a_run_from_another_machine(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose data lie elsewhere: what to give is said; a figure needs no training data."""
+    assert main(COMMANDS["train"]) == 0
+    (work / "scenes").rename(work / "there")
+    config = Path("out/config.json")
+    for words in (
+        ("train", "--out", "out", "--resume"),
+        ("train", "--out", "new", "--config", str(config)),
+        ("figure", "4", "--base", "out", "--out", "out.png"),
+    ):
+        capsys.readouterr()
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{config}: the run's data are no longer at {work / 'scenes' / 'images'}" in line
+        wanted = "--val-images --val-annotations"
+        assert line.endswith(f"name them by {wanted}") == (words[0] == "figure")
+        assert line.endswith(f"--train-images --train-annotations {wanted}") == (
+            words[0] == "train"
+        )
+    content = json.loads(config.read_text())
+    content["data"]["val_images"] = str(work / "there" / "images")
+    config.write_text(json.dumps(content))
+    assert main(("figure", "4", "--base", "out", "--out", "out.png", "--device", "cpu")) == 0
+
+
 NO_MEMORY = {
     "MemoryError": MemoryError(),
     "CPU": RuntimeError(

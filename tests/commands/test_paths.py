@@ -93,6 +93,18 @@ def test_out_where_nobody_may_write(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, option, *others in WRITTEN:
+        out = f"{'x' * 300}{SUFFIXES.get(name, '')}/y{SUFFIXES.get(name, '')}"
+        assert main(words_of(name, option, out, *others)) == 2
+        error = capsys.readouterr().err
+        assert "File name too long" in error or "folder" in error
+        assert len(error.splitlines()) == 2
+
+
 def test_defaults_are_looked_at_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
