@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `jol` with these words (None: the process's own) and return the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
     name = "jol"
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack the letters of a table
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="backslashreplace")  # it may lack the letters of a table
     try:
         args = make_parser().parse_args(words or ["--help"])
         name = f"jol {args.command}"
