@@ -71,10 +71,10 @@ def _locked(folder: Path) -> int:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             number = _opened(folder / LOCK, os.O_RDWR | os.O_CREAT)
-        except FileNotFoundError:  # another writer has just removed the folder it had made
-            if time.monotonic() > until:
+        except (FileNotFoundError, FileExistsError):
+            if time.monotonic() > until or _is_no_folder(folder):
                 raise
-            continue
+            continue  # another writer has just removed the folder it had made
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -112,6 +112,13 @@ def _opened(path: Path, flags: int) -> int:
         if error.errno not in (errno.ELOOP, errno.EISDIR):
             raise
     raise RunError(f"{path}: is no regular file; remove it")
+
+
+def _is_no_folder(path: Path) -> bool:
+    try:
+        return not stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _is(number: int, path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Loading processes that are stuck, die, or lack memory and files: an error, never a wait."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import resource
@@ -48,6 +49,7 @@ def batches(data: Made, workers: int = 1, **given: Any) -> Iterator[Batch]:
 
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
+    gc.collect()  # errors of other tests may hold theirs
     yield
     assert multiprocessing.active_children() == []
 

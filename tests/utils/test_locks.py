@@ -109,6 +109,24 @@ def test_a_file_system_without_locks_is_reported(
     )
 
 
+def test_a_folder_that_is_removed_while_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Path.mkdir has found it there, and then found no folder."""
+    mkdir, calls = Path.mkdir, []
+
+    def removed(path: Path, *given: Any, **named: Any) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        mkdir(path, *given, **named)
+
+    monkeypatch.setattr(Path, "mkdir", removed)
+    with claimed(tmp_path / "f"):
+        assert (tmp_path / "f" / LOCK).exists()
+    assert len(calls) == 2
+
+
 def take_turns(folder: Path, log: Path) -> None:
     for _ in range(20):
         with claimed(folder):
