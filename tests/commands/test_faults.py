@@ -150,7 +150,10 @@ def test_too_little_memory(
         assert what_is_there(work) == before
 
 
-@pytest.mark.parametrize("command", ["predict", "eval", "export", "figure 3", "figure 4"])
+@pytest.mark.parametrize(
+    "command",
+    ["predict", "eval", pytest.param("export", marks=pytest.mark.slow), "figure 3", "figure 4"],
+)
 def test_a_full_disk(command: str, work: Path) -> None:
     """A limit on the size of files stands for it: one line, and no half a file."""
     before = what_is_there(work)
