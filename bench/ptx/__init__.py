@@ -27,10 +27,10 @@ memory accesses `requests`, `width` (bytes a lane) and `sectors` (of 32 bytes). 
 Triton's CompiledKernel with the same code as a cubin.
 
 program.py reads the text. arithmetic.py, with types.py, floats.py, integers.py and conversions.py,
-says what opcodes compute; operands.py, access.py and warps.py what they do with registers, memory
-and other lanes; decode.py makes a program ready with these. machine.py runs it, in the order of
-flow.py; memory.py, shared.py and races.py check; counts.py counts. runs.py joins that to launches,
-loss.py to the loss.
+says what opcodes compute; operands.py, access.py and warps.py what they do with the registers,
+memory and lanes of chunk.py; decode.py makes a program ready with these. machine.py runs it, in the
+order of flow.py; memory.py, shared.py and races.py check; counts.py counts. runs.py joins that to
+launches, loss.py to the loss.
 """
 
 from bench.ptx.counts import Counts, Line

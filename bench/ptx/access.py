@@ -1,21 +1,19 @@
 """Loads, stores, atomics and fences (sections 9.7.9.8, 9.7.9.11, 9.7.13.4 and 9.7.13.6)."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from bench.ptx.chunk import Chunk, Mask
 from bench.ptx.errors import PtxError
 from bench.ptx.faults import Fault
 from bench.ptx.memory import with_history
-from bench.ptx.operands import Mask, Step, items, reader, writer
+from bench.ptx.operands import Step, items, reader, writer
 from bench.ptx.program import Address, Instruction, Program, Symbol
 from bench.ptx.races import ATOMIC, Now
 from bench.ptx.types import TYPES
 from bench.ptx.warps import address_reader
-
-if TYPE_CHECKING:
-    from bench.ptx.machine import Chunk
 
 SPACES = {"param": "param", "global": "global", "shared": "shared", "shared::cta": "shared"}
 VECTORS = {"v2": 2, "v4": 4}
@@ -78,7 +76,7 @@ def load(instruction: Instruction, program: Program) -> Step:
     at = address_reader(address, "u32" if shape.space == "shared" else "b64")
     strong = ATOMIC if shape.strength else 0
 
-    def step(chunk: "Chunk", mask: Mask) -> None:
+    def step(chunk: Chunk, mask: Mask) -> None:
         addresses = chunk.lanes(at(chunk), mask)
         now = chunk.now(mask, strong)
         if shape.space == "shared":
@@ -104,7 +102,7 @@ def load_parameter(address: Address, program: Program, dtype: np.dtype, write: C
         raise PtxError(f"unknown parameter {address}")
     number = names.index(address.base.name)
 
-    def step(chunk: "Chunk", mask: Mask) -> None:
+    def step(chunk: Chunk, mask: Mask) -> None:
         bits = chunk.parameters[number] & ((1 << 8 * dtype.itemsize) - 1)
         write(chunk, mask, np.full((1, 1), bits, f"u{dtype.itemsize}").view(dtype))
 
@@ -121,7 +119,7 @@ def store(instruction: Instruction) -> Step:
     at = address_reader(address, "u32" if shape.space == "shared" else "b64")
     strong = ATOMIC if shape.strength else 0
 
-    def step(chunk: "Chunk", mask: Mask) -> None:
+    def step(chunk: Chunk, mask: Mask) -> None:
         addresses = chunk.lanes(at(chunk), mask)
         values = np.stack([chunk.lanes(read(chunk), mask) for read in reads], 1)
         now = chunk.now(mask, strong)
@@ -177,7 +175,7 @@ def update(instruction: Instruction, float_atomics: bool) -> Step:
     reads = [reader(o, type_name) for o in operands[1:]]
     acquires, releases = (semantics[0] in (s, "acq_rel") for s in ("acquire", "release"))
 
-    def step(chunk: "Chunk", mask: Mask) -> None:
+    def step(chunk: Chunk, mask: Mask) -> None:
         addresses = chunk.lanes(at(chunk), mask)
         values = [chunk.lanes(read(chunk), mask) for read in reads]
         now = chunk.now(mask, ATOMIC)
@@ -191,7 +189,7 @@ def update(instruction: Instruction, float_atomics: bool) -> Step:
         if put is not None:
             put(chunk, mask, chunk.spread(before, mask))
 
-    def one(chunk: "Chunk", i: int, a: int, given: list, now: Now) -> np.generic:
+    def one(chunk: Chunk, i: int, a: int, given: list, now: Now) -> np.generic:
         """Update a word; returns what it held."""
         try:
             region, words, place = chunk.memory.word(a, dtype)
@@ -224,7 +222,7 @@ def fence(instruction: Instruction) -> Step:
     """membar and fence; of .cta scope they order nothing between programs."""
     narrow = instruction.opcode.endswith(".cta")
 
-    def step(chunk: "Chunk", mask: Mask) -> None:
+    def step(chunk: Chunk, mask: Mask) -> None:
         if narrow:
             return
         now = chunk.now(mask)

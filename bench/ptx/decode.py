@@ -1,20 +1,17 @@
 """Instructions made ready: each opcode with its function, each operand with how it is read."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from bench.ptx import access, operands, warps
 from bench.ptx.arithmetic import operation
+from bench.ptx.chunk import WARP, Chunk, Mask
 from bench.ptx.errors import PtxError
 from bench.ptx.flow import BRANCHES, ENDS, ranks
-from bench.ptx.operands import Mask, Read, Step, Write, reader, writer
+from bench.ptx.operands import Read, Step, Write, reader, writer
 from bench.ptx.program import Group, Immediate, Instruction, Program, Symbol
 from bench.ptx.types import TYPES, Operation
 
-if TYPE_CHECKING:
-    from bench.ptx.machine import Chunk
-
-WARP = 32
 BRANCH, EXIT, BARRIER, WARP_BARRIER, PLAIN = range(5)
 CONTROL = {"bra": BRANCH, "bra.uni": BRANCH, "ret": EXIT, "exit": EXIT, "bar.sync": BARRIER,
            "barrier.sync": BARRIER, "bar.warp.sync": WARP_BARRIER}  # fmt: skip
@@ -84,7 +81,7 @@ def decode(instruction: Instruction, program: Program, float_atomics: bool) -> D
     return Decoded(kind, -1 if guard is None else guard.number, instruction.negated, step, target)
 
 
-def nothing(chunk: "Chunk", mask: Mask) -> None:
+def nothing(chunk: Chunk, mask: Mask) -> None:
     """What control flow does to registers."""
 
 
@@ -135,7 +132,7 @@ def arithmetic(instruction: Instruction) -> Step:
         return two_predicates(instruction, [writer(o, made.result) for o in to.items], reads, made)
     write = writer(to, made.result, wider=wider)
 
-    def step(chunk: "Chunk", mask: Mask) -> None:
+    def step(chunk: Chunk, mask: Mask) -> None:
         write(chunk, mask, function(*[read(chunk) for read in reads]))
 
     return step
@@ -149,7 +146,7 @@ def two_predicates(
         raise PtxError(f"unknown operands of {instruction.opcode}")
     halves = instruction.parts[-1].endswith("x2")
 
-    def step(chunk: "Chunk", mask: Mask) -> None:
+    def step(chunk: Chunk, mask: Mask) -> None:
         found = made.function(*[read(chunk) for read in reads])
         both = (found[..., 0], found[..., 1]) if halves else (found, ~found)
         for write, value in zip(writes, both, strict=True):

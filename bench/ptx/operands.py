@@ -5,30 +5,20 @@ have the same. Its dtype is that of whoever wrote it last; it is read as what th
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.ptx.chunk import SPECIAL, Chunk, Mask, constant
 from bench.ptx.errors import PtxError
 from bench.ptx.floats import F32, Array, canonical
 from bench.ptx.program import Group, Immediate, Operand, Register, Special, Symbol
 from bench.ptx.types import TYPES
 
-if TYPE_CHECKING:
-    from bench.ptx.machine import Chunk
-
-Mask = Array | None  # bool [warps, 32]; None: all lanes
-Read = Callable[["Chunk"], Array]
-Write = Callable[["Chunk", Mask, Array], None]
-Step = Callable[["Chunk", Mask], None]
+Read = Callable[[Chunk], Array]
+Write = Callable[[Chunk, Mask, Array], None]
+Step = Callable[[Chunk, Mask], None]
 SINK = Symbol("_")  # a destination that is dropped (section 6.2)
 SHARED = "global_smem"  # the only variable, at address 0 of shared memory
-
-
-def constant(value: int | Array, dtype: np.dtype) -> Array:
-    """A [1, 1] array of a number's bits."""
-    bits = int(value) & ((1 << 8 * dtype.itemsize) - 1)
-    return np.full((1, 1), bits, f"u{dtype.itemsize}").view(dtype)
 
 
 def reader(operand: Operand, type_name: str, *, wider: bool = False) -> Read:
@@ -60,7 +50,7 @@ def reader(operand: Operand, type_name: str, *, wider: bool = False) -> Read:
         raise PtxError(f"a register of {bits} bits as .{type_name}")
     if bits == size:
 
-        def read(chunk: "Chunk") -> Array:
+        def read(chunk: Chunk) -> Array:
             value = chunk.registers[i]
             if value.dtype is dtype:
                 return value
@@ -85,7 +75,7 @@ def writer(operand: Operand, type_name: str, *, wider: bool = False) -> Write:
     wide = np.dtype(f"{dtype.kind if dtype.kind in 'iu' else 'u'}{bits // 8}") if bits > 1 else None
     raw = np.dtype(f"u{dtype.itemsize}") if dtype.kind == "f" else dtype
 
-    def write(chunk: "Chunk", mask: Mask, value: Array) -> None:
+    def write(chunk: Chunk, mask: Mask, value: Array) -> None:
         if bits > size:
             value = value.view(raw).astype(wide)
         if mask is not None:
@@ -100,10 +90,6 @@ def items(operand: Operand) -> tuple[Operand, ...]:
     return operand.items if isinstance(operand, Group) else (operand,)
 
 
-SPECIAL = ("%tid.x", "%tid.y", "%tid.z", "%ntid.x", "%ctaid.x", "%ctaid.y", "%ctaid.z",
-           "%nctaid.x", "%nctaid.y", "%nctaid.z", "%laneid")  # fmt: skip
-
-
 def move(operands: tuple[Operand, ...], type_name: str) -> Step:
     """mov: a copy, or a register split into parts or put together, the lowest first (9.7.9.1)."""
     to, source = operands
@@ -112,7 +98,7 @@ def move(operands: tuple[Operand, ...], type_name: str) -> Step:
         writes = [writer(item, f"b{bits}") for item in to.items]
         part = TYPES[f"b{bits}"]
 
-        def split(chunk: "Chunk", mask: Mask) -> None:
+        def split(chunk: Chunk, mask: Mask) -> None:
             value = read(chunk)
             for i, write in enumerate(writes):
                 write(chunk, mask, (value >> value.dtype.type(i * bits)).astype(part))
@@ -124,7 +110,7 @@ def move(operands: tuple[Operand, ...], type_name: str) -> Step:
         reads = [reader(item, f"b{bits}") for item in source.items]
         whole = TYPES[type_name]
 
-        def join(chunk: "Chunk", mask: Mask) -> None:
+        def join(chunk: Chunk, mask: Mask) -> None:
             value = reads[0](chunk).astype(whole)
             for i, each in enumerate(reads[1:], 1):
                 value = value | (each(chunk).astype(whole) << whole.type(i * bits))

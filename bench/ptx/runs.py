@@ -10,13 +10,15 @@ from torch import Tensor
 from triton import JITFunction
 
 from bench.compiled import TARGETS, compile_launch
+from bench.ptx.chunk import Chunk
 from bench.ptx.counts import Counts
 from bench.ptx.decode import Code
 from bench.ptx.errors import PtxError
-from bench.ptx.machine import Chunk
+from bench.ptx.machine import Machine
 from bench.ptx.memory import Buffer, GlobalMemory
 from bench.ptx.program import parse
 from bench.ptx.races import Clocks
+from bench.ptx.shared import SharedMemory
 from jolkernels.kernels.launch import Launch
 
 LANES = 32_768  # of a chunk: a register of 4-byte numbers then fits a core's cache
@@ -138,8 +140,9 @@ def execute(
     programs = in_order(call.programs, order)
     for start in range(0, call.programs, count):
         some = programs[start : start + count]
-        shared = made.shared
-        Chunk(made.code, some, call.programs, parameters, memory, shared, counts, poison).run()
+        shared = SharedMemory(len(some), made.shared, made.code.shared_cell)
+        chunk = Chunk(program, some, call.programs, parameters, memory, shared, counts, poison)
+        Machine(made.code, chunk).run()
     memory.check_written()
     done.loaded_sectors, done.stored_sectors = (
         sum(int(r.touched[kind].sum()) for r in memory.regions) for kind in ("ld", "st")

@@ -4,24 +4,21 @@ None of them orders memory accesses but bar.warp.sync, which is in machine.py.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.ptx.chunk import Chunk, Mask
 from bench.ptx.errors import PtxError
 from bench.ptx.faults import Fault
 from bench.ptx.floats import Array, larger, smaller
-from bench.ptx.operands import Mask, Read, Step, items, reader, writer
+from bench.ptx.operands import Read, Step, items, reader, writer
 from bench.ptx.program import Instruction
 from bench.ptx.types import TYPES
-
-if TYPE_CHECKING:
-    from bench.ptx.machine import Chunk
 
 LANES = np.arange(32)
 
 
-def check_members(chunk: "Chunk", mask: Mask, members: Array) -> None:
+def check_members(chunk: Chunk, mask: Mask, members: Array) -> None:
     """Raise Fault unless exactly the lanes named in the member mask execute the instruction."""
     if mask is None and (members == 0xFFFFFFFF).all():
         return
@@ -42,7 +39,7 @@ def shuffle(instruction: Instruction) -> Step:
     writes = [writer(o, t) for o, t in zip(items(to), ("b32", "pred"), strict=False)]
     value, offset, clamp, members = (reader(o, "b32") for o in sources)
 
-    def step(chunk: "Chunk", mask: Mask) -> None:
+    def step(chunk: Chunk, mask: Mask) -> None:
         check_members(chunk, mask, members(chunk))
         chosen, inside = source_lanes(mode, offset(chunk), clamp(chunk))
         chosen = np.broadcast_to(chosen, chunk.shape)
@@ -93,7 +90,7 @@ def reduction(instruction: Instruction) -> Step:
     to, source, who = instruction.operands
     write, read, members = writer(to, type_name), reader(source, type_name), reader(who, "b32")
 
-    def step(chunk: "Chunk", mask: Mask) -> None:
+    def step(chunk: Chunk, mask: Mask) -> None:
         check_members(chunk, mask, members(chunk))
         values = np.broadcast_to(read(chunk), chunk.shape)
         if mask is not None:
@@ -117,7 +114,7 @@ def vote(instruction: Instruction) -> Step:
     to, source, who = instruction.operands
     write, read, members = writer(to, how[1]), reader(source, "pred"), reader(who, "b32")
 
-    def step(chunk: "Chunk", mask: Mask) -> None:
+    def step(chunk: Chunk, mask: Mask) -> None:
         check_members(chunk, mask, members(chunk))
         lanes = chunk.everyone if mask is None else mask
         yes = np.broadcast_to(read(chunk), chunk.shape)
@@ -165,7 +162,7 @@ def matrix(instruction: Instruction) -> Step:
             return (rows[:, 8 * j + column] + 2 * row, rows[:, 8 * j + column + 1] + 2 * row)
         return rows[:, 8 * j + row] + 2 * column, rows[:, 8 * j + row] + 2 * column + 2
 
-    def step(chunk: "Chunk", mask: Mask) -> None:
+    def step(chunk: Chunk, mask: Mask) -> None:
         whole = None if mask is None else mask.any(1)
         if mask is not None and (mask != whole[:, None]).any():  # type: ignore[index]
             raise Fault(0, "not all lanes of a warp execute it")
