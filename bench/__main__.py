@@ -7,9 +7,14 @@ against the paper's equations in float64 before and after it is timed; one that 
 times, and the exit status is 1. Also measured: launches, waits, memory, first-call time with empty
 compiler caches, the copy bandwidth; with --parts steps whole training steps, with --parts compile
 what compilers make of the kernels (no GPU needed).
+
+    python -m bench host [--json FILE]
+
+measures what a call costs the host (bench/host.py).
 """
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from bench.loss import report
 
 PARTS = ("loss", "steps", "compile")
+COMMANDS = {"host": "bench.host"}
+"""First words of a command line that are commands of their own."""
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -100,8 +107,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m bench") -> int:
     """Measure, write, print; 0 done, 1 wrong numbers or a failure, 2 unusable arguments."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in COMMANDS:
+        return command(words[0], words[1:], prog)
     try:
-        options = parser(prog).parse_args(sys.argv[1:] if arguments is None else arguments)
+        options = parser(prog).parse_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
     import torch
@@ -130,6 +140,19 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m bench") 
         # Compilers start from nothing, or the first call would depend on earlier runs.
         os.environ["TRITON_CACHE_DIR"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
         return measure(options, parts, earlier, prog)
+
+
+def command(name: str, words: Sequence[str], prog: str) -> int:
+    """Run a command of COMMANDS; its exit status, 2 where Triton is not installed."""
+    try:
+        module = importlib.import_module(COMMANDS[name])
+    except ModuleNotFoundError as error:
+        print(f"{prog} {name}: {error}", file=sys.stderr)
+        return 2
+    try:
+        return int(module.main(words, f"{prog} {name}"))
+    except SystemExit as stop:
+        return int(stop.code or 0)
 
 
 def measure(

@@ -1,0 +1,110 @@
+"""Triton's driver and compiler replaced by ones that do nothing, and the loss made to use them."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.compiler import CompiledKernel
+
+from jolkernels import ops
+from jolkernels.kernels import launch
+
+KERNELS = [value for value in vars(launch).values() if isinstance(value, triton.JITFunction)]
+
+
+@dataclass
+class Seen:
+    """What Triton was asked for, by the name of the kernel."""
+
+    compiled: Counter[str] = field(default_factory=Counter)
+    launched: Counter[str] = field(default_factory=Counter)
+
+
+class FakeDriver(DriverBase):
+    """An H100 that nothing runs on."""
+
+    def get_current_device(self) -> int:  # noqa: D102
+        return 0
+
+    def get_current_stream(self, device: int) -> int:  # noqa: D102
+        return 0
+
+    def get_current_target(self) -> GPUTarget:  # noqa: D102
+        return GPUTarget("cuda", 90, 32)
+
+    def get_active_torch_device(self) -> torch.device:  # noqa: D102
+        return torch.device("cpu")
+
+    def map_python_to_cpp_type(self, ty: str) -> str:  # noqa: D102
+        return ty
+
+    def get_benchmarker(self) -> Any:  # noqa: D102
+        raise NotImplementedError
+
+    @staticmethod
+    def is_active() -> bool:  # noqa: D102
+        return True
+
+
+class FakeKernel(CompiledKernel):
+    """A compiled kernel whose launch is counted, and that is all."""
+
+    def __init__(self, src: Any, seen: Seen) -> None:
+        name = src.fn.fn.__name__
+        seen.compiled[name] += 1
+
+        def run(*_: Any) -> None:
+            seen.launched[name] += 1
+
+        self.src, self.name, self._run = src, name, run
+        self.module = self.function = self.packed_metadata = 0
+
+    def __del__(self) -> None:
+        pass
+
+
+@contextmanager
+def fake_gpu() -> Iterator[Seen]:
+    """The loss runs on Triton with CPU tensors, compiles nothing and launches nothing.
+
+    Results are whatever memory held. On exit everything is as before.
+
+    Raises:
+        RuntimeError: the kernels are interpreted.
+    """
+    if not KERNELS:
+        raise RuntimeError("TRITON_INTERPRET=1 leaves no launches to measure: unset it")
+    seen = Seen()
+    driver = triton.runtime.driver
+    with ExitStack() as stack:
+        replace = lambda *what: stack.enter_context(mock.patch.object(*what))  # noqa: E731
+        replace(driver, "_active", FakeDriver())
+        replace(triton.compiler, "compile", lambda src, **_: FakeKernel(src, seen))
+        for kernel in KERNELS:
+            caches = type(kernel.device_caches)(kernel.create_binder)
+            replace(kernel, "device_caches", caches)
+            stack.enter_context(attributes_kept(kernel, ("compile", "CompiledKernel", "ASTSource")))
+        replace(ops, "INTERPRETED", True)
+        # Only on a CPU are the scalars looked at, which here hold anything.
+        replace(ops, "math", SimpleNamespace(isnan=lambda number: False))
+        yield seen
+
+
+@contextmanager
+def attributes_kept(owner: Any, names: Sequence[str]) -> Iterator[None]:
+    """Give `owner` the attributes back that it had, and no others of these names."""
+    before = {name: vars(owner)[name] for name in names if name in vars(owner)}
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(owner).pop(name, None)
+        vars(owner).update(before)
