@@ -8,9 +8,11 @@ times, and the exit status is 1. Also measured: launches, waits, memory, first-c
 compiler caches, the copy bandwidth; with --parts steps whole training steps, with --parts compile
 what compilers make of the kernels (no GPU needed).
 
+    python -m bench compile [--cases retinanet-80 ...] [--targets sm_90 ...] [--json FILE]
     python -m bench host [--json FILE]
 
-measures what a call costs the host (bench/host.py).
+say what compilers make of the kernels (bench/compiled/report.py), and what a call costs the host
+(bench/host.py); neither needs a GPU.
 """
 
 import argparse
@@ -31,13 +33,18 @@ if TYPE_CHECKING:
     from bench.loss import report
 
 PARTS = ("loss", "steps", "compile")
-COMMANDS = {"host": "bench.host"}
+COMMANDS = {"compile": "bench.compiled.report", "host": "bench.host"}
 """First words of a command line that are commands of their own."""
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """The command line; what depends on the machine is None until torch is imported."""
-    made = Parser(prog=prog, description=__doc__.split("\n")[0])
+    made = Parser(
+        prog=prog,
+        description=__doc__.split("\n")[0],
+        epilog=f"Without a GPU: {prog} compile, what the compiled kernels cost, and {prog} host, "
+        "what a call costs the host; --help after either lists its options.",
+    )
     add = made.add_argument
     add(
         "--out",
@@ -51,7 +58,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         nargs="+",
         type=one_of({part: part for part in PARTS}),
         metavar="PART",
-        help="loss: the loss alone; steps: training steps; compile: registers and the like "
+        help="loss: the loss alone; steps: training steps; compile: the compiled kernels' cost "
         "(default: loss, and compile on a CPU, steps on a GPU)",
     )
     add(
@@ -185,10 +192,11 @@ def measure(
 
 
 def compile_kernels(out: Path) -> None:
-    """Write what compilers make of the kernels of the heads of usual width."""
-    from bench import compile_report  # needs Triton
+    """Write what compilers make of the kernels."""
+    from bench.compiled import report  # needs Triton
 
-    compile_report.write(out, [v for v in compile_report.heads() if v.columns < 1000])
+    found = report.measure(report.CASES, ("fp32", "bf16"), report.TARGETS)
+    report.write(found, report.report(found), out / "compile.md", out / "compile.json")
 
 
 if __name__ == "__main__":

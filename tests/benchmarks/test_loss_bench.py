@@ -247,8 +247,8 @@ def test_training_steps_are_measured(monkeypatch, tmp_path, capsys):
 
 
 def test_without_a_compiler_the_rest_is_reported(monkeypatch, tmp_path, capsys):
-    monkeypatch.delattr("bench.compile_report", raising=False)  # as where Triton is not installed
-    monkeypatch.setitem(sys.modules, "bench.compile_report", None)
+    monkeypatch.delattr("bench.compiled.report", raising=False)  # as where Triton is not installed
+    monkeypatch.setitem(sys.modules, "bench.compiled.report", None)
     given = ("--parts", "loss", "compile", "--seconds", "0.01", "--cases", "rcnn-9")
     assert main([*given, "--providers", OURS, "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()

@@ -10,12 +10,12 @@ pytest.importorskip("triton")
 if INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
 
-from bench import compile_report
+from bench.compiled import variants
 
 CHOICES = [
-    *compile_report.single_choices(),
-    *compile_report.parameters(),
-    *compile_report.more_inputs(),
+    *variants.single_choices(),
+    *variants.parameters(),
+    *variants.more_inputs(),
 ]
 
 
@@ -30,7 +30,7 @@ def sampled(every, at):
 def heads():
     """Every head for NVIDIA; for AMD the first of each detector, and the others slow."""
     seen = set()
-    for v in compile_report.heads():
+    for v in variants.heads():
         yield pytest.param(v, "sm_90", id=f"sm_90-{v.name}-{v.columns}")
         marks = [pytest.mark.slow] if v.name in seen else []
         yield pytest.param(v, "gfx942", id=f"gfx942-{v.name}-{v.columns}", marks=marks)
@@ -39,7 +39,7 @@ def heads():
 
 @pytest.mark.parametrize(("variant", "target"), list(heads()))
 def test_no_detector_head_spills(variant, target):
-    reports = compile_report.report(variant, target)
+    reports = variants.report(variant, target)
     assert [r.kernel for r in reports] == ["rows_kernel", "finish_kernel", "gradients_kernel"]
     for r in reports:
         assert r.spill_bytes == 0, r
@@ -54,14 +54,14 @@ def test_no_detector_head_spills(variant, target):
 def test_every_choice_compiles_without_spills(variant):
     # With all inputs at once ptxas may save one register, so that more programs run at a time.
     most = 8 if len(variant.inputs) > 1 else 0
-    assert all(r.spill_bytes <= most for r in compile_report.report(variant, "sm_90"))
+    assert all(r.spill_bytes <= most for r in variants.report(variant, "sm_90"))
 
 
 @pytest.mark.parametrize("variant", sampled(16, 2))
 def test_float64_is_float64_throughout(variant):
     """A bare constant in tl.where or tl.maximum would be float32 and cost seven digits."""
     for call in replace(variant, dtype="fp64").launches():
-        ir = compile_report.compile_launch(call, compile_report.TARGETS["sm_90"]).asm["ttir"]
+        ir = variants.compile_launch(call, variants.TARGETS["sm_90"]).asm["ttir"]
         assert "xf32" not in ir and not re.search(r"\bf32\b", ir)
 
 
@@ -88,13 +88,9 @@ def test_any_number_of_groups_is_one_variant():
 
 def test_the_check_finds_spills_and_widths():
     """The assembler's report is read, not assumed: a tile that is too large spills."""
-    variant = compile_report.Variant("wide", (("coding", "delta"),), 80, 80)
+    variant = variants.Variant("wide", (("coding", "delta"),), 80, 80)
     call = variant.launches()[-1]
-    small = compile_report.resources(
-        compile_report.compile_launch(call, compile_report.TARGETS["sm_90"])
-    )
+    small = variants.resources(variants.compile_launch(call, variants.TARGETS["sm_90"]))
     call.compile_time.update(BLOCK_ROWS=64, num_warps=1)
-    large = compile_report.resources(
-        compile_report.compile_launch(call, compile_report.TARGETS["sm_90"])
-    )
+    large = variants.resources(variants.compile_launch(call, variants.TARGETS["sm_90"]))
     assert small[1] == 0 and large[1] > 0

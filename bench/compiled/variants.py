@@ -1,40 +1,34 @@
-"""What the compilers make of the kernels, on a machine without a GPU.
+"""The kernels compiled ahead of time, exactly as jolkernels.kernels.launch would launch them."""
 
-    python -m bench.compile_report --out DIR [--targets sm_90 gfx942] [--dtypes fp32 bf16]
-
-Compiles the kernels ahead of time for several GPUs, exactly as jolkernels.kernels.launch would
-launch them, and writes aot.json and aot.md: registers, spills and shared memory as the assembler
-reports them, the width in bits of the loads and stores of the logits, and the bytes that a row
-moves against the model of three passes over the logits (docs/mathematics.md).
-"""
-
-import argparse
 import inspect
-import itertools
-import json
 import re
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
-import triton.backends.nvidia
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from bench.compiled import TARGETS, compile_launch
-from detectors.utils.text_tables import markdown
+from bench.compiled import sass
 from jolkernels import JointOptimizationLoss
 from jolkernels.batch import accumulator, make_batch
 from jolkernels.kernels import launch
 from jolkernels.kernels.launch import Launch
 from jolkernels.spec import CHOICES
 
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16,
           "bf16": torch.bfloat16}  # fmt: skip
+POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16",
+            torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,18 +80,12 @@ class Variant:
 class Report:
     """What one kernel of a variant became on one target; bytes and bits as named."""
 
-    variant: str
-    dtype: str
-    columns: int
     kernel: str
-    target: str
     registers: int
     spill_bytes: int
     shared_bytes: int
     load_bits: int | None
     store_bits: int | None
-    row_bytes: int | None
-    model_bytes: int | None
 
 
 def heads() -> list[Variant]:
@@ -156,6 +144,37 @@ def more_inputs() -> Iterator[Variant]:
         yield Variant(f"{name}, all inputs", head, columns=9, inputs=allowed)
 
 
+def compile_launch(call: Launch, target: GPUTarget) -> Any:
+    """Compile a launch as Triton's just-in-time compiler would specialise it.
+
+    Tensors without memory, on the meta device, count as aligned.
+    """
+    options = dict(call.compile_time)
+    constants = {p.name: options.pop(p.name) for p in call.kernel.params if p.is_constexpr}
+    values = dict(zip((p.name for p in call.kernel.params if not p.is_constexpr), call.arguments,
+                      strict=True)) | constants  # fmt: skip
+    signature: dict[str, str] = {}
+    constexprs: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], Any] = {}
+    for i, parameter in enumerate(call.kernel.params):
+        value = values[parameter.name]
+        specialized = not parameter.do_not_specialize
+        one = specialized and isinstance(value, int) and value == 1
+        if parameter.is_constexpr or value is None or one:
+            signature[parameter.name] = "constexpr"
+            constexprs[(i,)] = value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+            if value.data_ptr() % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if specialized and value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(call.kernel, signature, constexprs, attributes)
+    return triton.compile(source, target=target, options=options)
+
+
 def resources(compiled: Any) -> tuple[int, int, int]:
     """Registers a thread, bytes spilled a thread, bytes of shared memory a program."""
     if "amdgcn" in compiled.asm:
@@ -164,12 +183,7 @@ def resources(compiled: Any) -> tuple[int, int, int]:
             for key in ("vgpr_count", "vgpr_spill_count", "group_segment_fixed_size")
         }
         return found["vgpr_count"], 4 * found["vgpr_spill_count"], found["group_segment_fixed_size"]
-    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = sass.tool("cuobjdump", "--dump-resource-usage", cubin=compiled.asm["cubin"])
     used = {key: int(re.findall(rf"{key}:(\d+)", text)[0]) for key in ("REG", "STACK", "LOCAL")}
     return used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared
 
@@ -200,96 +214,16 @@ def widths(call: Launch, compiled: Any, dtype: torch.dtype) -> tuple[int | None,
     return found["ld"], found["st"]
 
 
-def row_bytes(variant: Variant, kernel: str) -> tuple[int | None, int | None]:
-    """Bytes that a positive row moves, and the model's: one or two passes over the logits."""
-    size = DTYPES[variant.dtype].itemsize
-    logits = variant.columns * size
-    kept = JointOptimizationLoss(**dict(variant.choices)).settings.kept
-    row = 8 + 4 * size + 4 * 4 + 4 * 4 + 4 * kept  # label, box, target, prior, what is kept
-    row += sum({"groups": 8, "class_weights": 0}.get(name, 4) for name in variant.inputs)
-    if kernel == "rows_kernel":
-        return logits + row, logits
-    if kernel == "gradients_kernel":
-        extra = 4 * ("extra_regression" in variant.inputs)
-        return 2 * logits + row + 4 * variant.slots * size + extra, 2 * logits
-    return None, None
-
-
 def report(variant: Variant, target: str) -> list[Report]:
     """Compile all kernels of a variant for a target."""
     reports = []
     for call in variant.launches():
         compiled = compile_launch(call, TARGETS[target])
-        name = call.kernel.fn.__name__
         reports.append(
             Report(
-                variant.name,
-                variant.dtype,
-                variant.columns,
-                name,
-                target,
+                call.kernel.fn.__name__,
                 *resources(compiled),
                 *widths(call, compiled, DTYPES[variant.dtype]),
-                *row_bytes(variant, name),
             )
         )
     return reports
-
-
-def as_markdown(reports: list[Report]) -> str:
-    """A row a kernel; for each target registers / bytes spilled / bytes of shared memory."""
-    targets = list(dict.fromkeys(r.target for r in reports))
-    head = ["variant", "dtype", "C", "kernel", *targets, "load", "store", "row", "model"]
-    about = (
-        "For each target registers a thread / bytes spilled / bytes of shared memory; bits of the "
-        "widest load and store of logits; bytes that a positive row moves, and the model's."
-    )
-    rows: list[list[str]] = []
-    kernels: dict[tuple[Any, ...], dict[str, Report]] = {}
-    for r in reports:
-        kernels.setdefault((r.variant, r.dtype, r.columns, r.kernel), {})[r.target] = r
-    for key, found in kernels.items():
-        used = [found[t] for t in targets]
-        costs = [f"{r.registers}/{r.spill_bytes}/{r.shared_bytes}" for r in used]
-        widest = [max(getattr(r, side) or 0 for r in used) for side in ("load_bits", "store_bits")]
-        rest = [v or "" for v in (*widest, used[0].row_bytes, used[0].model_bytes)]
-        rows.append(list(map(str, (*key, *costs, *rest))))
-    return "\n".join([about, "", *markdown(head, rows, labels=len(head))]) + "\n"
-
-
-def write(
-    folder: Path,
-    variants: Sequence[Variant],
-    targets: Sequence[str] = tuple(TARGETS),
-    dtypes: Sequence[str] = ("fp32", "bf16"),
-) -> list[Report]:
-    """Compile the variants and write aot.json and aot.md."""
-    chosen = [replace(v, dtype=dtype) for v, dtype in itertools.product(variants, dtypes)]
-    reports: list[Report] = []
-    for i, (variant, target) in enumerate(itertools.product(chosen, targets), 1):
-        reports += report(variant, target)
-        progress = f"\r{i}/{len(chosen) * len(targets)} {variant.name} {target}"
-        print(f"{progress:60}", end="", flush=True)
-    print()
-    folder.mkdir(parents=True, exist_ok=True)
-    title = f"# Kernels compiled by Triton {triton.__version__}\n\n"
-    (folder / "aot.md").write_text(title + as_markdown(reports))
-    (folder / "aot.json").write_text(json.dumps([asdict(r) for r in reports], indent=1))
-    return reports
-
-
-def main() -> None:
-    """Compile everything."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for aot.json and aot.md")
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    options = parser.parse_args()
-    variants = [*heads(), *single_choices(), *parameters(), *more_inputs()]
-    reports = write(options.out, variants, options.targets, options.dtypes)
-    spilled = sum(r.spill_bytes > 0 for r in reports)
-    print(f"{len(reports)} kernels, {spilled} with spills: {options.out}/aot.md")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,135 @@
+"""What an execution of a kernel's PTX (bench/ptx) says of the path of its SASS."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from bench.compiled.control_flow import innermost, loops
+from bench.compiled.path import Count, Key
+from bench.ptx.counts import Counts, Line
+from bench.ptx.program import Address, Group, Instruction, Operand, Program, Register, Symbol
+from bench.ptx.runs import Execution, named_arguments
+from jolkernels.kernels.launch import Launch
+
+
+def kind(instruction: Instruction) -> str | None:
+    """The kind of bench.compiled.path.ANCHORS that ptxas makes of an instruction, if any."""
+    name, *modifiers = instruction.parts
+    shared = {"shared", "shared::cta"} & set(modifiers)
+    if name in ("ld", "st") and "global" in modifiers:
+        return "load" if name == "ld" else "store"
+    found = {
+        "st": "shared store" if shared else None,
+        "stmatrix": "shared store",
+        "atom": "atomic",
+        "red": "atomic",
+        "shfl": "shuffle",
+        "bar": "barrier",
+        "barrier": "barrier",
+    }.get(name)
+    return None if "warp" in modifiers else found
+
+
+def counted(counts: Counts) -> Mapping[Key, Sequence[Count]]:
+    """The counts of a run, by what ptxas keeps."""
+    lines = list(counts)
+    trips = trips_around(counts.program, lines)
+    found: dict[Key, list[Count]] = defaultdict(list)
+    for line, rounds in zip(lines, trips, strict=True):
+        which, source = kind(line.instruction), line.instruction.source
+        if which is not None and source:
+            guarded = line.instruction.guard is not None
+            active = line.requests if guarded else line.warps
+            key = which, (source[0].file, source[0].line)
+            found[key].append(Count(line.warps, active, guarded, rounds))
+    return found
+
+
+def trips_around(program: Program, lines: Sequence[Line]) -> list[float]:
+    """For each instruction how often lanes go round the innermost loop each time they enter it."""
+    cuts = {0, *program.labels.values(), *after_branches(program)}
+    starts = sorted(cuts - {len(lines)})
+    at = {first: number for number, first in enumerate(starts)}
+    blocks = list(pairwise([*starts, len(lines)]))
+    successors = []
+    for _, last in blocks:
+        end = lines[last - 1].instruction
+        name, following = end.parts[0], [at[last]] if last in at else []
+        targets = [at[program.labels[o.name]] for o in end.operands if isinstance(o, Symbol)
+                   and o.name in program.labels] if name == "bra" else []  # fmt: skip
+        ends = name in ("bra", "ret", "exit") and end.guard is None
+        successors.append([*targets, *(() if ends else following)])
+    found = loops(successors)
+    rounds = {}
+    for loop in found:
+        into = lines[blocks[loop.header][0]].lanes
+        back = sum(lines[blocks[a][1] - 1].lanes for a, _ in loop.backs)
+        rounds[loop.header] = into / (into - back) if into > back else 1.0
+    trips = []
+    for number, (first, last) in enumerate(blocks):
+        around = innermost(found, number)
+        trips += [1.0 if around is None else rounds[around.header]] * (last - first)
+    return trips
+
+
+def after_branches(program: Program) -> set[int]:
+    """Where instructions follow one after which control may be elsewhere."""
+    return {
+        i + 1
+        for i, each in enumerate(program.instructions)
+        if each.parts[0] in ("bra", "ret", "exit")
+    }
+
+
+def widest_load(execution: Execution, call: Launch, argument: str) -> int | None:
+    """Bytes a lane of the widest load from a tensor argument; None if nothing loads from it."""
+    program = execution.compiled.code.program
+    given = [
+        name for name, value in named_arguments(call)
+        if value is not None and not (isinstance(value, int) and value == 1)
+    ]  # fmt: skip
+    if argument not in given:
+        return None
+    parameter = program.parameters[given.index(argument)].name
+    # Registers that hold addresses within the tensor: all that is computed from the parameter.
+    derived: set[int] = set()
+    size = -1
+    while size != len(derived):
+        size = len(derived)
+        for each in program.instructions:
+            if not each.operands:
+                continue
+            to, *sources = each.operands
+            if each.parts[:2] == ("ld", "param"):
+                depends = any(parameter in symbols(o) for o in sources)
+            elif each.parts[0] in ("ld", "st", "atom", "red"):
+                depends = False
+            else:
+                depends = any(derived & registers(o) for o in sources)
+            if depends:
+                derived |= registers(to)
+    widths = [
+        line.width
+        for line in execution.counts
+        if kind(line.instruction) == "load" and derived & registers(line.instruction.operands[-1])
+    ]
+    return max(widths, default=None)
+
+
+def registers(operand: Operand) -> set[int]:
+    """The registers of an operand."""
+    if isinstance(operand, Register):
+        number, _ = operand
+        return {number}
+    if isinstance(operand, Address):
+        return registers(operand.base)
+    if isinstance(operand, Group):
+        return {index for each in operand.items for index in registers(each)}
+    return set()
+
+
+def symbols(operand: Operand) -> set[str]:
+    """The names in an operand."""
+    if isinstance(operand, Symbol):
+        return {operand.name}
+    return symbols(operand.base) if isinstance(operand, Address) else set()
