@@ -7,16 +7,17 @@ from functools import cached_property
 
 from torch import Tensor
 
+from bench.ahead_of_time import TARGETS, compile_launch
 from bench.compiled import cases, executed, latency, path, sass, time_model
 from bench.compiled.path import Path
-from bench.compiled.variants import TARGETS, compile_launch, resources
+from bench.compiled.variants import resources
 from bench.loss.cases import Case
 from bench.ptx import Execution, compiled, execute
-from bench.ptx.runs import FORWARD_OUTPUTS, GRADIENTS, filled, named_arguments
+from bench.ptx.loss import outputs
+from bench.ptx.runs import named_arguments
 from jolkernels.kernels.launch import Launch
 
 DIRECTIONS = ("forward", "backward")
-OUTPUTS = FORWARD_OUTPUTS | {"gradients_kernel": GRADIENTS}
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def measure(case: Case, dtype: str, target: str) -> list[Cost]:
 
 def run(call: Launch, target: str) -> Execution:
     """Execute a launch."""
-    return execute(compiled(call, target), call, filled(call, OUTPUTS[call.kernel.fn.__name__]))
+    return execute(compiled(call, target), call, outputs(call))
 
 
 def emptied(call: Launch) -> Launch:

@@ -17,11 +17,12 @@ from typing import Any
 
 import triton
 
+from bench.ahead_of_time import TARGETS
 from bench.compiled import costs, time_model
 from bench.compiled.cases import CASES
 from bench.compiled.costs import DIRECTIONS, Cost
 from bench.compiled.sass import CLASSES
-from bench.compiled.variants import DTYPES, TARGETS
+from bench.compiled.variants import DTYPES
 from bench.ptx import PtxError
 from detectors.utils.argument_types import one_of, positive
 from detectors.utils.parser import Parser

@@ -1,4 +1,4 @@
-"""The kernels compiled ahead of time, exactly as jolkernels.kernels.launch would launch them."""
+"""Ways to use the loss, and what its kernels need when they are compiled for each."""
 
 import inspect
 import re
@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from bench.ahead_of_time import TARGETS, compile_launch
 from bench.compiled import sass
 from jolkernels import JointOptimizationLoss
 from jolkernels.batch import accumulator, make_batch
@@ -19,16 +18,8 @@ from jolkernels.kernels import launch
 from jolkernels.kernels.launch import Launch
 from jolkernels.spec import CHOICES
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16,
           "bf16": torch.bfloat16}  # fmt: skip
-POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16",
-            torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,37 +133,6 @@ def more_inputs() -> Iterator[Variant]:
             for given in allowed:
                 yield Variant(f"{name}, {given}", head, columns=9, inputs=(given,))
         yield Variant(f"{name}, all inputs", head, columns=9, inputs=allowed)
-
-
-def compile_launch(call: Launch, target: GPUTarget) -> Any:
-    """Compile a launch as Triton's just-in-time compiler would specialise it.
-
-    Tensors without memory, on the meta device, count as aligned.
-    """
-    options = dict(call.compile_time)
-    constants = {p.name: options.pop(p.name) for p in call.kernel.params if p.is_constexpr}
-    values = dict(zip((p.name for p in call.kernel.params if not p.is_constexpr), call.arguments,
-                      strict=True)) | constants  # fmt: skip
-    signature: dict[str, str] = {}
-    constexprs: dict[tuple[int], Any] = {}
-    attributes: dict[tuple[int], Any] = {}
-    for i, parameter in enumerate(call.kernel.params):
-        value = values[parameter.name]
-        specialized = not parameter.do_not_specialize
-        one = specialized and isinstance(value, int) and value == 1
-        if parameter.is_constexpr or value is None or one:
-            signature[parameter.name] = "constexpr"
-            constexprs[(i,)] = value
-        elif isinstance(value, Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-            if value.data_ptr() % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if specialized and value % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(call.kernel, signature, constexprs, attributes)
-    return triton.compile(source, target=target, options=options)
 
 
 def resources(compiled: Any) -> tuple[int, int, int]:

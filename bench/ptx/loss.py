@@ -18,6 +18,12 @@ OUTPUTS = {
 }  # fmt: skip
 
 
+def outputs(call: Launch) -> list[str]:
+    """Names of the arguments that a kernel of the loss fills."""
+    filled = OUTPUTS[call.kernel.fn.__name__]
+    return [n for n, v in named_arguments(call) if n in filled and isinstance(v, Tensor)]
+
+
 @contextmanager
 def compiled_kernels(**options: Any) -> Iterator[list[Execution]]:
     """Within it every launch of the loss, forward and backward, is by `run` with these options.
@@ -28,9 +34,7 @@ def compiled_kernels(**options: Any) -> Iterator[list[Execution]]:
     done: list[Execution] = []
 
     def launched(call: Launch) -> None:
-        filled = OUTPUTS[call.kernel.fn.__name__]
-        names = [n for n, v in named_arguments(call) if n in filled and isinstance(v, Tensor)]
-        done.append(run(call, names, **options))
+        done.append(run(call, outputs(call), **options))
 
     before = ops.implementation, Launch.__call__
     ops.implementation = lambda batch, settings: kernels

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from triton import JITFunction
 
-from bench.compiled import TARGETS, compile_launch
+from bench.ahead_of_time import TARGETS, compile_launch
 from bench.ptx.chunk import Chunk
 from bench.ptx.counts import Counts
 from bench.ptx.decode import Code

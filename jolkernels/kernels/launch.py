@@ -125,7 +125,7 @@ def arguments(batch: Batch, call: Call) -> tuple[tuple, tuple, dict[str, Any]]:
 
 
 class Launch(NamedTuple):
-    """A kernel with all its arguments; bench.compile_report compiles it without calling it."""
+    """A kernel with all its arguments; bench.compiled compiles it without calling it."""
 
     kernel: Any
     programs: int

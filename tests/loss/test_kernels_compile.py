@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 if INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
 
+from bench.ahead_of_time import TARGETS, compile_launch
 from bench.compiled import variants
 
 CHOICES = [
@@ -61,7 +62,7 @@ def test_every_choice_compiles_without_spills(variant):
 def test_float64_is_float64_throughout(variant):
     """A bare constant in tl.where or tl.maximum would be float32 and cost seven digits."""
     for call in replace(variant, dtype="fp64").launches():
-        ir = variants.compile_launch(call, variants.TARGETS["sm_90"]).asm["ttir"]
+        ir = compile_launch(call, TARGETS["sm_90"]).asm["ttir"]
         assert "xf32" not in ir and not re.search(r"\bf32\b", ir)
 
 
@@ -90,7 +91,7 @@ def test_the_check_finds_spills_and_widths():
     """The assembler's report is read, not assumed: a tile that is too large spills."""
     variant = variants.Variant("wide", (("coding", "delta"),), 80, 80)
     call = variant.launches()[-1]
-    small = variants.resources(variants.compile_launch(call, variants.TARGETS["sm_90"]))
+    small = variants.resources(compile_launch(call, TARGETS["sm_90"]))
     call.compile_time.update(BLOCK_ROWS=64, num_warps=1)
-    large = variants.resources(variants.compile_launch(call, variants.TARGETS["sm_90"]))
+    large = variants.resources(compile_launch(call, TARGETS["sm_90"]))
     assert small[1] == 0 and large[1] > 0
