@@ -25,8 +25,7 @@ CYCLES = {
     "uniform": 10,
     "control": 10,
 }
-"""Until the result of an instruction can be read: assumed, in the range of published
-microbenchmarks (Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU Architecture)."""
+"""Until the result of an instruction can be read: assumptions, which nobody measured here."""
 
 REGISTER = re.compile(r"(?<![\w.])(U?[RP])(\d+)(\.64)?\b")
 
