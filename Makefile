@@ -25,6 +25,7 @@ test-all: lint sanitize
 	$(PYTEST)
 	JOLKERNELS_NATIVE=0 $(PYTEST) -m kernels
 	TRITON_INTERPRET=1 $(PYTEST) -m kernels
+	JOLKERNELS_TEST_COMPILED=1 $(PYTEST) -m "kernels and not slow"
 
 # The package built once more, with checks of every access and conversion in C.
 SANITIZED := build/sanitized
