@@ -66,6 +66,7 @@ def run_jol(words: Sequence[str], folder: Path, before: Callable[[], None] = lam
 def _child(words: list[str], stderr: Path, before: Callable[[], None]) -> None:
     sys.stderr = sys.stdout = stderr.open("a", buffering=1)  # pytest has put its own there
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the background ignores
     before()
     status = main(words)
     os._exit(status)  # no clean-up of what belongs to the parent

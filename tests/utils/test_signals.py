@@ -22,9 +22,12 @@ def handlers() -> list[object]:
 
 @pytest.fixture(autouse=True)
 def handlers_are_as_before() -> Iterator[None]:
+    """Ctrl-C is an error, which it is not where a shell has put pytest into the background."""
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = handlers()
     yield
     assert handlers() == before
+    signal.signal(signal.SIGINT, given)
 
 
 def receive(number: int) -> None:
