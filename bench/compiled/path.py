@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linprog
 
-from bench.compiled import linear_program
 from bench.compiled.control_flow import Edge, innermost, loops
 from bench.compiled.sass import Block, Instruction, Program
 
@@ -110,7 +110,6 @@ def find(program: Program, warps: float, counted: Mapping[Key, Sequence[Count]])
     known = list(equations(program, counted))
     accesses = np.array([each[1] for each in known]).reshape(len(known), len(blocks))
     totals = np.array([total / warps for _, _, total, _ in known]) - accesses[:, 0]
-    signs = np.where(totals < 0, -1.0, 1.0)
     calls = [number for number, block in enumerate(blocks) if block.calls is not None]
     conserved = np.vstack(
         [
@@ -123,10 +122,10 @@ def find(program: Program, warps: float, counted: Mapping[Key, Sequence[Count]])
     begins = np.zeros(len(conserved))
     begins[0] = 1
     sizes = np.array([block.last - block.first for block in blocks], np.float64)
-    x = linear_program.solve(
+    x = cheapest(
         sizes @ entering @ entire[flows] + PARTED * entire[parting].sum(0),
-        np.vstack([signs[:, None] * (accesses @ visiting), conserved]),
-        np.concatenate([signs * totals, begins]),
+        np.vstack([accesses @ visiting, conserved]),
+        np.concatenate([totals, begins]),
         np.concatenate([np.full(len(known), WRONG), np.full(len(conserved), IMPOSSIBLE)]),
     )
     visits = visiting @ x
@@ -147,6 +146,23 @@ def find(program: Program, warps: float, counted: Mapping[Key, Sequence[Count]])
         parted=float(warps * x[parting].sum()),
         edges=dict(taken),
     )
+
+
+def cheapest(
+    costs: NDArray[np.float64],
+    matrix: NDArray[np.float64],
+    values: NDArray[np.float64],
+    penalties: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """x >= 0 with matrix @ x = values that makes costs @ x least; a unit off costs the penalty."""
+    unit = np.eye(len(values))
+    found = linprog(
+        np.concatenate([costs, penalties, penalties]),
+        A_eq=np.hstack([matrix, unit, -unit]),
+        b_eq=values,
+        method="highs",
+    )
+    return np.asarray(found.x)[: len(costs)]
 
 
 def flow(blocks: list[Block]) -> Iterator[tuple[int, int | None, bool]]:

@@ -1,18 +1,14 @@
 """SASS as text: instructions and blocks, the executed path, latencies, the time model."""
 
-import math
-import random
 from collections import Counter
-from itertools import product
 
-import numpy as np
 import pytest
 
 pytest.importorskip("triton")
 
 from sass_text import FILE, PROGRAM, SASS, counts
 
-from bench.compiled import latency, linear_program, path, sass, time_model
+from bench.compiled import latency, path, sass, time_model
 from bench.compiled.control_flow import loops
 from bench.compiled.path import Count
 
@@ -147,27 +143,6 @@ def test_counts_that_no_path_has_are_reported():
     found = path.find(PROGRAM, 8, wrong)
     assert set(found.missed) <= {("shuffle", (FILE, 14)), ("load", (FILE, 12))}
     assert sum(map(abs, found.missed.values())) == pytest.approx(75)
-
-
-def test_the_cheapest_solution_is_found():
-    random.seed(0)
-    for _ in range(40):
-        n, m = 5, 2
-        costs = np.array([random.randint(1, 9) for _ in range(n)], float)
-        matrix = np.array([[random.randint(-2, 3) for _ in range(n)] for _ in range(m)], float)
-        values = np.abs(matrix @ [random.choice((0, 0, 1, 2)) for _ in range(n)])
-        x = linear_program.solve(costs, matrix, values, np.full(m, 1e6))
-        assert (x >= -1e-9).all()
-        # A vertex has at most m numbers that are not 0.
-        best = math.inf
-        for pair in product(range(n), repeat=m):
-            if len(set(pair)) == m and abs(np.linalg.det(matrix[:, pair])) > 1e-9:
-                vertex = np.linalg.solve(matrix[:, pair], values)
-                if (vertex >= -1e-9).all():
-                    best = min(best, costs[list(pair)] @ vertex)
-        if math.isfinite(best):
-            assert np.abs(values - matrix @ x).max() < 1e-9
-            assert costs @ x == pytest.approx(best)
 
 
 def test_registers_are_told_apart():
