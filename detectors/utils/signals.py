@@ -4,6 +4,7 @@ The training loop does so between steps.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any, Self, TypeVar
 Result = TypeVar("Result")
 
 AGAIN = 0.05
-"""Seconds after which a signal that came during an import is raised once more."""
+"""Seconds after which a signal that came at a wrong time is raised once more."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -24,19 +25,33 @@ def with_errors(work: Callable[[], Result]) -> Result:
     """What `work` returns; within it SIGTERM is an error as Ctrl-C is, and cleaned up after.
 
     Both wait until modules are imported: an error in the middle makes torch abort, and NumPy call
-    itself without end. Outside the main thread, and for a signal that is ignored, nothing changes.
+    itself without end. In a destructor, where Python drops errors, they are raised once more.
+    Outside the main thread, and for a signal that is ignored, nothing changes.
 
     Raises:
         Terminated, KeyboardInterrupt: a signal came.
     """
     before = {}
+    hook = sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, _raise)
+
+    def dropped(error: "sys.UnraisableHookArgs") -> None:
+        if issubclass(error.exc_type, KeyboardInterrupt):
+            ended = issubclass(error.exc_type, Terminated)
+            _raise_later(signal.SIGTERM if ended else signal.SIGINT)
+        else:
+            hook(error)
+
+    if before:
+        sys.unraisablehook = dropped
     try:
         return work()
     finally:
+        if before:
+            sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -44,13 +59,17 @@ def with_errors(work: Callable[[], Result]) -> Result:
 def _raise(number: int, frame: FrameType | None) -> None:
     while frame is not None and frame.f_code is not with_errors.__code__:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            main = threading.main_thread().ident
-            again = threading.Timer(AGAIN, signal.pthread_kill, (main, number))
-            again.daemon = True
-            again.start()
+            _raise_later(number)
             return
         frame = frame.f_back
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _raise_later(number: int) -> None:
+    main = threading.main_thread().ident
+    again = threading.Timer(AGAIN, signal.pthread_kill, (main, number))
+    again.daemon = True
+    again.start()
 
 
 class Interrupted(BaseException):

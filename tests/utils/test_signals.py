@@ -78,6 +78,38 @@ def test_an_import_is_not_broken_off(
         sys.modules.pop(name, None)
 
 
+@pytest.mark.parametrize("number", BOTH, ids=lambda number: number.name)
+def test_a_destructor_drops_no_signal(number: signal.Signals) -> None:
+    """Python calls what it collects in the middle of anything, and drops its errors."""
+    hook = sys.unraisablehook
+
+    class Collected:
+        def __del__(self) -> None:
+            receive(number)
+
+    def work() -> None:
+        Collected()
+        time.sleep(5)
+
+    with pytest.raises(BOTH[number]):
+        with_errors(work)
+    assert sys.unraisablehook is hook
+
+
+def test_other_errors_of_a_destructor_are_reported_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: found.append(error.exc_type))
+
+    class Collected:
+        def __del__(self) -> None:
+            raise KeyError
+
+    with_errors(lambda: Collected() and None)
+    assert found == [KeyError]
+
+
 def test_an_import_that_calls_us_defers_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
