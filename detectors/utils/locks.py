@@ -31,17 +31,19 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        number = _locked(folder)
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written: {error.strerror}") from error
-    _held.add(number)
-    try:
-        yield
+        try:
+            number = _locked(folder)
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be written: {error.strerror}") from error
+        _held.add(number)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+            _held.discard(number)
+            os.close(number)
     finally:
-        with suppress(OSError):
-            (folder / LOCK).unlink()
-        _held.discard(number)
-        os.close(number)
         for path in made:
             with suppress(OSError):
                 path.rmdir()
@@ -91,8 +93,9 @@ def _locked(folder: Path) -> int:
                 file=sys.stderr,
             )
         if _is(number, folder / LOCK):
-            os.truncate(number, 0)
-            os.write(number, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            with suppress(OSError):  # a full disk: it is locked without a name
+                os.truncate(number, 0)
+                os.write(number, f"process {os.getpid()} on {socket.gethostname()}".encode())
             return number
         os.close(number)  # the last writer has removed it since it was opened
 

@@ -95,6 +95,31 @@ def test_folders_that_were_made_go_unless_they_are_used(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("call", ["open", "write"])
+def test_a_full_disk_leaves_nothing_behind(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock without a name is one too; what cannot be made is refused."""
+    own, folder = getattr(os, call), tmp_path / "a" / "b"
+
+    def full(first: Any, *given: Any, **named: Any) -> Any:
+        if call == "write" or str(first) == str(folder / LOCK):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return own(first, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        if call == "write":
+            with claimed(folder):
+                assert writer(folder) == "another process"
+        else:
+            with pytest.raises(RunError, match="b: cannot be written: No space"), claimed(folder):
+                pass
+    assert list(tmp_path.iterdir()) == []
+    with claimed(folder):
+        pass
+
+
 def test_a_file_system_without_locks_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
