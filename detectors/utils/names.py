@@ -46,9 +46,10 @@ def unlike(here: Sequence[str], there: Sequence[str]) -> str:
 
 def unlike_runs(classes: Mapping[str, Sequence[str]]) -> str:
     """Different lists of several runs by the runs' names."""
-    first, *_, last = classes.values()
+    first = next(iter(classes.values()))
+    other = next((names for names in classes.values() if names != first), first)
     shown = ", ".join(f"{run!r}: {listed(names)}" for run, names in classes.items())
-    return f"{{{shown}}}{unlike(first, last)}"
+    return f"{{{shown}}}{unlike(first, other)}"
 
 
 def changed(what: str, was: Any, now: Any) -> str:

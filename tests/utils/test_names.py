@@ -30,6 +30,8 @@ def test_what_differs() -> None:
     assert unlike(MANY, MANY[:9]).startswith("; only here ['class 9', 'class 10'")
     assert unlike(MANY, MANY[::-1]) == "; their order differs"
     assert unlike_runs({"base": ["a"], "jol": ["b", "c"]}) == "{'base': ['a'], 'jol': ['b', 'c']}"
+    three = unlike_runs({"a": MANY, "b": other, "c": MANY})
+    assert three.endswith("}; only here ['class 7'], only there ['rickshaw']")
     assert brief({"a": ["b"] * 90}) == "{'a': [" + "'b', " * 14 + "'b…"
     assert changed("strides", [4, 8], None) == "strides was [4, 8], is now None"
     assert changed("classes", MANY, other).endswith("only there ['rickshaw']")
