@@ -75,6 +75,7 @@ def load(
             yield [read_in_time(read, "the next image", leaving) for read in reads]
         return
     with ExitStack() as stack:
+        stack.callback(_restore, signal.getsignal(signal.SIGCHLD))
         batches, sockets = _start(dataset, schedule, workers, stack)
         if threading.current_thread() is threading.main_thread():
             # torch's handler raises anywhere, even in the middle of an optimizer step. Without it
@@ -181,6 +182,12 @@ def _start(
     finally:
         sys.unraisablehook = hook
         stack.callback(_end, set(multiprocessing.active_children()) - before)
+
+
+def _restore(handler: Any) -> None:
+    """Give SIGCHLD its handler back, where Python can."""
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _leave_ctrl_c_to_the_main_process(worker: int) -> None:

@@ -72,6 +72,18 @@ def open_files(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_the_handler_of_ended_processes_stays_the_callers() -> None:
+    def mine(number: int, frame: object) -> None:
+        pass
+
+    before = signal.signal(signal.SIGCHLD, mine)
+    try:
+        assert len(list(batches(Made()))) == 12
+        assert signal.getsignal(signal.SIGCHLD) is mine
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_what_is_handed_over_is_what_was_loaded(workers: int) -> None:
     found = list(batches(Made(), workers))
