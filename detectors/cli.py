@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 
 from detectors.commands import (
@@ -46,21 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     except JolError as error:
         if _reports(error):
-            print(printable_lines(f"{name}: {error}"), file=sys.stderr)
+            _say(printable_lines(f"{name}: {error}"))
         return error.exit_status
     except (KeyboardInterrupt, BrokenPipeError) as error:
         if isinstance(error, KeyboardInterrupt):
             by = "ended by SIGTERM" if isinstance(error, Terminated) else "interrupted"
-            print(f"{name}: {by}", file=sys.stderr)
-        else:  # whoever reads our output has seen enough, as in `jol data stats | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _say(f"{name}: {by}")
+        else:
+            _drop_output()
         return 1
     except Exception as error:
         if means_no_memory(error):
-            print(f"{name}: {out_of_memory(name.removeprefix('jol '))}", file=sys.stderr)
+            _say(f"{name}: {out_of_memory(name.removeprefix('jol '))}")
         elif isinstance(error, OSError) and error.errno:
             file = f"{error.filename}: " if error.filename else ""
-            print(printable(f"{name}: {file}{error.strerror}"), file=sys.stderr)
+            _say(printable(f"{name}: {file}{error.strerror}"))
         else:
             traceback.print_exc()
         return 1
@@ -84,6 +85,19 @@ def make_parser() -> Parser:
     for command in COMMANDS:
         command.add(subparsers)
     return parser
+
+
+def _say(problem: str) -> None:
+    """Print it for people; where it cannot be, the exit status still says it."""
+    with suppress(OSError):
+        print(problem, file=sys.stderr)
+
+
+def _drop_output() -> None:
+    """Whoever reads our output has seen enough, as in `jol data stats | head`."""
+    # a caller's own stream may have no number
+    with suppress(OSError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _version() -> str:

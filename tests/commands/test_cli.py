@@ -1,6 +1,9 @@
 """The command line: exit statuses, messages, and that a mistake leaves nothing behind."""
 
+import errno
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +106,27 @@ def test_failure_while_running_is_status_1(
     assert main(arguments) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("jol train: step ") and "image ids" in error
+
+
+class Broken(io.StringIO):
+    """A stream that nobody reads, and that is no file of the system."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_nobody_reads_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Broken())
+        assert main(["table", "1"]) == 1
+
+
+def test_nobody_reads_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit status is that of the error all the same."""
+    (tmp_path / "a.json").write_text("{")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Broken())
+        assert main(["data", "stats", "--annotations", str(tmp_path / "a.json")]) == 2
 
 
 def edit(change: Callable[[dict[str, Any]], None]) -> Callable[[str], str]:
