@@ -31,6 +31,7 @@ from detectors.inference.detect import detect
 from detectors.inference.drawing import draw_detections
 from detectors.inference.image_files import Found
 from detectors.utils import files
+from detectors.utils.printable import printable
 from detectors.utils.progress import Progress
 
 AHEAD = 8
@@ -169,7 +170,7 @@ def _record(image: Found, pixels: Tensor, digits: int) -> dict[str, Any]:
         "width": pixels.shape[2],
         "height": pixels.shape[1],
         "path": str(image.path),
-        "picture": f"{image.id:0{digits}}_{Path(image.name).stem[:50]}.jpg",
+        "picture": f"{image.id:0{digits}}_{printable(Path(image.name).stem)[:50]}.jpg",
     }
 
 

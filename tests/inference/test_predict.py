@@ -170,7 +170,10 @@ def test_find_images(tmp_path: Path) -> None:
 
 
 def test_same_names_and_pictures_as_shown(checkpoint: Path, tmp_path: Path) -> None:
-    """Names may occur twice; 16 bits, palettes, CMYK; an EXIF orientation is followed."""
+    """Names may occur twice; 16 bits, palettes, CMYK; an EXIF orientation is followed.
+
+    A file's name is data: the picture's name holds no control characters.
+    """
     picture(tmp_path / "a" / "x.png", 64, 96, seed=1)
     upright = picture(tmp_path / "b" / "x.png", 96, 64, seed=2)
     exif = Image.Exif()
@@ -179,6 +182,7 @@ def test_same_names_and_pictures_as_shown(checkpoint: Path, tmp_path: Path) -> N
     turned.save(tmp_path / "b" / "y.png", exif=exif)
     upright.convert("CMYK").save(tmp_path / "b" / "z.tif")
     upright.convert("P").save(tmp_path / "b" / "z.png")
+    upright.save(tmp_path / "b" / "\x1b[31m.png")
     grey = np.asarray(upright.convert("L")).astype(np.uint16) * 257
     Image.fromarray(grey).save(tmp_path / "b" / "g.png")
     out = tmp_path / "out"
@@ -186,8 +190,9 @@ def test_same_names_and_pictures_as_shown(checkpoint: Path, tmp_path: Path) -> N
     assert main(["predict", *given, "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
     listed, found = results(out)
     ids = {(Path(i["path"]).parent.name, i["file_name"]): i["id"] for i in listed["images"]}
-    assert len(ids) == 6
+    assert len(ids) == 7
     for image in listed["images"]:
+        assert image["picture"].isprintable()
         assert Path(image["path"]).is_file() and (out / "pictures" / image["picture"]).is_file()
         with Image.open(out / "pictures" / image["picture"]) as drawn:
             assert drawn.size >= (image["width"], image["height"])
