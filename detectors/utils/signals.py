@@ -80,7 +80,7 @@ class Stopping:
     """A context manager within which SIGTERM and Ctrl-C end nothing by themselves.
 
     A second Ctrl-C does: it raises KeyboardInterrupt. Outside the main thread, where Python hands
-    out no signals, it does nothing.
+    out no signals, and for a signal that is ignored, it does nothing.
 
     Attributes:
         asked: the name of the signal that came, such as "SIGTERM"; "" while there is none.
@@ -94,7 +94,8 @@ class Stopping:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

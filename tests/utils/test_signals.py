@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from detectors.utils import files
-from detectors.utils.signals import Terminated, with_errors
+from detectors.utils.signals import Stopping, Terminated, with_errors
 
 BOTH = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
 
@@ -130,6 +130,9 @@ def test_what_ignores_a_signal_goes_on_ignoring_it() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with_errors(lambda: os.kill(os.getpid(), signal.SIGINT))
+        with Stopping() as stopping:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stopping.asked
     finally:
         signal.signal(signal.SIGINT, before)
 
