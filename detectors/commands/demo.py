@@ -182,12 +182,12 @@ def _refuse_other(out: Path) -> None:
 def _clear(out: Path) -> None:
     """Remove what a demo wrote into `out`, which is locked, and leave MARK there."""
     try:
+        (out / MARK).touch()  # first: what is left of a demo that is killed here is a demo's
         for path in out.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != LOCK:
+            elif path.name not in (LOCK, MARK):
                 path.unlink()
-        (out / MARK).touch()
     except OSError as error:
         raise RunError(f"{out}: cannot be written: {error.strerror}") from error
 

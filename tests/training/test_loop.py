@@ -320,6 +320,24 @@ def test_demo_in_a_tiny_version(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert (tmp_path / name / "train" / "mine.txt").read_text() == "precious"
 
 
+def test_a_demo_killed_while_it_removes_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one takes what is left for a demo's."""
+    (tmp_path / demo.MARK).touch()
+    (tmp_path / "train").mkdir()
+
+    def killed(path: Path) -> None:
+        assert (tmp_path / demo.MARK).exists()
+        raise KeyboardInterrupt
+
+    listed = [tmp_path / demo.MARK, tmp_path / "train"]  # a system lists them in any order
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(listed))
+    monkeypatch.setattr(demo.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        demo.compare(tmp_path)
+
+
 @pytest.mark.parametrize("trouble", ["signal", "nan"])
 def test_a_demo_that_ends_early_says_so(
     trouble: str,
