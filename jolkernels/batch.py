@@ -178,7 +178,8 @@ def make_normalizer(
         check_normalizer(name, choice, num_groups, logits)
         return "number", choice.detach()
     if isinstance(choice, bool) or not isinstance(choice, int | float | Real):
-        wanted = f"a number, a 0-dim tensor or one of {', '.join(NORMALIZERS)}"
+        shape = "[]" if num_groups is None else f"[] or [{num_groups}]"
+        wanted = f"a number, a tensor of shape {shape} or one of {', '.join(NORMALIZERS)}"
         raise TypeError(f"{name}: got {choice!r}, wanted {wanted}")
     if isinstance(choice, int) and abs(choice) > sys.float_info.max:
         raise ValueError(f"{name}: got an integer beyond the range of float64")

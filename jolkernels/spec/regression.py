@@ -54,7 +54,8 @@ class IoU:
 
     def check_score(self) -> None:
         """Raise ValueError unless this can be a location score."""
-        one_of("location_score: IoU: mode", self.mode, ("linear",))
+        if self.mode != "linear":
+            raise ValueError(f"location_score: IoU: mode: got {self.mode!r}, wanted 'linear'")
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,11 @@ def check_inner(choice: Any) -> None:
     """Raise unless the loss that Inner or Focaler stands around has a term 1 - IoU."""
     loss = resolve("regression", choice.loss)
     if type(loss) not in WRAPPED or getattr(loss, "mode", "linear") != "linear":
-        wanted = ", ".join(c.__name__ for c in WRAPPED)
-        raise ValueError(f"{type(choice).__name__}: loss: got {loss!r}, wanted one of {wanted}")
+        others = ", ".join(c.__name__ for c in WRAPPED[1:])
+        raise ValueError(
+            f"{type(choice).__name__}: loss: got {loss!r}, wanted IoU(mode='linear') or one of "
+            f"{others}"
+        )
     object.__setattr__(choice, "loss", loss)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jolkernels.checks import check_fields, real
+from jolkernels.checks import check_fields
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class NWD:
 
     def check_score(self) -> None:
         """Raise ValueError unless this can be a location score."""
-        real("location_score: NWD: mix", self.mix, 1, 1)
+        if self.mix != 1:
+            raise ValueError(f"location_score: NWD: mix: got {self.mix:g}, wanted 1")
 
 
 @dataclass(frozen=True)

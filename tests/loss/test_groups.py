@@ -156,6 +156,12 @@ def test_groups_of_many_rows(ordered):
     assert_equals_the_reference(JointOptimizationLoss(regression="giou"), batch)
 
 
+def test_a_list_of_normalizers_is_answered_with_the_shape_for_groups():
+    batch = with_inputs(random_batch(n=40), "groups")
+    with pytest.raises(TypeError, match=r"wanted a number, a tensor of shape \[\] or \[3\] or one"):
+        JointOptimizationLoss()(**batch, regression_normalizer=[1, 2, 3])
+
+
 def test_a_group_whose_loss_is_not_differentiated_has_no_gradient():
     batch = with_inputs(random_batch(n=40), "groups", "extra_regression")
     loss = JointOptimizationLoss()(**batch, regression_normalizer=torch.tensor([0.0, 1, 2]))
