@@ -15,12 +15,20 @@ def joint_optimization(batch: Batch, call: Call) -> tuple[Tensor, ...]:
 
     Differentiable with respect to logits, box_preds and extra_regression; only the first two
     results carry a gradient.
+
+    Raises:
+        RuntimeError: under a transform of torch.func, such as vmap or grad.
     """
     if torch.compiler.is_compiling():  # its autograd Functions take no tensor twice
         batch = batch._replace(
             **{name: t.detach() for name, t in batch._asdict().items()
                if t is not None and name not in DIFFERENTIABLE}
         )  # fmt: skip
+    elif torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "the Joint Optimization Loss has no vmap and no transforms of torch.func: use its "
+            "groups for several losses at once, torch.autograd for gradients"
+        )
     return JointOptimizationFunction.apply(call, *batch)
 
 

@@ -309,6 +309,15 @@ def test_a_gradient_penalty_is_not_silently_lost():
         (loss.total + d_x.square().sum()).backward()
 
 
+@pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad, torch.func.jacrev])
+def test_transforms_of_torch_func_are_refused(transform):
+    batch = random_batch()
+    logits = torch.stack([batch.pop("logits").detach()] * 2)
+    given = logits if transform is torch.vmap else logits[0]
+    with pytest.raises(RuntimeError, match=r"no vmap and no transforms of torch\.func"):
+        transform(lambda z: JointOptimizationLoss()(z, **batch).total)(given)
+
+
 def test_two_backward_passes_agree():
     batch = random_batch()
     loss = JointOptimizationLoss()(**batch)
