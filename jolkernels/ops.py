@@ -277,8 +277,10 @@ def check_boxes(batch: Batch, positive: Tensor, settings: Settings) -> None:
         i = int(bad[0])
         width, height = sizes[i].tolist()
         remedy = ": ReLU, exp or softplus makes distances of a head's raw outputs"
+        # Targets that are coded too need not be in pixels, and their codes show the size.
+        size = "" if settings.coded_targets else f", a box of {width:g} x {height:g} pixels"
         raise ValueError(
-            f"box_preds: got {codes[i].tolist()} at index {int(positive[i])}, a box of {width:g} x "
-            f"{height:g} pixels, wanted no negative size for {settings.regression}"
+            f"box_preds: got {codes[i].tolist()} at index {int(positive[i])}{size}, wanted no "
+            f"negative size for {settings.regression}"
             + (remedy if isinstance(settings.coding, spec.LTRB) else "")
         )

@@ -66,8 +66,10 @@ class CXCYWH:
 
     Box losses on codes compare these four numbers as they are. `scale` is how many pixels their
     units are, (1, 1) for pixels and (width, height) of the images for shares of an image. Without
-    it the losses and scores of corners, which do not depend on it, take images of 1024 x 1024, and
-    scores in pixels (nwd, dotd) are refused. Images of different sizes: without scale.
+    it, as for images of different sizes, losses and scores of corners take images of 1024 x 1024.
+    IoU, GIoU, SimD, and Inner or Focaler around the first two do not notice. The others, which have
+    distances or aspect ratios in them, see what is not square compressed, as if they were given its
+    shares. nwd and dotd, which are in pixels, are refused.
     """
 
     scale: tuple[float, float] | None = None

@@ -171,6 +171,24 @@ def test_centres_and_sizes_are_corners(choice, scale):
     torch.testing.assert_close(got[1][positive], wanted[1][positive], rtol=1e-10, atol=1e-10)
 
 
+SQUARE = ["diou", "ciou", "eiou", "siou", "shape_iou", "wiou"]
+
+
+@pytest.mark.parametrize("choice", ["iou:mode=log", "giou", "inner", "focaler:loss=giou", *SQUARE])
+def test_losses_of_shares_of_an_image_that_is_not_square(choice):
+    """Without the scale those with distances or aspect ratios differ from those in pixels."""
+    batch = random_batch(coding="cxcywh")
+    losses = [
+        JointOptimizationLoss(regression=choice, coding=coding, location_score=score)(**batch)
+        for coding in (spec.CXCYWH(), spec.CXCYWH((1600, 800)))
+        for score in ("iou", "simd")
+    ]
+    for a, b in zip(losses[:2], losses[2:], strict=True):
+        torch.testing.assert_close(a.negative_weight, b.negative_weight, rtol=1e-12, atol=0)
+        same = abs(a.regression.item() - b.regression.item()) < 1e-9
+        assert same == (choice not in SQUARE)
+
+
 @pytest.mark.parametrize("score", ["nwd", "dotd", "simd", "giou"])
 def test_scores_see_pixels(score):
     batch = random_batch(coding="cxcywh")

@@ -108,6 +108,16 @@ def test_validation_finds_boxes_of_negative_size(coding, regression, monkeypatch
     JointOptimizationLoss("cross_entropy", "l1", coding)(**negative_box(coding))
 
 
+def test_validation_does_not_call_shares_of_an_image_pixels(monkeypatch):
+    monkeypatch.setenv("JOLKERNELS_VALIDATE", "1")
+    box = torch.tensor([[0.5, 0.5, -0.25, 0.125]], device=DEVICE)
+    labels = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    criterion = JointOptimizationLoss("bce", "giou", "cxcywh")
+    match = r"\[0.5, 0.5, -0.25, 0.125\] at index 0, wanted no negative size for GIoU"
+    with pytest.raises(ValueError, match=match):
+        criterion(box[:, :2], box, labels, box.abs())
+
+
 def test_validation_reads_the_slot_of_the_label(monkeypatch):
     monkeypatch.setenv("JOLKERNELS_VALIDATE", "1")
     batch = negative_box("ltrb")
