@@ -22,7 +22,7 @@ from bench.ptx.shared import SharedMemory
 from jolkernels.kernels.launch import Launch
 
 LANES = 32_768  # of a chunk: a register of 4-byte numbers then fits a core's cache
-Order = str | int  # "forward", "reverse" or the seed of a random one
+Order = str | int | list[int]  # "forward", "reverse", the seed of a random one, or some programs
 
 
 @dataclass
@@ -98,7 +98,8 @@ def run(
         outputs: names of the kernel's arguments that hold nothing yet and must be filled.
         scratch: names of arguments that may be written.
         target: sm_80, sm_90 or sm_100.
-        order: of the programs: "forward", "reverse" or the seed of a random one.
+        order: of the programs: "forward", "reverse" or the seed of a random one; or the numbers of
+            those that run, of a launch too large to run whole.
         parts: how many chunks, the programs that run side by side, there are at least.
         poison: byte that fills registers before anything is in them.
         float_atomics: allow sums that depend on the order of the programs.
@@ -138,7 +139,7 @@ def execute(
     parameters = parameters_of(call, memory, len(program.parameters))
     count = max(1, min(LANES // program.threads, -(-call.programs // parts)))
     programs = in_order(call.programs, order)
-    for start in range(0, call.programs, count):
+    for start in range(0, len(programs), count):
         some = programs[start : start + count]
         shared = SharedMemory(len(some), made.shared, made.code.shared_cell)
         chunk = Chunk(program, some, call.programs, parameters, memory, shared, counts, poison)
@@ -155,6 +156,8 @@ def in_order(count: int, order: Order) -> np.ndarray:
     programs = np.arange(count)
     if isinstance(order, int):
         return np.random.default_rng(order).permutation(programs)
+    if isinstance(order, list):
+        return programs[order]
     if order not in ("forward", "reverse"):
         raise PtxError(f"order: got {order!r}, wanted forward, reverse or a seed")
     return programs if order == "forward" else programs[::-1].copy()

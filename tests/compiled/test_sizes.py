@@ -11,7 +11,11 @@ if INTERPRETED:
 
 from small_kernels import far_apart
 
+from bench.ptx import run
+from bench.ptx.runs import named_arguments
 from jolkernels import JointOptimizationLoss, spec
+from jolkernels.batch import make_batch
+from jolkernels.kernels.launch import plan_backward
 
 pytestmark = pytest.mark.compiled
 
@@ -131,3 +135,40 @@ def test_offsets_beyond_32_bits(name: str, step: int) -> None:
     batch["box_preds"] = far_apart(batch["box_preds"].detach().t(), step).t().requires_grad_()
     batch["labels"] = far_apart(batch["labels"][:, None], step // 2)[:, 0]
     assert_exact(criterion, batch)
+
+
+@pytest.mark.parametrize("name", ["rcnn", "focal"])
+def test_columns_of_logits_beyond_32_bits(name: str) -> None:
+    criterion, batch = head(name, n=64, classes=8, class_specific=False)
+    batch["logits"] = far_apart(batch["logits"].detach().t(), 2**29).t().requires_grad_()
+    assert_exact(criterion, batch)
+
+
+@pytest.mark.parametrize("name", ["rcnn", "focal"])
+def test_gradients_of_more_than_32_bits(name: str) -> None:
+    """Over 2^31 numbers: rows alike have gradients alike, the first and the last, which are run."""
+    n, columns = 2**21 + 64, 1024
+    criterion, batch = head(name, n=1, classes=columns - (name == "rcnn"), class_specific=True)
+    batch["labels"][:] = columns - 1 - (name == "focal")
+    batch["target_boxes"] = batch["priors"] = torch.tensor([[1.0, 2, 9, 12]])
+    batch["box_preds"] = torch.full_like(batch["box_preds"], 0.1)
+    wide = {k: t.detach().to("meta").expand(n, *t.shape[1:]) for k, t in batch.items()}
+    given, call = make_batch(criterion.settings, **wide)
+    kept, up = torch.ones(criterion.settings.kept * n), torch.tensor(1.0)
+    scalars = torch.tensor([0.5, 0.25, 1.0, 1.0, 0.0], dtype=torch.float64)
+    _, (launch,) = plan_backward(given, call, kept, scalars, up, up, (True, True, False))
+    assert launch.programs == n
+    batch |= {"boxes": batch["box_preds"], "targets": batch["target_boxes"]}
+    batch |= {"alphas": batch["classification_weights"], "betas": batch["regression_weights"]}
+    ends = {
+        key: far_apart(torch.zeros(2, t.shape[1]), (n - 1) * t.shape[1])
+        for key, t in named_arguments(launch)
+        if key in ("grad_logits", "grad_boxes")
+    }
+    arguments = [
+        ends.get(key, batch.get(key, value)) if isinstance(value, torch.Tensor) else value
+        for key, value in named_arguments(launch)
+    ]
+    run(launch._replace(arguments=tuple(arguments)), list(ends), order=[0, n - 1])
+    for first, last in ends.values():
+        assert torch.equal(first, last) and first.any()
