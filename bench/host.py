@@ -20,7 +20,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -31,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.fake_gpu import fake_gpu
 from bench.loss.cases import CASES, Case
 from bench.loss.inputs import Inputs, make_criterion
+from detectors.utils.argument_types import file_to_write
 from detectors.utils.parser import Parser
 from detectors.utils.text_tables import aligned
 from jolkernels import JointOptimizationLoss, loss, ops
@@ -269,7 +269,9 @@ def report(found: Mapping[str, Any]) -> str:
 def parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     made = Parser(prog=prog, description=__doc__.split("\n")[0])
-    made.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to FILE")
+    made.add_argument(
+        "--json", metavar="FILE", type=file_to_write, help="also write the figures to FILE"
+    )
     return made
 
 
@@ -280,6 +282,7 @@ def main(arguments: Sequence[str], prog: str) -> int:
         found = measure()
         print(report(found), end="")
         if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(found, indent=1) + "\n")
     except (OSError, RuntimeError) as error:
         print(f"{prog}: {error}", file=sys.stderr)

@@ -24,7 +24,7 @@ from bench.compiled.costs import DIRECTIONS, Cost
 from bench.compiled.sass import CLASSES
 from bench.compiled.variants import DTYPES
 from bench.ptx import PtxError
-from detectors.utils.argument_types import one_of, positive
+from detectors.utils.argument_types import file_to_write, one_of, positive
 from detectors.utils.parser import Parser
 from detectors.utils.text_tables import markdown
 
@@ -39,7 +39,13 @@ Found = Mapping[Key, Group]
 def measure(
     names: Iterable[str], dtypes: Iterable[str], targets: Iterable[str]
 ) -> dict[Key, list[Cost]]:
-    """The costs of all kernels by name of the case, dtype and target; says how far it is."""
+    """The costs of all kernels by name of the case, dtype and target; says how far it is.
+
+    Raises:
+        RuntimeError: the kernels are interpreted.
+    """
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET=1 leaves no kernels to compile: unset it")
     found = {}
     wanted = [(n, d, t) for n in names for d in dtypes for t in targets]
     for i, (name, dtype, target) in enumerate(wanted, 1):
@@ -231,8 +237,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
     choice("--cases", CASES, CASES, "heads")
     choice("--dtypes", DTYPES, ("fp32", "bf16"), "of logits and boxes")
     choice("--targets", TARGETS, TARGETS, f"GPUs; times are predicted for {MODELLED} alone")
-    made.add_argument("--json", metavar="FILE", type=Path, help="also write rows to FILE")
-    made.add_argument("--out", metavar="FILE", type=Path, help="also write the tables to FILE")
+    made.add_argument("--json", metavar="FILE", type=file_to_write, help="also write rows to FILE")
+    made.add_argument(
+        "--out", metavar="FILE", type=file_to_write, help="also write the tables to FILE"
+    )
     made.add_argument(
         "--lines", metavar="N", type=positive, default=0, help="also N lines of each kernel"
     )
@@ -241,6 +249,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def write(found: Found, text: str, tables: Path | None, rows: Path | None) -> None:
     """Write the report and its rows to files."""
+    for path in filter(None, (tables, rows)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if tables:
         tables.write_text(text)
     if rows:
@@ -255,6 +265,9 @@ def main(arguments: Sequence[str], prog: str) -> int:
     except PtxError as error:
         print(f"\n{prog}: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
     text = report(found, options.lines)
     print(text, end="")
     try:

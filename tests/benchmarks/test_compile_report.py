@@ -211,7 +211,17 @@ def test_the_command_prints_and_writes(monkeypatch, tmp_path, capsys):
     assert {row["dtype"] for row in json.loads(rows.read_text())} == {"fp32", "bf16"}
     assert main(["compile", "--cases", "retinanet-9"]) == 2
     assert "retinanet-9" in capsys.readouterr().err
-    assert main(["compile", *given, "--json", str(tmp_path / "no" / "rows.json")]) == 2
+
+
+def test_what_cannot_be_done_is_refused_before_the_work(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(costs, "measure", lambda *asked: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    for option in ("--json", "--out"):
+        assert main(["compile", option, str(tmp_path / "file" / "rows")]) == 2
+        assert "file: is a file, wanted a folder" in capsys.readouterr().err
+    monkeypatch.setattr(report.triton.knobs.runtime, "interpret", True)
+    assert main(["compile"]) == 2
+    assert "TRITON_INTERPRET=1" in capsys.readouterr().err
 
 
 def test_the_benchmark_has_the_report_as_a_part(monkeypatch, tmp_path, capsys):
