@@ -101,6 +101,20 @@ def test_no_score_hides_a_box_of_nan(score) -> None:
     assert loss.classification.isnan() and loss.negative_weight.isnan()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_passes_where_the_iou_is_focalers_low(dtype) -> None:
+    """12 * (1 / 48) - 0.25, fused, is below 0 in float64."""
+    box = torch.tensor([[1.0, 1, 5, 4]], dtype=dtype, requires_grad=True)
+    target = torch.tensor([[0.0, 0, 8, 6]], dtype=dtype)
+    criterion = JointOptimizationLoss("bce", "focaler:low=0.25,high=1", weighting="none")
+    labels = torch.zeros(1, dtype=torch.int64)
+    loss = criterion(torch.zeros(1, 1, dtype=dtype), box, labels, target)
+    assert loss.regression == 1
+    loss.regression.backward()
+    slopes = torch.tensor([[3.0, 4, -3, -4]], dtype=dtype)  # minus the IoU's, times the union
+    torch.testing.assert_close(box.grad, slopes / 48 / 0.75)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_further_inputs(name) -> None:
     assert_exact(*case(name, n=70, dtype=torch.float32))
