@@ -11,6 +11,7 @@ from jolkernels.spec import CHOICES
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 COMPILED = os.environ.get("JOLKERNELS_TEST_COMPILED") == "1"  # tests/loss/conftest.py
+ON_KERNELS = INTERPRETED or COMPILED
 DEVICE = os.environ.get("JOLKERNELS_TEST_DEVICE", "cpu")
 
 CLASSIFICATIONS, REGRESSIONS, CODINGS, SCORES = (
@@ -31,13 +32,13 @@ def go_together(regression: str, coding: str) -> bool:
 def sampled(cases: list, every: int, usually: int = 1) -> list:
     """All cases, of which only every so many are not slow: on interpreted or compiled kernels,
     each a hundred times slower, one in 2 * `every`, else every `usually`th."""
-    step, slow = 2 * every if INTERPRETED or COMPILED else usually, pytest.mark.slow
+    step, slow = 2 * every if ON_KERNELS else usually, pytest.mark.slow
     return [
         case if i % step == 0 else pytest.param(*case, marks=slow) for i, case in enumerate(cases)
     ]
 
 
-slow_when_interpreted = pytest.mark.slow if INTERPRETED or COMPILED else lambda test: test
+slow_on_kernels = pytest.mark.slow if ON_KERNELS else lambda test: test
 
 
 def boxes(n: int, g: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import DEVICE, INTERPRETED
+from cases import DEVICE, ON_KERNELS
 from torchvision import ops
 
 from jolkernels import JointOptimizationLoss, reference
@@ -136,7 +136,7 @@ def test_infinite_boxes_are_what_the_reference_says(regression):
     boxes = torch.tensor(list(itertools.product(sides, repeat=4)), dtype=torch.float64)
     labels, target = torch.zeros(1, dtype=torch.int64), boxes.new_tensor([[0, 0, 6, 6]])
     criterion = JointOptimizationLoss("focal", regression, weighting="none")
-    for box in boxes[:: 101 if INTERPRETED else 1]:
+    for box in boxes[:: 101 if ON_KERNELS else 1]:
         given = (criterion.settings, boxes.new_zeros(1, 2), box[None], labels, target)
         batch, call = make_batch(*given)
         wanted = reference.joint_optimization_loss(batch, call)[1]

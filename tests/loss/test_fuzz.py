@@ -9,7 +9,7 @@ import secrets
 
 import pytest
 import torch
-from cases import DEVICE, INTERPRETED
+from cases import DEVICE, ON_KERNELS
 from plain_loss import plain_loss
 
 from jolkernels import JointOptimizationLoss, spec
@@ -264,7 +264,7 @@ def check(seed: int, i: int) -> None:
 
 
 def test_a_sample_of_everything():
-    for i in range(8 if INTERPRETED else 50):
+    for i in range(8 if ON_KERNELS else 50):
         check(0, i)
 
 
@@ -275,5 +275,5 @@ def test_everything(seed, capsys):
         seed = secrets.randbits(32)
         with capsys.disabled():
             print(f"\ntests/loss/test_fuzz.py: fresh seed {seed}")
-    for i in range(120 if INTERPRETED else 1000):
+    for i in range(120 if ON_KERNELS else 1000):
         check(seed, i)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import DEVICE, INTERPRETED, random_batch, sampled, slow_when_interpreted
+from cases import DEVICE, ON_KERNELS, random_batch, sampled, slow_on_kernels
 from inputs import CASES, all_gradients, case, with_inputs
 
 from jolkernels import JointOptimizationLoss, reference
@@ -147,7 +147,7 @@ def test_more_groups_than_columns_or_rows_of_a_tile(classes):
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-@slow_when_interpreted
+@slow_on_kernels
 def test_groups_of_many_rows(ordered):
     """More rows than a chunk or a program takes at a time."""
     batch = with_inputs(random_batch(n=9000, classes=2), "groups", "extra_regression")
@@ -174,7 +174,7 @@ def test_a_group_whose_loss_is_not_differentiated_has_no_gradient():
 
 
 def test_the_same_input_gives_the_same_bits():
-    batch = random_batch(n=200 if INTERPRETED else 700, dtype=torch.float32)
+    batch = random_batch(n=200 if ON_KERNELS else 700, dtype=torch.float32)
     batch = with_inputs(batch, "groups", "extra_regression", "class_weights")
     criterion = JointOptimizationLoss("cross_entropy", "giou")
     a, b = criterion(**batch), criterion(**batch)

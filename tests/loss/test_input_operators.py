@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import DEVICE, random_batch, sampled, slow_when_interpreted
+from cases import DEVICE, random_batch, sampled, slow_on_kernels
 from inputs import (
     CASES,
     all_gradients,
@@ -152,7 +152,7 @@ def test_compiles_without_a_graph_break(name, dynamic):
     )
 
 
-@slow_when_interpreted
+@slow_on_kernels
 def test_the_function_takes_them_by_name_and_compiles():
     criterion, batch = case("detr")
     settings = criterion.settings

@@ -11,7 +11,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from cases import INTERPRETED, gradients, random_batch
+from cases import ON_KERNELS, gradients, random_batch
 
 from jolkernels import (
     JointLoss,
@@ -251,7 +251,7 @@ def test_a_label_out_of_range_is_named_on_the_cpu(head, value):
         JointOptimizationLoss(head[0])(**batch)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the kernels run with TRITON_INTERPRET=1")
+@pytest.mark.skipif(not ON_KERNELS, reason="the kernels run with TRITON_INTERPRET=1")
 @pytest.mark.parametrize("value", [-1, 6, 10**12, -(10**12)])
 def test_a_label_out_of_range_makes_the_kernels_give_nan(value):
     """What a GPU does: no look at the labels from outside, never a silent number."""
@@ -366,7 +366,7 @@ def test_a_default_device_does_not_matter():
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the tensor operations")
+@pytest.mark.skipif(ON_KERNELS, reason="of the tensor operations")
 @pytest.mark.parametrize(
     ("kind", "choice", "choices"),
     [

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DEVICE, HEADS, INTERPRETED, gradients, random_batch, sampled
+from cases import DEVICE, HEADS, ON_KERNELS, gradients, random_batch, sampled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,7 @@ from jolkernels import JointOptimizationLoss
 
 pytestmark = pytest.mark.kernels
 
-few = settings(max_examples=4 if INTERPRETED else 30, deadline=None, derandomize=True)
+few = settings(max_examples=4 if ON_KERNELS else 30, deadline=None, derandomize=True)
 batches = st.builds(
     dict,
     head=st.sampled_from(HEADS),

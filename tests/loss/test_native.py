@@ -15,14 +15,14 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from cases import INTERPRETED, random_batch
+from cases import ON_KERNELS, random_batch
 
 from jolkernels import JointOptimizationLoss, registry
 from jolkernels.batch import make_batch
 from jolkernels.cpu import native
 
 needs_passes = pytest.mark.skipif(
-    INTERPRETED or native.library() is None, reason="not built, or turned off"
+    ON_KERNELS or native.library() is None, reason="not built, or turned off"
 )
 
 
@@ -97,7 +97,7 @@ def test_a_truncated_library_is_not_loaded(tmp_path):
         assert native.is_truncated(copy), size
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the kernels run")
+@pytest.mark.skipif(ON_KERNELS, reason="the kernels run")
 @pytest.mark.parametrize("turned_off", [False, True])
 def test_without_them_a_large_batch_warns_once(turned_off, monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)

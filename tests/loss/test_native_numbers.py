@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from cases import INTERPRETED, gradients, random_batch
+from cases import ON_KERNELS, gradients, random_batch
 
 from jolkernels import JointOptimizationLoss, reference, spec
 from jolkernels.batch import make_batch
 from jolkernels.cpu import native, tensors
 
 needs_passes = pytest.mark.skipif(
-    INTERPRETED or native.library() is None, reason="not built, or turned off"
+    ON_KERNELS or native.library() is None, reason="not built, or turned off"
 )
 CLASSIFICATIONS = [
     "cross_entropy", "bce", "focal", "focal:gamma=1.5", "focal:gamma=0.7", "focal:gamma=0",
@@ -193,7 +193,7 @@ def test_a_group_out_of_range_raises(group):
     assert result.classification.isnan().all() and result.scalars[:, 4].isnan().all()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the kernels run")
+@pytest.mark.skipif(ON_KERNELS, reason="the kernels run")
 @pytest.mark.parametrize("more", [False, True])
 @pytest.mark.parametrize("in_c", [True, False])
 def test_the_number_of_threads_does_not_change_the_bits(in_c, more, monkeypatch):
@@ -215,7 +215,7 @@ def test_the_number_of_threads_does_not_change_the_bits(in_c, more, monkeypatch)
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the kernels run")
+@pytest.mark.skipif(ON_KERNELS, reason="the kernels run")
 def test_a_last_chunk_of_one_row():
     """Of the tensor operations, and of C."""
     batch = random_batch(n=4097, classes=39)

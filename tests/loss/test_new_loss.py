@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from cases import DEVICE, INTERPRETED, gradients, random_batch, slow_when_interpreted
+from cases import DEVICE, ON_KERNELS, gradients, random_batch, slow_on_kernels
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -143,7 +143,7 @@ NEW = {  # kind, spec, reference, and what a loss with it chooses
     "sinh": ("coding", Sinh, (decode_sinh, encode_sinh), {"coding": Sinh(scale=4.0)}),
 }
 every = pytest.mark.parametrize("name", NEW)
-with_and_without = pytest.mark.parametrize("kernel", [True, False] if INTERPRETED else [False])
+with_and_without = pytest.mark.parametrize("kernel", [True, False] if ON_KERNELS else [False])
 
 
 TABLES = registry.CHOICES, registry.REFERENCE, registry.CLOSED_FORM, registry.KERNEL
@@ -233,7 +233,7 @@ def test_it_runs_on_fake_tensors(case):
         assert got.shape == wanted.shape and got.dtype == wanted.dtype
 
 
-@slow_when_interpreted
+@slow_on_kernels
 @every
 @with_and_without
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -261,7 +261,7 @@ def test_opcheck(case):
     torch.library.opcheck(torch.ops.jolkernels.backward.default, fields, named)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the kernels run with TRITON_INTERPRET=1")
+@pytest.mark.skipif(not ON_KERNELS, reason="the kernels run with TRITON_INTERPRET=1")
 @every
 @pytest.mark.parametrize("kernel", [True, False])
 def test_the_kernels_run_where_there_is_a_device_function(case, kernel):

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from cases import HEADS, INTERPRETED, random_batch
+from cases import HEADS, ON_KERNELS, random_batch
 from inputs import assert_fake_tensors_see_shapes_and_dtypes
 
 from jolkernels import JointOptimizationLoss, joint_optimization_loss, ops, spec
@@ -105,7 +105,7 @@ def test_compiles_without_a_graph_break(head, choices, normalizer, dynamic):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter under Inductor takes minutes")
+@pytest.mark.skipif(ON_KERNELS, reason="the interpreter under Inductor takes minutes")
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 @pytest.mark.parametrize(("head", "choices", "normalizer"), CASES, ids=lambda v: str(v)[:30])
 def test_inductor_compiles_it_without_a_graph_break(head, choices, normalizer):
@@ -161,7 +161,7 @@ def test_the_function_compiles_too():
     assert len({loss.item() for loss in losses}) == len(texts)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="once is enough")
+@pytest.mark.skipif(ON_KERNELS, reason="once is enough")
 def test_a_compiled_step_has_one_operator_each_way():
     """Nothing of the loss is taken apart: the graph holds the two operators and glue."""
     seen = []

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import INTERPRETED, random_batch
+from cases import ON_KERNELS, random_batch
 
 from jolkernels import JointOptimizationLoss, ops
 from jolkernels.batch import make_batch
@@ -17,7 +17,7 @@ HEADS = {
     "focal": (("focal", "last"), {"class_specific": True}),
 }
 needs_passes = pytest.mark.skipif(
-    INTERPRETED or native.library() is None, reason="not built, or turned off"
+    ON_KERNELS or native.library() is None, reason="not built, or turned off"
 )
 
 
@@ -64,7 +64,7 @@ def test_labels_and_groups_changed_unseen_by_autograd(name, of, value):
     counted = (batch["labels"] != -100).nonzero()[:, 0]
     batch[of].numpy()[counted[5]] = value
     leaves = [t for t in batch.values() if isinstance(t, torch.Tensor) and t.requires_grad]
-    if INTERPRETED:  # as on a GPU, where to look would be to wait
+    if ON_KERNELS:  # as on a GPU, where to look would be to wait
         assert all(g[counted[5]].isnan().all() for g in torch.autograd.grad(loss, leaves))
     else:
         found = rf"{of}: got {value} at index {counted[5]}, wanted 0 to"
@@ -195,7 +195,7 @@ def test_the_backward_operator_checks_what_the_forward_kept(name, value):
         torch.ops.jolkernels.backward(*fields, call=call, **saved | {name: value})
 
 
-@pytest.mark.skipif(INTERPRETED, reason="on a GPU gradients are NaN instead")
+@pytest.mark.skipif(ON_KERNELS, reason="on a GPU gradients are NaN instead")
 @pytest.mark.parametrize("name", HEADS)
 def test_the_operators_check_labels(name):
     fields, call, saved = operators(name)
