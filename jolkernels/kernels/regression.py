@@ -263,8 +263,8 @@ def focaler_gap(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
     """IoU minus the IoU mapped from low..high to 0..1; PARAMS = low, high."""
     RANGE: tl.constexpr = PARAMS[1] - PARAMS[0]
     v, d0, d1, d2, d3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 0.0)
-    mapped = (v - PARAMS[0]) / RANGE  # fused with v's product, not exactly 0 where v is low
-    low, high = v < PARAMS[0], mapped > 1
+    mapped = (v - PARAMS[0]) / RANGE  # fused with v's product, not exactly 0 or 1 at a limit
+    low, high = v < PARAMS[0], v > PARAMS[1]
     slope = 1.0 - (~(low | high)).to(v.dtype) / RANGE
     mapped = tl.where(low, 0.0, tl.where(high, 1.0, mapped))  # NaN stays NaN
     return v - mapped, slope * d0, slope * d1, slope * d2, slope * d3

@@ -11,7 +11,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from cases import ON_KERNELS, gradients, random_batch
+from cases import COMPILED, ON_KERNELS, gradients, random_batch
 
 from jolkernels import (
     JointLoss,
@@ -350,7 +350,8 @@ def test_an_input_that_needs_no_gradient(frozen):
     loss = criterion(**batch)
     (1.3 * loss.classification + 0.7 * loss.regression).backward()
     assert batch[frozen].grad is None
-    assert torch.equal(batch[other].grad, expected[other])
+    near = 1e-14 if COMPILED else 0.0  # other products are fused
+    torch.testing.assert_close(batch[other].grad, expected[other], rtol=near, atol=0)
 
 
 def test_a_default_device_does_not_matter():

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from cases import (
     CODINGS,
+    COMPILED,
     DEVICE,
     HEADS,
     REGRESSIONS,
@@ -396,7 +397,8 @@ def test_small_probabilities_keep_their_digits():
     loss = JointOptimizationLoss(weighting="none")(logits, box, labels, box)
     (got,) = torch.autograd.grad(loss.classification, logits)
     (wanted,) = torch.autograd.grad(F.cross_entropy(logits, labels), logits)
-    torch.testing.assert_close(got[0, 1:3], wanted[0, 1:3], rtol=2e-6, atol=0)
+    near = 5e-6 if COMPILED else 2e-6  # a GPU's exp2 of a product that is rounded
+    torch.testing.assert_close(got[0, 1:3], wanted[0, 1:3], rtol=near, atol=0)
 
 
 @pytest.mark.parametrize(("code", "moves"), [(0.5, True), (0.75, False)])
