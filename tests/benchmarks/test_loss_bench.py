@@ -243,7 +243,7 @@ def test_training_steps_are_measured(monkeypatch, tmp_path, capsys):
     base, joint, ratio = (found[k] for k in (("base", "s"), ("jol", "s"), ("jol", report.RATIO)))
     assert base.median > 0 and joint.median > 0 and base.count == ratio.count == 5
     assert (base.rows, base.columns, base.case) == (1, 96, "step-fcos")
-    assert f"| fcos | {report.number(base.median)} |" in capsys.readouterr().out
+    assert f"| fcos | {report.number(base.median)}" in capsys.readouterr().out  # or "(noise)"
 
 
 def test_without_a_compiler_the_rest_is_reported(monkeypatch, tmp_path, capsys):
