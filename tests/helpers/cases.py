@@ -105,6 +105,16 @@ def random_batch(
     }
 
 
+def in_dtype(batch: dict, dtype: torch.dtype) -> dict:
+    """The same numbers as tensors, and leaves, of their own."""
+    return {
+        k: v.detach().to(dtype).requires_grad_(v.requires_grad)
+        if isinstance(v, Tensor) and v.is_floating_point()
+        else v
+        for k, v in batch.items()
+    }
+
+
 def gradients(loss, batch: dict[str, Tensor], up=(1.3, 0.7)) -> tuple[Tensor, Tensor]:
     """Gradients for logits and box_preds with different upstream gradients of the two parts."""
     total = up[0] * loss[0] + up[1] * loss[1]

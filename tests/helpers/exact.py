@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from cases import in_dtype
 from inputs import all_gradients, leaves
 from torch import Tensor
 
@@ -11,16 +12,6 @@ from jolkernels.batch import accumulator, make_batch
 
 LOSSES, GRADIENTS = 2e-6, 1e-5  # of float32, relative: of a loss, and of the largest gradient
 DOUBLE = 1e-12
-
-
-def in_dtype(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """The same numbers as tensors, and leaves, of their own."""
-    return {
-        k: v.detach().to(dtype).requires_grad_(v.requires_grad)
-        if isinstance(v, Tensor) and v.is_floating_point()
-        else v
-        for k, v in batch.items()
-    }
 
 
 def stated(

@@ -9,7 +9,7 @@ import secrets
 
 import pytest
 import torch
-from cases import DEVICE, ON_KERNELS
+from cases import DEVICE, ON_KERNELS, in_dtype
 from plain_loss import plain_loss
 
 from jolkernels import JointOptimizationLoss, spec
@@ -220,12 +220,7 @@ def check(seed: int, i: int) -> None:
     usual = r.random() < 0.4
     given = choices(r, usual)
     batch, up = batch_for(r, given, usual), r.choice([(1, 1), (1.3, -0.7), (1, 0), (0, 1), (0, 0)])
-    exact = {
-        k: v.detach().double().requires_grad_(v.requires_grad)
-        if isinstance(v, torch.Tensor) and v.is_floating_point()
-        else v
-        for k, v in batch.items()
-    }
+    exact = in_dtype(batch, torch.float64)
     described = {k: (v.dtype, v.stride()) if isinstance(v, torch.Tensor) else v
                  for k, v in batch.items()}  # fmt: skip
     where = f"check({seed}, {i}): {given} {described} {batch['labels'].tolist()} {up}"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import DEVICE, HEADS, gradients, random_batch
+from cases import DEVICE, HEADS, gradients, in_dtype, random_batch
 
 from jolkernels import JointOptimizationLoss
 
@@ -13,10 +13,7 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 def assert_equals_float64(criterion, batch):
     """That the loss of `batch` is that of the same numbers in float64, but for rounding."""
-    exact = {
-        k: v.detach().double().requires_grad_(v.requires_grad) if v.is_floating_point() else v
-        for k, v in batch.items()
-    }
+    exact = in_dtype(batch, torch.float64)
     loss, expected = criterion(**batch), criterion(**exact)
     double = torch.float64 in (batch["logits"].dtype, batch["box_preds"].dtype)
     dtype, near = (torch.float64, 1e-12) if double else (torch.float32, 1e-5)

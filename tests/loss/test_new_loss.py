@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from cases import DEVICE, ON_KERNELS, gradients, random_batch, slow_on_kernels
+from cases import DEVICE, ON_KERNELS, gradients, in_dtype, random_batch, slow_on_kernels
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -199,10 +199,7 @@ def test_it_is_differentiated_in_float32_and_half_precision(case):
     criterion, batch = case
     wanted = expected(criterion, batch)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
-        narrow = {
-            k: v.detach().to(dtype).requires_grad_(v.requires_grad) if v.is_floating_point() else v
-            for k, v in batch.items()
-        }
+        narrow = in_dtype(batch, dtype)
         found = gradients(criterion(**narrow), narrow)
         for got, exact in zip(found, wanted[-2:], strict=True):
             assert got.dtype == dtype
