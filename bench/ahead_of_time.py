@@ -20,8 +20,8 @@ POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp1
             torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}  # fmt: skip
 
 
-def compile_launch(call: Launch, target: GPUTarget) -> Any:
-    """Compile a launch as Triton's just-in-time compiler would specialise it.
+def source_of(call: Launch) -> tuple[ASTSource, dict[str, Any]]:
+    """A launch as Triton's just-in-time compiler would specialise it, and its options.
 
     Tensors without memory, on the meta device, count as aligned.
     """
@@ -47,5 +47,10 @@ def compile_launch(call: Launch, target: GPUTarget) -> Any:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if specialized and value % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(call.kernel, signature, constexprs, attributes)
+    return ASTSource(call.kernel, signature, constexprs, attributes), options
+
+
+def compile_launch(call: Launch, target: GPUTarget) -> Any:
+    """Compile a launch for a target."""
+    source, options = source_of(call)
     return triton.compile(source, target=target, options=options)

@@ -8,7 +8,7 @@ from bench.compiled.control_flow import innermost, loops
 from bench.compiled.path import Count, Key
 from bench.ptx.counts import Counts, Line
 from bench.ptx.program import Address, Group, Instruction, Operand, Program, Register, Symbol
-from bench.ptx.runs import Execution, named_arguments
+from bench.ptx.runs import Execution, passed
 from jolkernels.kernels.launch import Launch
 
 
@@ -84,10 +84,7 @@ def after_branches(program: Program) -> set[int]:
 def widest_load(execution: Execution, call: Launch, argument: str) -> int | None:
     """Bytes a lane of the widest load from a tensor argument; None if nothing loads from it."""
     program = execution.compiled.code.program
-    given = [
-        name for name, value in named_arguments(call)
-        if value is not None and not (isinstance(value, int) and value == 1)
-    ]  # fmt: skip
+    given = [name for name, _ in passed(execution.compiled, call)]
     if argument not in given:
         return None
     parameter = program.parameters[given.index(argument)].name

@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.ptx.chunk import Chunk, Mask
+from bench.ptx.chunk import Chunk, Mask, constant
 from bench.ptx.errors import PtxError
 from bench.ptx.faults import Fault
 from bench.ptx.memory import with_history
 from bench.ptx.operands import Step, items, reader, writer
 from bench.ptx.program import Address, Instruction, Program, Symbol
-from bench.ptx.races import ATOMIC, Now
+from bench.ptx.races import ATOMIC, THREAD_BITS, Now
 from bench.ptx.types import TYPES
 from bench.ptx.warps import address_reader
 
@@ -103,8 +103,7 @@ def load_parameter(address: Address, program: Program, dtype: np.dtype, write: C
     number = names.index(address.base.name)
 
     def step(chunk: Chunk, mask: Mask) -> None:
-        bits = chunk.parameters[number] & ((1 << 8 * dtype.itemsize) - 1)
-        write(chunk, mask, np.full((1, 1), bits, f"u{dtype.itemsize}").view(dtype))
+        write(chunk, mask, constant(chunk.parameters[number], dtype))
 
     return step
 
@@ -139,7 +138,7 @@ def store(instruction: Instruction) -> Step:
 
 def each(now: Now, addresses: np.ndarray) -> list[tuple[int, int, int]]:
     """Program, thread and address of each access."""
-    threads = now.stamps & 0x3FF
+    threads = now.stamps & THREAD_BITS
     return list(zip(now.programs.tolist(), threads.tolist(), addresses.tolist(), strict=True))
 
 

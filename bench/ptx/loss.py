@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 from torch import Tensor
 
@@ -36,10 +37,9 @@ def compiled_kernels(**options: Any) -> Iterator[list[Execution]]:
     def launched(call: Launch) -> None:
         done.append(run(call, outputs(call), **options))
 
-    before = ops.INTERPRETED, Launch.__call__
-    ops.INTERPRETED = True  # what has a kernel then takes it on the CPU, too
-    Launch.__call__ = launched  # type: ignore
-    try:
+    # What has a kernel takes it on the CPU, too, where kernels are interpreted.
+    with (
+        mock.patch.object(ops, "INTERPRETED", True),
+        mock.patch.object(Launch, "__call__", launched),
+    ):
         yield done
-    finally:
-        ops.INTERPRETED, Launch.__call__ = before  # type: ignore[method-assign]

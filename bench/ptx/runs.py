@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 from torch import Tensor
-from triton import JITFunction
 
-from bench.ahead_of_time import TARGETS, compile_launch
+from bench.ahead_of_time import TARGETS, source_of
 from bench.ptx.chunk import Chunk
 from bench.ptx.counts import Counts
 from bench.ptx.decode import Code
@@ -57,27 +57,13 @@ def compiled(call: Launch, target: str = "sm_90", *, float_atomics: bool = False
     """The launch's kernel for sm_80, sm_90 or sm_100, compiled once for each signature."""
     if target not in TARGETS or TARGETS[target].backend != "cuda":
         raise PtxError(f"target: got {target!r}, wanted sm_80, sm_90 or sm_100")
-    key = f"{target} {float_atomics} {call.kernel.cache_key} {signature(call)}"
+    source, options = source_of(call)
+    key = f"{target} {float_atomics} {source.hash()} {sorted(options.items())}"
     if key not in CACHE:
-        kernel = compile_launch(call, TARGETS[target])
+        kernel = triton.compile(source, target=TARGETS[target], options=options)
         code = Code(parse(kernel.asm["ptx"]), float_atomics=float_atomics)
         CACHE[key] = Compiled(kernel, code, kernel.metadata.shared)
     return CACHE[key]
-
-
-def signature(call: Launch) -> list[Any]:
-    """What compile_launch looks at."""
-
-    def seen(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.dtype, value.data_ptr() % 16 == 0
-        if isinstance(value, JITFunction):  # whose name may be another's too
-            return value.cache_key
-        if isinstance(value, int):
-            return value == 1, value % 16 == 0, -(2**31) <= value < 2**31
-        return value
-
-    return [*map(seen, call.arguments), sorted(call.compile_time.items(), key=lambda kv: kv[0])]
 
 
 def run(
@@ -136,7 +122,9 @@ def execute(
         return done
     clocks = Clocks(call.programs, program.threads // 32)
     memory = GlobalMemory(buffers(call, outputs, scratch), clocks)
-    parameters = parameters_of(call, memory, len(program.parameters))
+    parameters = parameters_of(passed(made, call), memory)
+    if len(parameters) != len(program.parameters):
+        raise PtxError(f"{program.name}: {len(parameters)} arguments for {len(program.parameters)}")
     count = max(1, min(LANES // program.threads, -(-call.programs // parts)))
     programs = in_order(call.programs, order)
     for start in range(0, len(programs), count):
@@ -180,24 +168,26 @@ def buffers(call: Launch, outputs: Collection[str], scratch: Collection[str]) ->
     return [Buffer(name, t, name in outputs, name in scratch) for name, t in given.items()]
 
 
-def parameters_of(call: Launch, memory: GlobalMemory, count: int) -> list[int]:
-    """The kernel's parameters as integers: Triton drops None and a specialised 1.
+def passed(made: Compiled, call: Launch) -> list[tuple[str, Any]]:
+    """The arguments that are parameters of the compiled code, which has the others built in."""
+    constant = {call.kernel.params[i].name for (i,) in made.kernel.src.constants}
+    return [(name, value) for name, value in named_arguments(call) if name not in constant]
 
-    It adds two pointers for scratch memory, which its code here does not use.
+
+def parameters_of(arguments: Sequence[tuple[str, Any]], memory: GlobalMemory) -> list[int]:
+    """The kernel's parameters as integers.
+
+    Triton adds two pointers for scratch memory, which its code here does not use.
     """
-    specialised = {p.name for p in call.kernel.params if not p.do_not_specialize}
     made = []
-    for name, value in named_arguments(call):
+    for name, value in arguments:
         if isinstance(value, Tensor):
             made.append(memory.address(name))
-        elif value is not None and not (value == 1 and name in specialised):
-            if not isinstance(value, int):
-                raise PtxError(f"{name}: got {value!r}, wanted a tensor or an integer")
-            made.append(int(value))
-    made += [0, 0]
-    if len(made) != count:
-        raise PtxError(f"{call.kernel.fn.__name__}: {len(made)} arguments for {count} parameters")
-    return made
+        elif isinstance(value, int):
+            made.append(value)
+        else:
+            raise PtxError(f"{name}: got {value!r}, wanted a tensor or an integer")
+    return [*made, 0, 0]
 
 
 ORDERS: tuple[dict[str, Any], ...] = (
