@@ -20,9 +20,8 @@ def find_image(folder: Path, name: str) -> tuple[Path, str | None]:
     absolute name counts from `folder`, or, written on another machine, from where the last two
     folders of `folder` are in it. Of a name that leads out of `folder`, such as Label Studio's
     "../../upload/1/a.jpg", the last two or more parts are looked up, unless there is a file where
-    it leads.
-    Back-slashes part folders where no file has them in its name; a name in another Unicode form is
-    the same.
+    it leads. Back-slashes part folders where no file has them in its name; a name in another
+    Unicode form is the same.
 
     Raises:
         ValueError: says why there is none.
