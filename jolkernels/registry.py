@@ -103,7 +103,8 @@ def register(
         closed_form: a function that also returns the gradient, with the signature of its kind in
             jolkernels.cpu.closed_form; None: autograd differentiates the reference.
         kernel: a @triton.jit device function with the signature of its kind in jolkernels.kernels,
-            its derivative included; for a coding (decode, encode, pull); None: no kernel.
+            its derivative included, boxes as tuples of four; for a coding (decode, encode, pull);
+            None: no kernel.
 
     Raises:
         ValueError: a kind that does not exist, a name or class that this kind has already, a spec

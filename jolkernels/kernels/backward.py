@@ -39,20 +39,17 @@ def store_row_gradient(gradient, rows, n, d):
 
 
 @triton.jit
-def store_box_gradient(
-    grad_boxes, rows, n, slot, positive, poison, d0, d1, d2, d3,
-    width, BLOCK: tl.constexpr,
-):  # fmt: skip
+def store_box_gradient(grad_boxes, rows, n, slot, positive, poison, d, width, BLOCK: tl.constexpr):
     """Write whole rows of the [N, width] gradient: d in the row's slot, 0 in the others."""
     for start in range(0, width, BLOCK):
         cols = start + tl.arange(0, BLOCK)[None, :]
         part = cols % 4
-        low = tl.where(part == 0, d0[:, None], d1[:, None])
-        high = tl.where(part == 2, d2[:, None], d3[:, None])
-        d = tl.where(part < 2, low, high)
-        d = tl.where(positive[:, None] & (cols // 4 == slot[:, None]), d, 0.0) + poison[:, None]
+        low = tl.where(part == 0, d[0][:, None], d[1][:, None])
+        high = tl.where(part == 2, d[2][:, None], d[3][:, None])
+        e = tl.where(part < 2, low, high)
+        e = tl.where(positive[:, None] & (cols // 4 == slot[:, None]), e, 0.0) + poison[:, None]
         out = grad_boxes + rows[:, None] * width + cols
-        tl.store(out, narrowed(d, out), mask=(rows < n)[:, None] & (cols < width))
+        tl.store(out, narrowed(e, out), mask=(rows < n)[:, None] & (cols < width))
 
 
 @triton.jit(do_not_specialize=["num_groups"])
@@ -113,12 +110,12 @@ def gradients_kernel(
         a = tl.load(row_terms + rows, mask=rows < n, other=0.0)
         s = sigmoid(z_y)
     slot = tl.where(positive, y, 0) if CLASS_SPECIFIC else y * 0
-    r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3, quality = box_terms(
+    r, dr, v, dv, quality = box_terms(
         boxes, stride_box_row, stride_box_col,
         targets, stride_target_row, stride_target_col,
         priors, stride_prior_row, stride_prior_col,
         rows, slot, positive,
-        REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3, PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3,
+        (REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3), (PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3),
         FACTORS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
         DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS, ACC,
     )  # fmt: skip
@@ -144,8 +141,8 @@ def gradients_kernel(
     if grad_boxes is not None:
         store_box_gradient(
             grad_boxes, rows, n, slot, positive, poison,
-            to_r * dr0 - to_v * dv0, to_r * dr1 - to_v * dv1,
-            to_r * dr2 - to_v * dv2, to_r * dr3 - to_v * dv3,
+            (to_r * dr[0] - to_v * dv[0], to_r * dr[1] - to_v * dv[1],
+             to_r * dr[2] - to_v * dv[2], to_r * dr[3] - to_v * dv[3]),
             box_width, BLOCK=32 if CLASS_SPECIFIC else 4,
         )  # fmt: skip
 

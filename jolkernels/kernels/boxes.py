@@ -1,12 +1,33 @@
-"""What box losses and scores share: geometry of corner boxes x and t, one number a row each.
+"""What box losses and scores share: geometry of corner boxes x and t, tuples of x1 y1 x2 y2.
 
-Values come with their derivatives for the corners x; the compiler drops those that are unused.
+One number a row each. Values come with their derivatives for the corners x, tuples of four too; the
+compiler drops those that are unused.
 """
 
 import triton
 import triton.language as tl
 
 MIN_EXTENT = tl.constexpr(1e-6)  # pixels; as jolkernels.formulas.boxes.MIN_EXTENT
+
+
+@triton.jit
+def added(a, b):
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]
+
+
+@triton.jit
+def difference(a, b):
+    return a[0] - b[0], a[1] - b[1], a[2] - b[2], a[3] - b[3]
+
+
+@triton.jit
+def negated(d):
+    return -d[0], -d[1], -d[2], -d[3]
+
+
+@triton.jit
+def scaled(k, d):
+    return k * d[0], k * d[1], k * d[2], k * d[3]
 
 
 @triton.jit
@@ -21,48 +42,63 @@ def share(d):
 
 
 @triton.jit
-def overlap(x0, x1, x2, x3, t0, t1, t2, t3):
-    """Intersection i and union u of two boxes, and their derivatives, as (i, di*4, u, du*4)."""
+def extents(x):
+    return x[2] - x[0], x[3] - x[1]
+
+
+@triton.jit
+def overlap(x, t):
+    """Intersection i and union u of two boxes, and their derivatives, as (i, di, u, du)."""
+    x0, x1, x2, x3 = x
+    t0, t1, t2, t3 = t
     w = tl.minimum(x2, t2) - tl.maximum(x0, t0)
     h = tl.minimum(x3, t3) - tl.maximum(x1, t1)
     meets = (w > 0) & (h > 0)
     w, h = tl.where(meets, w, 0.0), tl.where(meets, h, 0.0)
-    i0, i1 = -h * share(x0 - t0), -w * share(x1 - t1)
-    i2, i3 = h * share(t2 - x2), w * share(t3 - x3)
+    di = -h * share(x0 - t0), -w * share(x1 - t1), h * share(t2 - x2), w * share(t3 - x3)
     i = w * h
     xw, xh = x2 - x0, x3 - x1
     u = xw * xh + (t2 - t0) * (t3 - t1) - i
-    return i, i0, i1, i2, i3, u, -xh - i0, -xw - i1, xh - i2, xw - i3
+    return i, di, u, difference((-xh, -xw, xh, xw), di)
 
 
 @triton.jit
-def hull_sides(x0, x1, x2, x3, t0, t1, t2, t3):
-    """Width and height of the smallest box around both, and the width's and height's derivatives.
+def hull_sides(x, t):
+    """Width w and height h of the smallest box around both, and (dw/dx0, dh/dx1, dw/dx2, dh/dx3).
 
-    As (w, w0, w2, h, h1, h3), for the corners x0, x2 and x1, x3.
+    A corner moves one side only.
     """
+    x0, x1, x2, x3 = x
+    t0, t1, t2, t3 = t
     w = tl.maximum(x2, t2) - tl.minimum(x0, t0)
     h = tl.maximum(x3, t3) - tl.minimum(x1, t1)
-    return w, -share(t0 - x0), share(x2 - t2), h, -share(t1 - x1), share(x3 - t3)
+    return w, h, (-share(t0 - x0), -share(t1 - x1), share(x2 - t2), share(x3 - t3))
 
 
 @triton.jit
-def iou(x0, x1, x2, x3, t0, t1, t2, t3, EPS: tl.constexpr):
+def iou(x, t, EPS: tl.constexpr):
     """i / (u + EPS) and its derivatives; 0 where u + EPS is not positive."""
-    i, i0, i1, i2, i3, u, u0, u1, u2, u3 = overlap(x0, x1, x2, x3, t0, t1, t2, t3)
+    i, di, u, du = overlap(x, t)
     u = u + EPS
     empty = u <= 0
     inverse = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, u))
     v = i * inverse
-    d0, d1 = (i0 - v * u0) * inverse, (i1 - v * u1) * inverse
-    d2, d3 = (i2 - v * u2) * inverse, (i3 - v * u3) * inverse
-    return v, d0, d1, d2, d3
+    return v, scaled(inverse, difference(di, scaled(v, du)))
 
 
 @triton.jit
-def center_offsets(x0, x1, x2, x3, t0, t1, t2, t3):
+def center_offsets(x, t):
     """The centres' distance in x and in y."""
-    return 0.5 * ((x0 - t0) + (x2 - t2)), 0.5 * ((x1 - t1) + (x3 - t3))  # 0 for equal boxes
+    d0, d1, d2, d3 = difference(x, t)
+    return 0.5 * (d0 + d2), 0.5 * (d1 + d3)  # 0 for equal boxes
+
+
+@triton.jit
+def extent_offsets(x, t):
+    """The differences of width and of height."""
+    w, h = extents(x)
+    wt, ht = extents(t)
+    return w - wt, h - ht
 
 
 @triton.jit
@@ -74,16 +110,14 @@ def root(square):
 
 
 @triton.jit
-def nwd(x0, x1, x2, x3, t0, t1, t2, t3, CONSTANT: tl.constexpr):
+def nwd(x, t, CONSTANT: tl.constexpr):
     """exp(-W / constant), W^2 = dx^2 + dy^2 + (dw^2 + dh^2) / 4, and its derivatives."""
-    dx, dy = center_offsets(x0, x1, x2, x3, t0, t1, t2, t3)
-    dw, dh = (x2 - x0) - (t2 - t0), (x3 - x1) - (t3 - t1)
+    dx, dy = center_offsets(x, t)
+    dw, dh = extent_offsets(x, t)
     distance, inverse = root(dx * dx + dy * dy + 0.25 * (dw * dw + dh * dh))
     score = tl.exp(-distance / CONSTANT)
     g = -0.5 * score * inverse / CONSTANT  # of half the squares' derivatives
-    d0, d1 = g * (dx - 0.5 * dw), g * (dy - 0.5 * dh)
-    d2, d3 = g * (dx + 0.5 * dw), g * (dy + 0.5 * dh)
-    return score, d0, d1, d2, d3
+    return score, scaled(g, (dx - 0.5 * dw, dy - 0.5 * dh, dx + 0.5 * dw, dy + 0.5 * dh))
 
 
 @triton.jit

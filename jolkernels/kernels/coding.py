@@ -1,33 +1,35 @@
 """Device functions of the box codings, for codes b, corner boxes x or t, and priors p.
 
-decode(b0, b1, b2, b3, p0, p1, p2, p3, PARAMS)                  -> x0, x1, x2, x3
-encode(t0, t1, t2, t3, p0, p1, p2, p3, PARAMS)                  -> codes of t
-pull(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, PARAMS)    -> dL/db from g = dL/dx
+    decode(b, p, PARAMS)  -> x
+    encode(t, p, PARAMS)  -> codes of t
+    pull(g, b, p, PARAMS) -> dL/db from g = dL/dx
+
+All are tuples of four, one number a row each; boxes are x1 y1 x2 y2.
 """
 
 import triton
 import triton.language as tl
 
 from jolkernels import spec
-from jolkernels.kernels.boxes import MIN_EXTENT
+from jolkernels.kernels.boxes import MIN_EXTENT, extents
 from jolkernels.registry import KERNEL
 
 UNSCALED = tl.constexpr(spec.CXCYWH().pixels)
 
 
 @triton.jit
-def decode_xyxy(b0, b1, b2, b3, p0, p1, p2, p3, PARAMS: tl.constexpr):
-    return b0, b1, b2, b3
+def decode_xyxy(b, p, PARAMS: tl.constexpr):
+    return b
 
 
 @triton.jit
-def encode_xyxy(t0, t1, t2, t3, p0, p1, p2, p3, PARAMS: tl.constexpr):
-    return t0, t1, t2, t3
+def encode_xyxy(t, p, PARAMS: tl.constexpr):
+    return t
 
 
 @triton.jit
-def pull_xyxy(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, PARAMS: tl.constexpr):
-    return g0, g1, g2, g3
+def pull_xyxy(g, b, p, PARAMS: tl.constexpr):
+    return g
 
 
 @triton.jit
@@ -54,10 +56,11 @@ def decode_delta_side(
 
 
 @triton.jit
-def decode_delta(b0, b1, b2, b3, p0, p1, p2, p3, PARAMS: tl.constexpr):
+def decode_delta(b, p, PARAMS: tl.constexpr):
     """PARAMS = (wx, wy, ww, wh), clip, low_clip."""
-    x0, x2 = decode_delta_side(b0, b2, p0, p2, PARAMS[0][0], PARAMS[0][2], PARAMS[1], PARAMS[2])
-    x1, x3 = decode_delta_side(b1, b3, p1, p3, PARAMS[0][1], PARAMS[0][3], PARAMS[1], PARAMS[2])
+    W: tl.constexpr = PARAMS[0]
+    x0, x2 = decode_delta_side(b[0], b[2], p[0], p[2], W[0], W[2], PARAMS[1], PARAMS[2])
+    x1, x3 = decode_delta_side(b[1], b[3], p[1], p[3], W[1], W[3], PARAMS[1], PARAMS[2])
     return x0, x1, x2, x3
 
 
@@ -76,9 +79,10 @@ def encode_delta_side(t_low, t_high, low, high, W: tl.constexpr, V: tl.constexpr
 
 
 @triton.jit
-def encode_delta(t0, t1, t2, t3, p0, p1, p2, p3, PARAMS: tl.constexpr):
-    c0, c2 = encode_delta_side(t0, t2, p0, p2, PARAMS[0][0], PARAMS[0][2])
-    c1, c3 = encode_delta_side(t1, t3, p1, p3, PARAMS[0][1], PARAMS[0][3])
+def encode_delta(t, p, PARAMS: tl.constexpr):
+    W: tl.constexpr = PARAMS[0]
+    c0, c2 = encode_delta_side(t[0], t[2], p[0], p[2], W[0], W[2])
+    c1, c3 = encode_delta_side(t[1], t[3], p[1], p[3], W[1], W[3])
     return c0, c1, c2, c3
 
 
@@ -98,53 +102,60 @@ def pull_delta_side(
 
 
 @triton.jit
-def pull_delta(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, PARAMS: tl.constexpr):
-    d0, d2 = pull_delta_side(g0, g2, b2, p0, p2, PARAMS[0][0], PARAMS[0][2], PARAMS[1], PARAMS[2])
-    d1, d3 = pull_delta_side(g1, g3, b3, p1, p3, PARAMS[0][1], PARAMS[0][3], PARAMS[1], PARAMS[2])
+def pull_delta(g, b, p, PARAMS: tl.constexpr):
+    W: tl.constexpr = PARAMS[0]
+    d0, d2 = pull_delta_side(g[0], g[2], b[2], p[0], p[2], W[0], W[2], PARAMS[1], PARAMS[2])
+    d1, d3 = pull_delta_side(g[1], g[3], b[3], p[1], p[3], W[1], W[3], PARAMS[1], PARAMS[2])
     return d0, d1, d2, d3
 
 
 @triton.jit
-def decode_ltrb(b0, b1, b2, b3, p0, p1, p2, p3, PARAMS: tl.constexpr):
+def middle(p):
+    return 0.5 * (p[0] + p[2]), 0.5 * (p[1] + p[3])
+
+
+@triton.jit
+def decode_ltrb(b, p, PARAMS: tl.constexpr):
     """torchvision's BoxLinearCoder.decode with normalize_by_size."""
-    x, y, w, h = 0.5 * (p0 + p2), 0.5 * (p1 + p3), p2 - p0, p3 - p1
-    return x - b0 * w, y - b1 * h, x + b2 * w, y + b3 * h
+    x, y = middle(p)
+    w, h = extents(p)
+    return x - b[0] * w, y - b[1] * h, x + b[2] * w, y + b[3] * h
 
 
 @triton.jit
-def encode_ltrb(t0, t1, t2, t3, p0, p1, p2, p3, PARAMS: tl.constexpr):
-    x, y = 0.5 * (p0 + p2), 0.5 * (p1 + p3)
-    w, h = extent(p0, p2), extent(p1, p3)
-    return (x - t0) / w, (y - t1) / h, (t2 - x) / w, (t3 - y) / h
+def encode_ltrb(t, p, PARAMS: tl.constexpr):
+    x, y = middle(p)
+    w, h = extent(p[0], p[2]), extent(p[1], p[3])
+    return (x - t[0]) / w, (y - t[1]) / h, (t[2] - x) / w, (t[3] - y) / h
 
 
 @triton.jit
-def pull_ltrb(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, PARAMS: tl.constexpr):
-    w, h = p2 - p0, p3 - p1
-    return -g0 * w, -g1 * h, g2 * w, g3 * h
+def pull_ltrb(g, b, p, PARAMS: tl.constexpr):
+    w, h = extents(p)
+    return -g[0] * w, -g[1] * h, g[2] * w, g[3] * h
 
 
 @triton.jit
-def decode_cxcywh(b0, b1, b2, b3, p0, p1, p2, p3, PARAMS: tl.constexpr):
+def decode_cxcywh(b, p, PARAMS: tl.constexpr):
     """PARAMS = scale."""
     PIXELS: tl.constexpr = UNSCALED if PARAMS[0] is None else PARAMS[0]
-    x, y, w, h = b0 * PIXELS[0], b1 * PIXELS[1], b2 * PIXELS[0], b3 * PIXELS[1]
+    x, y, w, h = b[0] * PIXELS[0], b[1] * PIXELS[1], b[2] * PIXELS[0], b[3] * PIXELS[1]
     return x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h
 
 
 @triton.jit
-def encode_cxcywh(t0, t1, t2, t3, p0, p1, p2, p3, PARAMS: tl.constexpr):
+def encode_cxcywh(t, p, PARAMS: tl.constexpr):
     PIXELS: tl.constexpr = UNSCALED if PARAMS[0] is None else PARAMS[0]
-    w, h = t2 - t0, t3 - t1
-    x, y = t0 + 0.5 * w, t1 + 0.5 * h
+    w, h = extents(t)
+    x, y = t[0] + 0.5 * w, t[1] + 0.5 * h
     return x / PIXELS[0], y / PIXELS[1], w / PIXELS[0], h / PIXELS[1]
 
 
 @triton.jit
-def pull_cxcywh(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, PARAMS: tl.constexpr):
+def pull_cxcywh(g, b, p, PARAMS: tl.constexpr):
     PIXELS: tl.constexpr = UNSCALED if PARAMS[0] is None else PARAMS[0]
-    d0, d1 = (g0 + g2) * PIXELS[0], (g1 + g3) * PIXELS[1]
-    return d0, d1, 0.5 * (g2 - g0) * PIXELS[0], 0.5 * (g3 - g1) * PIXELS[1]
+    d0, d1 = (g[0] + g[2]) * PIXELS[0], (g[1] + g[3]) * PIXELS[1]
+    return d0, d1, 0.5 * (g[2] - g[0]) * PIXELS[0], 0.5 * (g[3] - g[1]) * PIXELS[1]
 
 
 KERNEL["coding"] |= {

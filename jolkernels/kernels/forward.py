@@ -16,7 +16,7 @@ the same input gives the same bits:
 import triton
 import triton.language as tl
 
-from jolkernels.kernels.boxes import iou
+from jolkernels.kernels.boxes import added, iou, scaled
 from jolkernels.kernels.classification import online_logsumexp, sigmoid
 
 
@@ -73,13 +73,19 @@ def load_four(pointer, stride_row, stride_col, rows, first, mask, ACC: tl.conste
 
 
 @triton.jit
-def has_no_extent(x0, x1, x2, x3):
-    return (x2 <= x0) | (x3 <= x1)
+def has_no_extent(x):
+    return (x[2] <= x[0]) | (x[3] <= x[1])
+
+
+@triton.jit
+def zero_where(mask, d):
+    d0, d1 = tl.where(mask, 0.0, d[0]), tl.where(mask, 0.0, d[1])
+    return d0, d1, tl.where(mask, 0.0, d[2]), tl.where(mask, 0.0, d[3])
 
 
 @triton.jit
 def box_loss(
-    b0, b1, b2, b3, c0, c1, c2, c3, x0, x1, x2, x3, t0, t1, t2, t3, p0, p1, p2, p3,
+    b, c, x, t, p,
     REGRESS: tl.constexpr, PARAMS: tl.constexpr, FACTOR: tl.constexpr, ON_CODES: tl.constexpr,
     PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
 ):  # fmt: skip
@@ -88,11 +94,11 @@ def box_loss(
     Of codes b against those of the target c or, not ON_CODES, of boxes x against targets t.
     """
     if ON_CODES:
-        r, d0, d1, d2, d3 = REGRESS(b0, b1, b2, b3, c0, c1, c2, c3, PARAMS)
+        r, d = REGRESS(b, c, PARAMS)
     else:
-        r, g0, g1, g2, g3 = REGRESS(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS)
-        d0, d1, d2, d3 = PULL(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, CODING_PARAMS)
-    return FACTOR * r, FACTOR * d0, FACTOR * d1, FACTOR * d2, FACTOR * d3
+        r, g = REGRESS(x, t, PARAMS)
+        d = PULL(g, b, p, CODING_PARAMS)
+    return FACTOR * r, scaled(FACTOR, d)
 
 
 @triton.jit
@@ -101,76 +107,53 @@ def box_terms(
     targets, stride_target_row, stride_target_col,
     priors, stride_prior_row, stride_prior_col,
     rows, slot, positive,
-    REGRESS_0: tl.constexpr, REGRESS_1: tl.constexpr, REGRESS_2: tl.constexpr,
-    REGRESS_3: tl.constexpr, PARAMS_0: tl.constexpr, PARAMS_1: tl.constexpr,
-    PARAMS_2: tl.constexpr, PARAMS_3: tl.constexpr, FACTORS: tl.constexpr, ON_CODES: tl.constexpr,
+    REGRESS: tl.constexpr, PARAMS: tl.constexpr, FACTORS: tl.constexpr, ON_CODES: tl.constexpr,
     SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr, SOFT: tl.constexpr,
     DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
     CODED_TARGETS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Box loss r and location score v of positive rows, with their derivatives for the codes.
 
-    Returns r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3 and, if SOFT, the IoU. The compiler drops
-    what the caller does not use. Reads boxes, targets and priors of positive rows only.
+    Returns r, dr, v, dv and, if SOFT, the IoU (else 0). The compiler drops what the caller does not
+    use. Reads boxes, targets and priors of positive rows only.
     """
-    b0, b1, b2, b3 = load_four(boxes, stride_box_row, stride_box_col, rows, 4 * slot, positive, ACC)
-    c0, c1, c2, c3 = load_four(
-        targets, stride_target_row, stride_target_col, rows, 0 * slot, positive, ACC
-    )
-    if priors is None:
-        p0, p1, p2, p3 = c0, c1, c2, c3
-    else:
-        p0, p1, p2, p3 = load_four(
-            priors, stride_prior_row, stride_prior_col, rows, 0 * slot, positive, ACC
-        )
-    t0, t1, t2, t3 = c0, c1, c2, c3
-    if CODED_TARGETS:
-        t0, t1, t2, t3 = DECODE(c0, c1, c2, c3, p0, p1, p2, p3, CODING_PARAMS)
-    dead = has_no_extent(t0, t1, t2, t3)
+    b = load_four(boxes, stride_box_row, stride_box_col, rows, 4 * slot, positive, ACC)
+    c = load_four(targets, stride_target_row, stride_target_col, rows, 0 * slot, positive, ACC)
+    p = c
     if priors is not None:
-        dead |= has_no_extent(p0, p1, p2, p3)
-    x0, x1, x2, x3 = DECODE(b0, b1, b2, b3, p0, p1, p2, p3, CODING_PARAMS)
-    dead |= has_no_extent(x0, x1, x2, x3)
+        p = load_four(priors, stride_prior_row, stride_prior_col, rows, 0 * slot, positive, ACC)
+    t = c
+    if CODED_TARGETS:
+        t = DECODE(c, p, CODING_PARAMS)
+    dead = has_no_extent(t)
+    if priors is not None:
+        dead |= has_no_extent(p)
+    x = DECODE(b, p, CODING_PARAMS)
+    dead |= has_no_extent(x)
     if ENCODE is not None:
-        c0, c1, c2, c3 = ENCODE(t0, t1, t2, t3, p0, p1, p2, p3, CODING_PARAMS)
+        c = ENCODE(t, p, CODING_PARAMS)
 
-    r, dr0, dr1, dr2, dr3 = box_loss(
-        b0, b1, b2, b3, c0, c1, c2, c3, x0, x1, x2, x3, t0, t1, t2, t3, p0, p1, p2, p3,
-        REGRESS_0, PARAMS_0, FACTORS[0], ON_CODES[0], PULL, CODING_PARAMS,
-    )  # fmt: skip
-    if REGRESS_1 is not None:
-        more, d0, d1, d2, d3 = box_loss(
-            b0, b1, b2, b3, c0, c1, c2, c3, x0, x1, x2, x3, t0, t1, t2, t3, p0, p1, p2, p3,
-            REGRESS_1, PARAMS_1, FACTORS[1], ON_CODES[1], PULL, CODING_PARAMS,
-        )  # fmt: skip
-        r, dr0, dr1, dr2, dr3 = r + more, dr0 + d0, dr1 + d1, dr2 + d2, dr3 + d3
-    if REGRESS_2 is not None:
-        more, d0, d1, d2, d3 = box_loss(
-            b0, b1, b2, b3, c0, c1, c2, c3, x0, x1, x2, x3, t0, t1, t2, t3, p0, p1, p2, p3,
-            REGRESS_2, PARAMS_2, FACTORS[2], ON_CODES[2], PULL, CODING_PARAMS,
-        )  # fmt: skip
-        r, dr0, dr1, dr2, dr3 = r + more, dr0 + d0, dr1 + d1, dr2 + d2, dr3 + d3
-    if REGRESS_3 is not None:
-        more, d0, d1, d2, d3 = box_loss(
-            b0, b1, b2, b3, c0, c1, c2, c3, x0, x1, x2, x3, t0, t1, t2, t3, p0, p1, p2, p3,
-            REGRESS_3, PARAMS_3, FACTORS[3], ON_CODES[3], PULL, CODING_PARAMS,
-        )  # fmt: skip
-        r, dr0, dr1, dr2, dr3 = r + more, dr0 + d0, dr1 + d1, dr2 + d2, dr3 + d3
+    r, dr = box_loss(
+        b, c, x, t, p, REGRESS[0], PARAMS[0], FACTORS[0], ON_CODES[0], PULL, CODING_PARAMS
+    )
+    for i in tl.static_range(1, len(FACTORS)):
+        more, d = box_loss(
+            b, c, x, t, p, REGRESS[i], PARAMS[i], FACTORS[i], ON_CODES[i], PULL, CODING_PARAMS
+        )
+        r, dr = r + more, added(dr, d)
 
+    zero = tl.zeros_like(r)
     if SCORE is None:
-        dv0 = tl.zeros_like(r)
-        v, dv1, dv2, dv3 = dv0 + 1.0, dv0, dv0, dv0
+        v, dv = zero + 1.0, (zero, zero, zero, zero)
     else:
-        v, g0, g1, g2, g3 = SCORE(x0, x1, x2, x3, t0, t1, t2, t3, SCORE_PARAMS)
+        v, g = SCORE(x, t, SCORE_PARAMS)
         v = tl.where(dead, 0.0, v)
-        g0, g1 = tl.where(dead, 0.0, g0), tl.where(dead, 0.0, g1)
-        g2, g3 = tl.where(dead, 0.0, g2), tl.where(dead, 0.0, g3)
-        dv0, dv1, dv2, dv3 = PULL(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, CODING_PARAMS)
-    quality = tl.zeros_like(r)
+        dv = PULL(zero_where(dead, g), b, p, CODING_PARAMS)
+    quality = zero
     if SOFT:
-        overlap, _0, _1, _2, _3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 0.0)
+        overlap, _d = iou(x, t, 0.0)
         quality = tl.where(dead, 0.0, overlap)
-    return r, dr0, dr1, dr2, dr3, v, dv0, dv1, dv2, dv3, quality
+    return r, dr, v, dv, quality
 
 
 @triton.jit
@@ -243,12 +226,12 @@ def rows_kernel(
 
     # 1. Box loss and scores of the positives.
     slot = tl.where(positive, y, 0) if CLASS_SPECIFIC else y * 0
-    r, _d0, _d1, _d2, _d3, v, _e0, _e1, _e2, _e3, quality = box_terms(
+    r, _dr, v, _dv, quality = box_terms(
         boxes, stride_box_row, stride_box_col,
         targets, stride_target_row, stride_target_col,
         priors, stride_prior_row, stride_prior_col,
         rows, slot, positive,
-        REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3, PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3,
+        (REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3), (PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3),
         FACTORS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
         DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS, ACC,
     )  # fmt: skip

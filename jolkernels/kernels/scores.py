@@ -1,59 +1,58 @@
 """Device functions of the location scores S_loc.
 
-    f(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS) -> score in [0, 1], d0, d1, d2, d3
+    f(x, t, PARAMS) -> score in [0, 1], d
 
-for the corners x of a predicted box and t of its target, both of positive extent: the kernels set
-score and derivatives to 0 elsewhere.
+for a predicted box x and its target t, tuples of the corners x1 y1 x2 y2 as d is of the derivatives
+for x. Both boxes are of positive extent: the kernels set score and derivatives to 0 elsewhere.
 """
 
 import triton
 import triton.language as tl
 
 from jolkernels import spec
-from jolkernels.kernels.boxes import center_offsets, iou, nwd, root
+from jolkernels.kernels.boxes import center_offsets, extents, iou, nwd, root, scaled
 from jolkernels.kernels.regression import giou_loss
 from jolkernels.registry import KERNEL
 
 
 @triton.jit
-def iou_score(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
-    v, d0, d1, d2, d3 = iou(x0, x1, x2, x3, t0, t1, t2, t3, 0.0)
-    return v, d0, d1, d2, d3
+def iou_score(x, t, PARAMS: tl.constexpr):
+    return iou(x, t, 0.0)
 
 
 @triton.jit
-def giou_score(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+def giou_score(x, t, PARAMS: tl.constexpr):
     """(1 + GIoU) / 2 = 1 - loss / 2."""
-    loss, d0, d1, d2, d3 = giou_loss(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS)
-    return 1.0 - 0.5 * loss, -0.5 * d0, -0.5 * d1, -0.5 * d2, -0.5 * d3
+    loss, d = giou_loss(x, t, PARAMS)
+    return 1.0 - 0.5 * loss, scaled(-0.5, d)
 
 
 @triton.jit
-def nwd_score(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+def nwd_score(x, t, PARAMS: tl.constexpr):
     """PARAMS = constant, mix."""
-    v, d0, d1, d2, d3 = nwd(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS[0])
-    return v, d0, d1, d2, d3
+    return nwd(x, t, PARAMS[0])
 
 
 @triton.jit
-def dotd_score(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+def dotd_score(x, t, PARAMS: tl.constexpr):
     """exp(-D / size) of the centres' distance D; PARAMS = size."""
-    dx, dy = center_offsets(x0, x1, x2, x3, t0, t1, t2, t3)
+    dx, dy = center_offsets(x, t)
     distance, inverse = root(dx * dx + dy * dy)
     score = tl.exp(-distance / PARAMS[0])
     g = -0.5 * score * inverse / PARAMS[0]
-    return score, g * dx, g * dy, g * dx, g * dy
+    return score, scaled(g, (dx, dy, dx, dy))
 
 
 @triton.jit
-def simd_score(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+def simd_score(x, t, PARAMS: tl.constexpr):
     """exp(-(location + shape)), at least 1e-6; PARAMS = m, n.
 
     location^2 = A^2 + B^2 and shape^2 = C^2 + D^2 with A = m dx / (w + wt), C = m dw / (w + wt) and
     B, D likewise in y; w itself is in the denominators.
     """
-    dx, dy = center_offsets(x0, x1, x2, x3, t0, t1, t2, t3)
-    w, h, wt, ht = x2 - x0, x3 - x1, t2 - t0, t3 - t1
+    dx, dy = center_offsets(x, t)
+    w, h = extents(x)
+    wt, ht = extents(t)
     per_w, per_h = 1.0 / (w + wt), 1.0 / (h + ht)
     a, b = PARAMS[0] * dx * per_w, PARAMS[1] * dy * per_h
     c, d = PARAMS[0] * (w - wt) * per_w, PARAMS[1] * (h - ht) * per_h
@@ -67,7 +66,7 @@ def simd_score(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
     by_dx, by_dy = 0.5 * PARAMS[0] * by_a, 0.5 * PARAMS[1] * by_b
     by_w = by_c * (PARAMS[0] - c) - by_a * a
     by_h = by_d * (PARAMS[1] - d) - by_b * b
-    return score, g * (by_dx - by_w), g * (by_dy - by_h), g * (by_dx + by_w), g * (by_dy + by_h)
+    return score, scaled(g, (by_dx - by_w, by_dy - by_h, by_dx + by_w, by_dy + by_h))
 
 
 KERNEL["location_score"] |= {

@@ -26,16 +26,14 @@ pytestmark = pytest.mark.kernels
 @triton.jit
 def box_probe(x, t, out, N: tl.constexpr, F: tl.constexpr, PARAMS: tl.constexpr):
     i = tl.arange(0, N)
-    r, d0, d1, d2, d3 = F(
-        tl.load(x + i), tl.load(x + N + i), tl.load(x + 2 * N + i), tl.load(x + 3 * N + i),
-        tl.load(t + i), tl.load(t + N + i), tl.load(t + 2 * N + i), tl.load(t + 3 * N + i),
+    r, d = F(
+        (tl.load(x + i), tl.load(x + N + i), tl.load(x + 2 * N + i), tl.load(x + 3 * N + i)),
+        (tl.load(t + i), tl.load(t + N + i), tl.load(t + 2 * N + i), tl.load(t + 3 * N + i)),
         PARAMS,
-    )  # fmt: skip
+    )
     tl.store(out + i, r)
-    tl.store(out + N + i, d0)
-    tl.store(out + 2 * N + i, d1)
-    tl.store(out + 3 * N + i, d2)
-    tl.store(out + 4 * N + i, d3)
+    for k in tl.static_range(4):
+        tl.store(out + (k + 1) * N + i, d[k])
 
 
 @triton.jit

@@ -80,22 +80,24 @@ if ops.HAS_TRITON:
     from jolkernels.kernels.classification import sigmoid
 
     @triton.jit
-    def quartic_kernel(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
-        d0, d1, d2, d3 = x0 - t0, x1 - t1, x2 - t2, x3 - t3
+    def quartic_kernel(x, t, PARAMS: tl.constexpr):
+        d0, d1, d2, d3 = x[0] - t[0], x[1] - t[1], x[2] - t[2], x[3] - t[3]
         e0, e1, e2, e3 = d0 * d0 * d0, d1 * d1 * d1, d2 * d2 * d2, d3 * d3 * d3
         s = PARAMS[0]
         loss = s * (d0 * e0 + d1 * e1 + d2 * e2 + d3 * e3)
-        return loss, 4 * s * e0, 4 * s * e1, 4 * s * e2, 4 * s * e3
+        return loss, (4 * s * e0, 4 * s * e1, 4 * s * e2, 4 * s * e3)
 
     @triton.jit
-    def gauss_kernel(x0, x1, x2, x3, t0, t1, t2, t3, PARAMS: tl.constexpr):
+    def gauss_kernel(x, t, PARAMS: tl.constexpr):
+        x0, x1, x2, x3 = x
+        t0, t1, t2, t3 = t
         w, h = x2 - x0, x3 - x1
         a, b = tl.log(w) - tl.log(t2 - t0), tl.log(h) - tl.log(t3 - t1)
         dx, dy = x0 - t0, x1 - t1
         score = tl.exp(-(a * a + b * b) - (dx * dx + dy * dy) / PARAMS[0])
         by_w, by_h = -2 * score * a / w, -2 * score * b / h
         by_x, by_y = -2 * score * dx / PARAMS[0], -2 * score * dy / PARAMS[0]
-        return score, by_x - by_w, by_y - by_h, by_w, by_h
+        return score, (by_x - by_w, by_y - by_h, by_w, by_h)
 
     @triton.jit
     def brier_kernel(z, is_true, quality, PARAMS: tl.constexpr):
@@ -112,22 +114,26 @@ if ops.HAS_TRITON:
         return tl.log(x + tl.sqrt(x * x + 1))
 
     @triton.jit
-    def decode_kernel(b0, b1, b2, b3, p0, p1, p2, p3, PARAMS: tl.constexpr):
+    def decode_kernel(b, p, PARAMS: tl.constexpr):
         s = PARAMS[0]
-        return p0 + s * sinh(b0), p1 + s * sinh(b1), p2 + s * sinh(b2), p3 + s * sinh(b3)
+        x0, x1 = p[0] + s * sinh(b[0]), p[1] + s * sinh(b[1])
+        return x0, x1, p[2] + s * sinh(b[2]), p[3] + s * sinh(b[3])
 
     @triton.jit
-    def encode_kernel(t0, t1, t2, t3, p0, p1, p2, p3, PARAMS: tl.constexpr):
+    def encode_kernel(t, p, PARAMS: tl.constexpr):
         s = PARAMS[0]
-        c0, c1 = asinh((t0 - p0) / s), asinh((t1 - p1) / s)
-        return c0, c1, asinh((t2 - p2) / s), asinh((t3 - p3) / s)
+        c0, c1 = asinh((t[0] - p[0]) / s), asinh((t[1] - p[1]) / s)
+        return c0, c1, asinh((t[2] - p[2]) / s), asinh((t[3] - p[3]) / s)
 
     @triton.jit
-    def pull_kernel(g0, g1, g2, g3, b0, b1, b2, b3, p0, p1, p2, p3, PARAMS: tl.constexpr):
+    def cosh(x):
+        return tl.sqrt(sinh(x) * sinh(x) + 1)
+
+    @triton.jit
+    def pull_kernel(g, b, p, PARAMS: tl.constexpr):
         s = PARAMS[0]
-        c0, c1 = tl.sqrt(sinh(b0) * sinh(b0) + 1), tl.sqrt(sinh(b1) * sinh(b1) + 1)
-        c2, c3 = tl.sqrt(sinh(b2) * sinh(b2) + 1), tl.sqrt(sinh(b3) * sinh(b3) + 1)
-        return s * c0 * g0, s * c1 * g1, s * c2 * g2, s * c3 * g3
+        d0, d1 = s * cosh(b[0]) * g[0], s * cosh(b[1]) * g[1]
+        return d0, d1, s * cosh(b[2]) * g[2], s * cosh(b[3]) * g[3]
 
     KERNELS = {
         "quartic": quartic_kernel,
