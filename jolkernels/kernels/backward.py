@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from jolkernels.kernels.classification import sigmoid
-from jolkernels.kernels.forward import box_terms, goals, load_factors, row_kinds, weight
+from jolkernels.kernels.samples import box_terms, goals, load_factors, row_kinds, weight
 
 
 @triton.jit
