@@ -72,7 +72,9 @@ def hull_sides(x, t):
     t0, t1, t2, t3 = t
     w = tl.maximum(x2, t2) - tl.minimum(x0, t0)
     h = tl.maximum(x3, t3) - tl.minimum(x1, t1)
-    return w, h, (-share(t0 - x0), -share(t1 - x1), share(x2 - t2), share(x3 - t3))
+    w0, w2 = -share(t0 - x0), share(x2 - t2)
+    h1, h3 = -share(t1 - x1), share(x3 - t3)
+    return w, h, (w0, h1, w2, h3)
 
 
 @triton.jit

@@ -110,9 +110,9 @@ def diou_loss(x, t, PARAMS: tl.constexpr):
     dx, dy = center_offsets(x, t)
     per = 1.0 / (w * w + h * h + 1e-7)
     q = (dx * dx + dy * dy) * per
-    by_w, by_h = 2.0 * q * w, 2.0 * q * h
-    d = dx - by_w * w0, dy - by_h * h1, dx - by_w * w2, dy - by_h * h3
-    return 1.0 - v + q, difference(scaled(per, d), dv)
+    d0, d1 = (dx - 2.0 * q * w * w0) * per - dv[0], (dy - 2.0 * q * h * h1) * per - dv[1]
+    d2, d3 = (dx - 2.0 * q * w * w2) * per - dv[2], (dy - 2.0 * q * h * h3) * per - dv[3]
+    return 1.0 - v + q, (d0, d1, d2, d3)
 
 
 @triton.jit

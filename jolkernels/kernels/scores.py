@@ -66,7 +66,8 @@ def simd_score(x, t, PARAMS: tl.constexpr):
     by_dx, by_dy = 0.5 * PARAMS[0] * by_a, 0.5 * PARAMS[1] * by_b
     by_w = by_c * (PARAMS[0] - c) - by_a * a
     by_h = by_d * (PARAMS[1] - d) - by_b * b
-    return score, scaled(g, (by_dx - by_w, by_dy - by_h, by_dx + by_w, by_dy + by_h))
+    d0, d1 = g * (by_dx - by_w), g * (by_dy - by_h)
+    return score, (d0, d1, g * (by_dx + by_w), g * (by_dy + by_h))
 
 
 KERNEL["location_score"] |= {
