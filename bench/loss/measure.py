@@ -309,7 +309,7 @@ def _saved(loss: Loss, x: Inputs) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in inputs:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that held its own output would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         total = loss(x)

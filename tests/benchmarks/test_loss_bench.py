@@ -333,6 +333,30 @@ def test_memory_and_operators_are_counted():
     assert measure.counts(doubled, x).saved == 4 * x.logits.numel()
 
 
+def accumulators(x):
+    """The nodes that autograd ends at; each lives as long as a graph with its leaf does."""
+    return [leaf.view_as(leaf).grad_fn.next_functions[0][0] for leaf in x.leaves]
+
+
+@pytest.mark.parametrize("name", ["eager", "base-torch"])
+def test_what_is_counted_does_not_outlive_the_count(name):
+    """A graph left over pins its memory, and its stream to the leaves: no capture works then."""
+    x = make_inputs(CASES["rcnn-9"], torch.float32, "cpu")
+    right = PROVIDERS[name].make(CASES["rcnn-9"])
+
+    def loss(x):
+        total = right(x)
+        for node in accumulators(x):
+            node.metadata["seen"] = True
+        return total
+
+    total = loss(x)
+    assert all("seen" in node.metadata for node in accumulators(x))
+    del total
+    measure.counts(loss, x)
+    assert not any("seen" in node.metadata for node in accumulators(x))
+
+
 def test_the_commit_is_of_the_tree_the_package_is_in(tmp_path, monkeypatch):
     for command in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit",
                     "-q", "--allow-empty", "-m", "other"]):  # fmt: skip
