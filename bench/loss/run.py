@@ -21,6 +21,8 @@ KEY = ("rcnn-81", "retinanet-80", "large-80")
 """On a GPU compilers, which take most of the time there is, are tuned for these cases alone, and
 tried in bfloat16 for them alone; in float16, and for some of the sweep, not at all."""
 STEP = {"size": 800, "images": 2}
+CACHE = {"cold": True, "warm": False}
+"""Whether the L2 cache is flushed before each sample."""
 StepSamples = Callable[[str, int, int, str], Mapping[str, Sample]]
 """Detector, side of the images in pixels, images and device → samples of bench.detector_cost."""
 Where = tuple[str, int, int, str]
@@ -115,7 +117,8 @@ class Run:
                 self.fail(f"{case.name} {dtype} {name}", error)
                 self.add(where, name, "agrees", "", 0.0)
         say(f"{case.name} {dtype}: timing")
-        spans = self.times(good, capturable, x) if good else {}
+        spans = self.times(good, x) if good else {}
+        spans |= self.graph_times(where, capturable, x) if capturable else {}
         rechecked = [(p, loss) for p, loss in made if p.name in good and not p.consumes]
         wrong = {
             p.name
@@ -149,19 +152,42 @@ class Run:
         self.add(where, name, "peak", "bytes", found.peak)
         return found.waits
 
-    def times(
-        self, good: Mapping[str, Loss], capturable: Mapping[str, Loss], x: Inputs
-    ) -> dict[str, Spans]:
-        """By the clock on a CPU; on a GPU by events and graphs, cold and warm."""
+    def times(self, good: Mapping[str, Loss], x: Inputs) -> dict[str, Spans]:
+        """By the clock on a CPU; on a GPU by events, cold and warm."""
         seconds = self.options.seconds
         if self.device.type == "cpu":
             return {"clock": measure.times(good, x, seconds)}
-        found = {}
-        for word, cold in (("cold", True), ("warm", False)):
-            found[f"events, {word}"] = measure.times(good, x, seconds / 4, cold=cold)
-            if capturable:
-                share = seconds / 12
-                found[f"graph, {word}"] = measure.graph_times(capturable, x, share, cold=cold)
+        return {
+            f"events, {word}": measure.times(good, x, seconds / 4, cold=cold)
+            for word, cold in CACHE.items()
+        }
+
+    def graph_times(
+        self, where: Where, capturable: Mapping[str, Loss], x: Inputs
+    ) -> dict[str, Spans]:
+        """By replays of CUDA graphs, cold and warm; none of what fails or replays other numbers."""
+        captured = {}
+        for name, loss in capturable.items():
+            try:
+                captured[name] = measure.capture(loss, x)
+            except Exception as error:
+                # The end of a capture raises over what made it invalid.
+                self.fail(f"{where[0]} {where[3]} {name}, graphs", error.__context__ or error)
+        if not captured:
+            return {}
+        share = self.options.seconds / 12
+        found = {
+            f"graph, {word}": measure.graph_times(captured, self.device, share, cold=cold)
+            for word, cold in CACHE.items()
+        }
+        for name, graphs in captured.items():
+            wanted = step(capturable[name], x)
+            off = max(measure.error(gave, wanted) for gave in graphs.gave)
+            if off > measure.TOLERANCES[x.logits.dtype]:
+                self.failures += 1
+                warn(f"{where[0]} {where[3]} {name}, graphs: WRONG, off by {off:.2g}")
+                for providers in found.values():
+                    del providers[name]
         return found
 
     def keep(self, where: Where, method: str, spans: Spans) -> None:
@@ -191,7 +217,7 @@ class Run:
         """Keep a number."""
         self.rows.append(report.row(self.about, where, provider, what, unit, sample))
 
-    def fail(self, what: str, error: Exception) -> None:
+    def fail(self, what: str, error: BaseException) -> None:
         """Say what failed, in a line."""
         self.failures += 1
         first = (str(error).strip() or "no message").splitlines()[0]

@@ -1,10 +1,13 @@
 """The benchmark itself: providers agree, a wrong one gets no speed-up, results survive a file."""
 
+import argparse
+import contextlib
 import dataclasses
 import math
 import subprocess
 import sys
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -355,6 +358,125 @@ def test_what_is_counted_does_not_outlive_the_count(name):
     del total
     measure.counts(loss, x)
     assert not any("seen" in node.metadata for node in accumulators(x))
+
+
+class FakeGPU:
+    """Streams that are numbers, 0 the default one, and graphs that run what they capture."""
+
+    def __init__(self, monkeypatch):
+        self.stream, self.made, self.capturing = 0, 0, False
+        fakes = {
+            "Stream": self.new, "stream": self.on, "current_stream": lambda: mock.Mock(),
+            "CUDAGraph": mock.Mock, "graph": self.graph,
+        }  # fmt: skip
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    def new(self):
+        self.made += 1
+        return mock.Mock(number=self.made)
+
+    @contextlib.contextmanager
+    def on(self, stream):
+        before, self.stream = self.stream, stream.number
+        yield
+        self.stream = before
+
+    @contextlib.contextmanager
+    def graph(self, _graph, _pool=None, stream=None):
+        self.capturing = True
+        with self.on(stream):
+            yield
+        self.capturing = False
+
+
+def test_leaves_belong_to_the_stream_that_captures(monkeypatch):
+    """Or the backward pass would wait for another stream, and the capture fail."""
+    gpu, x = FakeGPU(monkeypatch), make_inputs(CASES["rcnn-9"], torch.float32, "cpu")
+    right, seen = fused("joint", CASES["rcnn-9"]), []
+
+    def loss(x):
+        total = right(x)
+        for node in accumulators(x):
+            made_on = node.metadata.setdefault("stream", gpu.stream)
+            seen.append((gpu.stream, made_on, gpu.capturing))
+        return total
+
+    alive = loss(x)  # as a provider would that keeps its graph
+    wanted = measure.step(right, x)
+    for number in (1, 2):
+        seen.clear()
+        graphs = measure.capture(loss, x)
+        assert {(stream, made_on) for stream, made_on, _ in seen} == {(number, number)}
+        assert sum(capturing for _, _, capturing in seen) == 2 * 2  # forward and both
+        assert list(graphs.graphs) == list(measure.DIRECTIONS)
+        for gave in graphs.gave:
+            assert not any(t.requires_grad for t in gave)  # or the autograd graph would stay
+            assert all(torch.equal(a, b) for a, b in zip(gave, wanted, strict=True))
+    assert alive.requires_grad
+
+
+def broken(_x):
+    """As PyTorch raises where a capture is invalid: its end, over what made it so."""
+    try:
+        raise RuntimeError("the legacy stream")
+    finally:
+        raise RuntimeError("a previous error during capture")
+
+
+@pytest.mark.parametrize(
+    ("planted", "said"),
+    [
+        ({"capture": broken}, "FAILED, RuntimeError: the legacy stream"),
+        ({"off": 0.1}, "WRONG, off by 0.1"),
+    ],
+)
+def test_a_failed_capture_costs_its_graph_times_alone(planted, said, monkeypatch, tmp_path, capsys):
+    """On a fake GPU: only rows of times by graphs are missing, and those of one provider alone."""
+    counts, times, made = measure.counts, measure.times, PROVIDERS["eager"].make(CASES["rcnn-9"])
+    monkeypatch.setitem(
+        PROVIDERS, "eager", dataclasses.replace(PROVIDERS["eager"], make=lambda _: made)
+    )
+
+    def capture(loss, x):
+        off = 1.0
+        if loss is made:
+            planted.get("capture", lambda _: None)(x)
+            off += planted.get("off", 0)
+        right = measure.step(loss, x)
+        return measure.Graphs({}, (right, tuple(off * t for t in right)))
+
+    def graph_times(captured, device, seconds, *, cold):
+        assert device.type == "cuda"
+        return {name: {d: [1.0, 1.0] for d in measure.DIRECTIONS} for name in captured}
+
+    monkeypatch.setattr(run, "counts", lambda *a: dataclasses.replace(counts(*a), waits=0))
+    monkeypatch.setattr(run, "make_inputs", lambda case, dtype, _: make_inputs(case, dtype, "cpu"))
+    monkeypatch.setattr(measure, "times", lambda losses, x, seconds, cold: times(losses, x, 0.01))
+    monkeypatch.setattr(measure, "capture", capture)
+    monkeypatch.setattr(measure, "graph_times", graph_times)
+    options = argparse.Namespace(
+        device="cpu", providers=[OURS, "eager", "base-torch"], seconds=0.01, out=tmp_path, limit=60
+    )
+    measured = run.Run(options)
+    measured.device = torch.device("cuda")
+    measured.part("rcnn-9 float32", partial(measured.case, CASES["rcnn-9"], "float32"))
+    assert measured.failures == 1  # so the exit status is 1
+    assert capsys.readouterr().err == f"rcnn-9 float32 eager, graphs: {said}\n"
+    rows = report.read_csv(tmp_path / "results.csv")
+    assert not any(map(report.failed, rows))
+    has = {p: {(r.measure, r.unit) for r in rows if r.provider == p} for p in options.providers}
+    missing = {
+        (f"{direction}, graph, {word}", unit)
+        for direction in measure.DIRECTIONS
+        for word in ("cold", "warm")
+        for unit in (report.TIME, report.RATIO)
+    }
+    assert has["base-torch"] - has["eager"] == missing and has["eager"] < has["base-torch"]
+    assert {m for m, u in missing if u == report.TIME} <= {m for m, _ in has[OURS]}
+    table = measured.report().split("## both, graph, cold")[1].splitlines()
+    (line,) = [x for x in table if x.startswith("| rcnn-9")][:1]
+    assert line.split("|")[6].strip() == "" and line.split("|")[7].strip() != ""
 
 
 def test_the_commit_is_of_the_tree_the_package_is_in(tmp_path, monkeypatch):
