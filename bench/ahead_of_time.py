@@ -1,6 +1,8 @@
 """Launches compiled for a GPU that need not be there."""
 
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -25,14 +27,14 @@ def source_of(call: Launch) -> tuple[ASTSource, dict[str, Any]]:
 
     Tensors without memory, on the meta device, count as aligned.
     """
-    options = dict(call.compile_time)
-    constants = {p.name: options.pop(p.name) for p in call.kernel.params if p.is_constexpr}
-    values = dict(zip((p.name for p in call.kernel.params if not p.is_constexpr), call.arguments,
-                      strict=True)) | constants  # fmt: skip
+    options = dict(call.plan.constants)
+    constants = {p.name: options.pop(p.name) for p in call.plan.kernel.params if p.is_constexpr}
+    names = (p.name for p in call.plan.kernel.params if not p.is_constexpr)
+    values = dict(zip(names, call.arguments, strict=True)) | constants
     signature: dict[str, str] = {}
     constexprs: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], Any] = {}
-    for i, parameter in enumerate(call.kernel.params):
+    for i, parameter in enumerate(call.plan.kernel.params):
         value = values[parameter.name]
         specialized = not parameter.do_not_specialize
         one = specialized and isinstance(value, int) and value == 1
@@ -41,16 +43,26 @@ def source_of(call: Launch) -> tuple[ASTSource, dict[str, Any]]:
             constexprs[(i,)] = value
         elif isinstance(value, Tensor):
             signature[parameter.name] = POINTERS[value.dtype]
-            if value.data_ptr() % 16 == 0:
+            aligned = value.data_ptr() % 16 == 0
+            if aligned and not parameter.do_not_specialize_on_alignment:
                 attributes[(i,)] = [["tt.divisibility", 16]]
+        elif parameter.annotation_type:
+            signature[parameter.name] = parameter.annotation_type
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if specialized and value % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
-    return ASTSource(call.kernel, signature, constexprs, attributes), options
+    return ASTSource(call.plan.kernel, signature, constexprs, attributes), options
 
 
 def compile_launch(call: Launch, target: GPUTarget) -> Any:
     """Compile a launch for a target."""
-    source, options = source_of(call)
-    return triton.compile(source, target=target, options=options)
+    return compile_source(*source_of(call), target)
+
+
+def compile_source(source: ASTSource, options: dict[str, Any], target: GPUTarget) -> Any:
+    """Compile what `source_of` made of a launch."""
+    # Kernels ask the active driver what they are compiled for.
+    asked = SimpleNamespace(get_current_target=lambda: target)
+    with mock.patch.object(triton.runtime.driver, "_active", asked):
+        return triton.compile(source, target=target, options=options)

@@ -1,9 +1,10 @@
 """Triton's driver and compiler replaced by ones that do nothing, and the loss made to use them."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -17,15 +18,25 @@ from triton.compiler import CompiledKernel
 from jolkernels import ops
 from jolkernels.kernels import launch
 
+OTHERS = 9
+"""Arguments of a launcher before the kernel's: grid, stream, function, metadata, hooks."""
+CHECKED = 3
+"""Launches of a kernel whose arguments are looked at; that takes time, which others measure."""
 KERNELS = [value for value in vars(launch).values() if isinstance(value, triton.JITFunction)]
 
 
 @dataclass
 class Seen:
-    """What Triton was asked for, by the name of the kernel."""
+    """What Triton was asked for, by the name of the kernel.
+
+    Attributes:
+        launched: by whomever.
+        by_jit: launches that were the JIT's, not direct ones.
+    """
 
     compiled: Counter[str] = field(default_factory=Counter)
     launched: Counter[str] = field(default_factory=Counter)
+    by_jit: Counter[str] = field(default_factory=Counter)
 
 
 class FakeDriver(DriverBase):
@@ -59,9 +70,12 @@ class FakeKernel(CompiledKernel):
 
     def __init__(self, src: Any, seen: Seen) -> None:
         name = src.fn.fn.__name__
+        types = src.signature.values()
         seen.compiled[name] += 1
 
-        def run(*_: Any) -> None:
+        def run(*given: Any) -> None:
+            if seen.launched[name] < CHECKED:
+                check_types(name, types, given[OTHERS:])
             seen.launched[name] += 1
 
         self.src, self.name, self._run = src, name, run
@@ -69,6 +83,26 @@ class FakeKernel(CompiledKernel):
 
     def __del__(self) -> None:
         pass
+
+
+def check_types(name: str, types: Iterable[str], values: Sequence[Any]) -> None:
+    """Raise TypeError where a launcher in C would, or read something else."""
+    for kind, value in zip(types, values, strict=True):
+        wanted: Any = int
+        if kind == "constexpr":
+            wanted = object
+        elif kind.startswith("*"):
+            wanted = (int, torch.Tensor)
+        elif kind.startswith("fp"):
+            wanted = float
+        if not isinstance(value, wanted):
+            raise TypeError(f"{name}: got {value!r} for {kind}")
+
+
+def launch_as_on_a_gpu(call: launch.Launch) -> None:
+    """Launch directly what a GPU would be given directly: batches of contiguous tensors."""
+    device = 0 if call.plan.constants.get("DENSE") else None
+    call.plan.launch(call.programs, call.arguments, device)
 
 
 @contextmanager
@@ -83,7 +117,13 @@ def fake_gpu() -> Iterator[Seen]:
     if not KERNELS:
         raise RuntimeError("TRITON_INTERPRET=1 leaves no launches to measure: unset it")
     seen = Seen()
-    driver = triton.runtime.driver
+    driver, run = triton.runtime.driver, triton.JITFunction.run
+    workspace = lru_cache(launch.workspace)
+
+    def run_by_jit(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.by_jit[kernel.fn.__name__] += 1
+        return run(kernel, *args, **kwargs)
+
     with ExitStack() as stack:
         replace = lambda *what: stack.enter_context(mock.patch.object(*what))  # noqa: E731
         replace(driver, "_active", FakeDriver())
@@ -92,6 +132,10 @@ def fake_gpu() -> Iterator[Seen]:
             caches = type(kernel.device_caches)(kernel.create_binder)
             replace(kernel, "device_caches", caches)
             stack.enter_context(attributes_kept(kernel, ("compile", "CompiledKernel", "ASTSource")))
+        replace(triton.JITFunction, "run", run_by_jit)
+        replace(launch, "PLANS", {})
+        replace(launch, "workspace_for", lambda device: workspace(device, 0))
+        replace(launch.Launch, "__call__", launch_as_on_a_gpu)
         replace(ops, "INTERPRETED", True)
         # Only on a CPU are the scalars looked at, which here hold anything.
         replace(ops, "math", SimpleNamespace(isnan=lambda number: False))

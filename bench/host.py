@@ -149,9 +149,12 @@ PIECES: Functions = {
     "kernels or C": (ops, "implementation"),
     "plan of the forward": (launch, "plan_forward"),
     "plan of the backward": (launch, "plan_backward"),
-    "JIT launch of {}": (launch.Launch, "__call__"),
+    "launch of {}": (launch.Launch, "__call__"),
 }
-PARTS: Functions = {"of the plans: arguments": (launch, "arguments")}
+PARTS: Functions = {
+    "of the plans: their keys": (launch, "kind_of"),
+    "of the plans: the samples' tensors": (launch, "inputs"),
+}
 
 
 def times(count: int = 2000) -> Times:
@@ -189,7 +192,7 @@ def pieces_of(step: Step, functions: Functions, count: int) -> dict[str, float]:
             began = time.perf_counter()
             result = function(*args, **kwargs)
             taken = time.perf_counter() - began
-            kernel = args[0].kernel.fn.__name__ if "{}" in label else ""
+            kernel = args[0].plan.kernel.fn.__name__ if "{}" in label else ""
             spent[label.format(kernel)].append(taken)
             return result
 

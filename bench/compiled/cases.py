@@ -1,5 +1,6 @@
 """The heads whose kernels are counted, and their launches."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from bench.loss.cases import RETINANET, Case
 from bench.loss.inputs import Inputs, make_criterion, make_inputs
 from jolkernels.batch import make_batch
 from jolkernels.kernels import launch
+from jolkernels.kernels.finish import BLOCK
 from jolkernels.kernels.launch import Launch
 
 CASES = {
@@ -23,15 +25,28 @@ CASES = {
     "rcnn-81": TIMED["rcnn-81"],
     "fcos-8": TIMED["fcos-8"],
 }
-SAMPLE = 2**18
-"""Elements of the logits of as many rows as stand for all of a case."""
+SAMPLE = 2**20
+"""Elements of the logits that stand for all of a case, at least."""
 
 
-def sample(case: Case, dtype: str) -> Inputs:
-    """Rows that stand for all of a case, for which the JIT would compile the same code."""
-    whole_programs = max(256, SAMPLE // case.columns // 64 * 64)
-    rows = min(case.rows, whole_programs + case.rows % 16)
-    return make_inputs(replace(case, rows=rows), DTYPES[dtype], "cpu")
+def sample(case: Case, dtype: str, rows: int, whole: Sequence[Launch]) -> list[Launch]:
+    """The launches of a case with fewer rows, and as many fewer programs than `whole`."""
+    x = make_inputs(replace(case, rows=rows), DTYPES[dtype], "cpu")
+    return [
+        part._replace(programs=round(full.programs * rows / case.rows))
+        for full, part in zip(whole, launches(case, x), strict=True)
+    ]
+
+
+def sizes(case: Case, programs: int) -> list[int]:
+    """Rows of samples: all, or those of 32 of a launch's programs, and of some times 32.
+
+    What a program does for its tiles and what 32 do for each other grows with the rows; what the
+    last one does for all is the same in both.
+    """
+    step = case.rows * BLOCK.value // programs
+    large = step * (1 + -(-SAMPLE // (step * case.columns)))
+    return [case.rows] if large >= case.rows else [step, large]
 
 
 def unfilled(case: Case, dtype: str) -> Inputs:

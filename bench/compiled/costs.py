@@ -1,19 +1,17 @@
 """What each kernel of a case costs on a target: resources, the executed path, memory traffic."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from torch import Tensor
-
 from bench.ahead_of_time import TARGETS, compile_launch
-from bench.compiled import cases, executed, latency, path, sass, time_model
+from bench.compiled import cases, executed, path, sass, time_model
 from bench.compiled.path import Path
 from bench.compiled.variants import resources
 from bench.loss.cases import Case
-from bench.ptx import Execution, compiled, execute
-from bench.ptx.loss import outputs
+from bench.ptx import Execution
+from bench.ptx.loss import execute_launch
 from bench.ptx.runs import named_arguments
 from jolkernels.kernels.launch import Launch
 
@@ -22,20 +20,18 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True)
 class Executed:
-    """What an execution of a kernel counted.
+    """What executions of a kernel counted, for all rows of a case.
 
     Attributes:
-        path: of the warps that ran.
-        scale: of the case's rows over those that they read.
+        path: of all warps.
         warps: of a program.
-        requests: of global memory by warps, of the whole case.
+        requests: of global memory by warps.
         sectors: of 32 bytes that these moved.
         distinct: different ones of these.
         load_bytes: widest load of the logits, None if it loads none.
     """
 
     path: Path
-    scale: float
     warps: int
     requests: float
     sectors: float
@@ -67,8 +63,7 @@ class Cost:
     def instructions(self) -> Mapping[str, float]:
         """Warp instructions of the whole case by class."""
         assert self.executed is not None
-        found = time_model.by_class(self.executed.path)
-        return {name: count * self.executed.scale for name, count in found.items()}
+        return time_model.by_class(self.executed.path)
 
     @property
     def slots(self) -> float:
@@ -90,12 +85,9 @@ class Cost:
         """What the time model needs to know."""
         done = self.executed
         assert done is not None
-        # What a finish reads has just been written, and lies in the L2 cache.
-        from_dram = done.load_bytes is not None
         return time_model.Kernel(
-            done.path, done.scale, self.programs, done.warps, self.registers, self.shared,
-            latency.DRAM if from_dram else latency.L2, 32 * done.distinct,
-        )  # fmt: skip
+            done.path, self.programs, done.warps, self.registers, self.shared, 32 * done.distinct
+        )
 
     def widths(self, kind: str) -> Counter[int]:
         """Warp instructions of "load" or "store" for the whole case, by bytes of a thread."""
@@ -104,7 +96,7 @@ class Cost:
         done = self.executed
         for each, count in zip(done.path.program.instructions, done.path.counts, strict=True):
             if each.kind == kind and count:
-                found[each.width] += count * done.scale  # type: ignore[assignment]
+                found[each.width] += count  # type: ignore[assignment]
         return found
 
     def lines(self) -> list[tuple[str, float]]:
@@ -114,62 +106,70 @@ class Cost:
         done = self.executed
         for each, count in zip(done.path.program.instructions, done.path.counts, strict=True):
             where = "no line" if each.source is None else "{}:{}".format(*each.source)
-            found[where] += 32 * count * done.scale / self.elements
+            found[where] += 32 * count / self.elements
         return sorted(found.items(), key=lambda item: -item[1])
 
 
 def measure(case: Case, dtype: str, target: str) -> list[Cost]:
-    """The costs of a case's kernels.
-
-    Those that read the logits are executed for a sample of the rows, which the counts of all rows
-    are multiples of. The others are executed as for all rows: their loops go over what programs
-    left.
-    """
-    x = cases.sample(case, dtype)
+    """The costs of a case's kernels, executed for samples of the rows."""
     whole = cases.launches(case, cases.unfilled(case, dtype))
+    if TARGETS[target].backend == "cuda":
+        sizes = cases.sizes(case, whole[0].programs)
+        runs = zip(*(sampled(case, dtype, target, n, whole) for n in sizes), strict=True)
+        results: list[Executed | None] = [for_all(run, sizes, case.rows) for run in runs]
+    else:
+        results = [None] * len(whole)
     found = []
-    for full, part in zip(whole, cases.launches(case, x), strict=True):
-        names = dict(named_arguments(full))
-        if TARGETS[target].backend == "cuda":
-            # In turn, as each needs what the last has written.
-            done, scale = run(part, target), case.rows / len(x.labels)
-            if "logits" not in names and scale > 1:
-                done, scale = run(emptied(full), target), 1.0
-            kernel, result = done.compiled.kernel, of_execution(done, full, scale)
-        else:
-            kernel, result = compile_launch(full, TARGETS[target]), None
-        direction = DIRECTIONS["grad_logits" in names]
-        about = case, dtype, target, direction, full.kernel.fn.__name__, full.programs
+    for call, result in zip(whole, results, strict=True):
+        kernel = compile_launch(call, TARGETS[target])
+        direction = DIRECTIONS["grad_logits" in dict(named_arguments(call))]
+        about = case, dtype, target, direction, call.plan.kernel.fn.__name__, call.programs
         found.append(Cost(*about, *resources(kernel), result))
     return found
 
 
-def run(call: Launch, target: str) -> Execution:
-    """Execute a launch."""
-    return execute(compiled(call, target), call, outputs(call))
+def sampled(
+    case: Case, dtype: str, target: str, rows: int, whole: Sequence[Launch]
+) -> list[Executed]:
+    """What the kernels do with so many rows: in turn, as each needs what the last has written."""
+    found = []
+    for call in cases.sample(case, dtype, rows, whole):
+        done = execute_launch(call, target=target)
+        found.append(of_execution(done, call))
+    return found
 
 
-def emptied(call: Launch) -> Launch:
-    """The launch, after zeroing its tensors."""
-    for value in call.arguments:
-        if isinstance(value, Tensor):
-            value.zero_()
-    return call
+def for_all(runs: Sequence[Executed], sizes: Sequence[int], rows: int) -> Executed:
+    """What would be done with all rows: what is done for each row grows, the rest does not."""
+    if len(runs) == 1:
+        return runs[0]
+    (small, large), (few, many) = runs, sizes
+    share = (rows - few) / (many - few)
+
+    def grown(a: float, b: float) -> float:
+        return a + share * (b - a)
+
+    return replace(
+        large,
+        path=path.weighted([(1 - share, small.path), (share, large.path)]),
+        requests=grown(small.requests, large.requests),
+        sectors=grown(small.sectors, large.sectors),
+        distinct=grown(small.distinct, large.distinct),
+    )
 
 
-def of_execution(done: Execution, call: Launch, scale: float) -> Executed:
+def of_execution(done: Execution, call: Launch) -> Executed:
     """The path of the SASS, and the sums of the counts."""
     warps = done.compiled.code.program.threads // 32
     program = sass.disassemble(done.compiled.kernel)
     lines = [line for line in done.counts if line.sectors]
     return Executed(
         path.find(program, done.programs * warps, executed.counted(done.counts)),
-        scale,
         warps,
-        requests=scale * sum(line.requests for line in lines),
-        sectors=scale * sum(line.sectors for line in lines),
-        distinct=scale * (done.loaded_sectors + done.stored_sectors),
-        load_bytes=executed.widest_load(done, call, "logits"),
+        requests=sum(line.requests for line in lines),
+        sectors=sum(line.sectors for line in lines),
+        distinct=done.loaded_sectors + done.stored_sectors,
+        load_bytes=executed.widest(done.compiled, call, "logits", "load"),
     )
 
 
@@ -180,7 +180,7 @@ def unexplained(found: Iterable[Cost]) -> list[str]:
         done = cost.executed
         if done is None:
             continue
-        off = sum(map(abs, done.path.missed.values())) * done.scale
+        off = sum(map(abs, done.path.missed.values()))
         if off > 0.01 * max(done.requests, 1):
             names.append(f"{cost.case.name} {cost.dtype} {cost.target} {cost.kernel}")
     return names

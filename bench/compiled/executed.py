@@ -6,9 +6,9 @@ from itertools import pairwise
 
 from bench.compiled.control_flow import innermost, loops
 from bench.compiled.path import Count, Key
-from bench.ptx.counts import Counts, Line
+from bench.ptx.counts import Counts, Line, access_width
 from bench.ptx.program import Address, Group, Instruction, Operand, Program, Register, Symbol
-from bench.ptx.runs import Execution, passed
+from bench.ptx.runs import Compiled, passed
 from jolkernels.kernels.launch import Launch
 
 
@@ -42,7 +42,13 @@ def counted(counts: Counts) -> Mapping[Key, Sequence[Count]]:
             active = line.requests if guarded else line.warps
             key = which, (source[0].file, source[0].line)
             found[key].append(Count(line.warps, active, guarded, rounds))
-    return found
+    # Of lanes that add to one number ptxas makes one, by shuffles of its own.
+    atomic = {place for which, place in found if which == "atomic"}
+    return {
+        key: counts
+        for key, counts in found.items()
+        if key not in {("shuffle", place) for place in atomic}
+    }
 
 
 def trips_around(program: Program, lines: Sequence[Line]) -> list[float]:
@@ -63,13 +69,25 @@ def trips_around(program: Program, lines: Sequence[Line]) -> list[float]:
     rounds = {}
     for loop in found:
         into = lines[blocks[loop.header][0]].lanes
-        back = sum(lines[blocks[a][1] - 1].lanes for a, _ in loop.backs)
+        back = sum(follow(lines[slice(*blocks[a])], program.labels, blocks[b][0])
+                   for a, b in loop.backs)  # fmt: skip
         rounds[loop.header] = into / (into - back) if into > back else 1.0
     trips = []
     for number, (first, last) in enumerate(blocks):
         around = innermost(found, number)
         trips += [1.0 if around is None else rounds[around.header]] * (last - first)
     return trips
+
+
+def follow(block: Sequence[Line], labels: Mapping[str, int], to: int) -> int:
+    """Lanes that go on from the end of a block to an instruction."""
+    end = block[-1]
+    if end.instruction.guard is None:
+        return end.lanes
+    if any(isinstance(o, Symbol) and labels.get(o.name) == to for o in end.instruction.operands):
+        return end.lanes
+    entire = [line.lanes for line in block if line.instruction.guard is None]
+    return (entire[0] if entire else 32 * end.warps) - end.lanes
 
 
 def after_branches(program: Program) -> set[int]:
@@ -81,10 +99,10 @@ def after_branches(program: Program) -> set[int]:
     }
 
 
-def widest_load(execution: Execution, call: Launch, argument: str) -> int | None:
-    """Bytes a lane of the widest load from a tensor argument; None if nothing loads from it."""
-    program = execution.compiled.code.program
-    given = [name for name, _ in passed(execution.compiled, call)]
+def widest(made: Compiled, call: Launch, argument: str, access: str) -> int | None:
+    """Bytes a lane of the widest "load" or "store" of a tensor argument; None without any."""
+    program = made.code.program
+    given = [name for name, _ in passed(made, call)]
     if argument not in given:
         return None
     parameter = program.parameters[given.index(argument)].name
@@ -105,10 +123,11 @@ def widest_load(execution: Execution, call: Launch, argument: str) -> int | None
                 depends = any(derived & registers(o) for o in sources)
             if depends:
                 derived |= registers(to)
+    at = -1 if access == "load" else 0
     widths = [
-        line.width
-        for line in execution.counts
-        if kind(line.instruction) == "load" and derived & registers(line.instruction.operands[-1])
+        access_width(each)
+        for each in program.instructions
+        if kind(each) == access and derived & registers(each.operands[at])
     ]
     return max(widths, default=None)
 

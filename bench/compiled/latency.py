@@ -30,15 +30,19 @@ CYCLES = {
 REGISTER = re.compile(r"(?<![\w.])(U?[RP])(\d+)(\.64)?\b")
 
 
-def alone(path: Path, read_cycles: int) -> float:
-    """Cycles of the path of a mean warp whose loads take `read_cycles`."""
-    return Warp(path, read_cycles).run()
+def alone(path: Path, read_cycles: int, *, last: bool = False) -> float:
+    """Cycles of the path of a mean warp whose loads take `read_cycles`.
+
+    Or of the last one: outside of loops, it goes where any warp goes.
+    """
+    return Warp(path, read_cycles, last).run()
 
 
 class Warp:
     """A clock, and when each register can be read."""
 
-    def __init__(self, path: Path, read_cycles: int) -> None:
+    def __init__(self, path: Path, read_cycles: int, last: bool) -> None:
+        self.last = last
         self.blocks = path.program.blocks
         self.instructions = path.program.instructions
         self.cycles = CYCLES | {"load": read_cycles, "store": L2}  # of atomics, which return
@@ -64,7 +68,7 @@ class Warp:
                 self.block(number, loop)
             else:
                 done |= inner.body
-                self.rounds(inner)
+                self.rounds(inner, loop)
 
     def within(self, number: int, loop: Loop | None) -> Loop | None:
         """The outermost loop inside `loop` that has the block."""
@@ -78,17 +82,27 @@ class Warp:
             inner = outer
         return None
 
-    def rounds(self, loop: Loop) -> None:
+    def rounds(self, loop: Loop, outer: Loop | None) -> None:
         """A loop: two rounds, and as many more like the second as it takes."""
         entries = sum(self.edges[edge] for edge in loop.entries) / self.entered
         # Part of a warp may come from where the rest of it goes on.
         trips = self.visits[loop.header] / entries if entries > 1e-9 else 1.0
-        body = sorted(loop.body)
+        body, began = sorted(loop.body), self.clock
         self.region(body, loop)
         if trips > 1:
             before = self.clock
             self.region(body, loop)
             self.skip((trips - 2) * (self.clock - before))
+        self.shorten(began, entries, outer)
+
+    def shorten(self, began: float, visits: float, loop: Loop | None) -> None:
+        """Leave only a share of the time since then, if few warps come to this part of a loop."""
+        if loop is None and self.last:
+            return
+        around = 1.0 if loop is None else self.visits[loop.header]
+        share = min(1.0, visits / max(around, 1e-9))
+        if share < 1:
+            self.skip((share - 1) * (self.clock - began))
 
     def skip(self, cycles: float) -> None:
         """Let time pass in which as much happens as in the last."""
@@ -96,21 +110,20 @@ class Warp:
         self.ready = {name: at + cycles for name, at in self.ready.items()}
 
     def block(self, number: int, loop: Loop | None) -> None:
-        """The instructions of a block, and only a share of their time if few warps come there."""
-        before = self.clock
+        """The instructions of a block."""
+        began = self.clock
         block = self.blocks[number]
         for instruction in self.instructions[block.first : block.last]:
             self.issue(instruction)
-        around = 1.0 if loop is None else self.visits[loop.header]
-        share = min(1.0, self.visits[number] / max(around, 1e-9))
-        if share < 1:
-            self.skip((share - 1) * (self.clock - before))
+        self.shorten(began, self.visits[number], loop)
 
     def issue(self, instruction: Instruction) -> None:
         """One instruction."""
         written, read = registers(instruction)
         self.clock = max([self.clock + 1, *(self.ready.get(name, 0.0) for name in read)])
         cycles = self.cycles[instruction.kind]
+        if instruction.kind == "load" and "STRONG" in instruction.opcode:
+            cycles = L2  # what another program has just written
         if instruction.kind == "barrier":
             self.clock += cycles
         self.ready.update(dict.fromkeys(written, self.clock + cycles))

@@ -12,6 +12,7 @@ counted, as the usual and the rare path of a division do, the shorter one is tak
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,26 @@ class Path:
     def issued(self) -> float:
         """Warp instructions in all."""
         return sum(self.counts)
+
+
+def weighted(parts: Sequence[tuple[float, Path]]) -> Path:
+    """A sum of paths through one program, each some times."""
+
+    def add(dicts: Sequence[tuple[float, Mapping[Any, float]]]) -> dict[Any, float]:
+        total: dict[Any, float] = defaultdict(float)
+        for times, numbers in dicts:
+            for key, number in numbers.items():
+                total[key] += times * number
+        return dict(total)
+
+    counts = np.array([times for times, _ in parts]) @ np.array([path.counts for _, path in parts])
+    return Path(
+        parts[0][1].program,
+        counts=tuple(np.maximum(counts, 0).tolist()),
+        missed=add([(times, path.missed) for times, path in parts]),
+        parted=sum(times * path.parted for times, path in parts),
+        edges=add([(times, path.edges) for times, path in parts]),
+    )
 
 
 def anchor(instruction: Instruction) -> Key | None:
@@ -199,10 +220,11 @@ def bounds(
         for number in loop.body:
             if innermost(found, number) == loop:
                 copies.update(filter(None, map(anchor, program.of(program.blocks[number]))))
+        seen = {key: {count.trips for count in counted[key]} for key in copies if counted.get(key)}
+        # A line that is in several loops says less than one that is in this alone.
+        single = {key: trips for key, trips in seen.items() if len(trips) == 1} or seen
         trips = [
-            max(count.trips for count in counted[key]) * min(1.0, len(counted[key]) / times)
-            for key, times in copies.items()
-            if counted.get(key)
+            max(each) * min(1.0, len(counted[key]) / copies[key]) for key, each in single.items()
         ]
         if trips:
             again = max(0.0, max(trips) - 1)
@@ -232,9 +254,7 @@ def equations(
         most = [c.issued for c in counts] if guarded else least
         factors = np.zeros(len(program.blocks))
         at = [number for number, _ in places]
-        if len(at) < len(most) and len(set(most)) == len(set(at)) == 1:
-            factors[at[0]] = 1.0  # several have become one
-            yield key, factors, most[0], min(least)
-        else:
-            np.add.at(factors, at, 1.0)
-            yield key, factors, sum(most), sum(least)
+        np.add.at(factors, at, 1.0)
+        # If they are fewer, some have become one, or repeated what was done before.
+        total, needed = (sum(sorted(each)[-len(at) :]) for each in (most, least))
+        yield key, factors, total, needed

@@ -123,7 +123,7 @@ def times(found: Found) -> str:
         total, floor = total_and_floor(group)
         each = [sum(c.predicted for c in group if c.direction == d) for d in DIRECTIONS]
         rows.append([*labels(name), dtype, *map(number, (*each, total, floor)),
-                     f"{total / floor:.1f}", str(len(group))])  # fmt: skip
+                     f"{total / floor:.2f}", str(len(group))])  # fmt: skip
     about = (
         f"{time_model.ASSUMPTIONS}. Copy floor: 3 N C numbers at the same bandwidth, without a "
         "launch."

@@ -21,7 +21,7 @@ OPCODES = {
     "FP32": "FADD FMUL FFMA FADD2 FMUL2 FFMA2 FHADD FADD32I FMUL32I FFMA32I HADD2 HMUL2 HFMA2 "
     "HADD2_32I HMUL2_32I HFMA2_32I",
     "ALU": "IADD3 LOP3 ISETP SEL FSEL FMNMX FMNMX3 FSETP FSET SHF SHL SHR LEA MOV MOV32I PLOP3 "
-    "P2R R2P VIADD VIADDMNMX VIMNMX VIMNMX3 IMNMX I2FP PRMT SGXT IABS LOP FCHK VOTE F2FP BMSK FLO "
+    "P2R R2P VIADD VIADDMNMX VHMNMX VIMNMX VIMNMX3 IMNMX I2FP PRMT SGXT IABS LOP FCHK VOTE F2FP BMSK FLO "
     "POPC IADD ISCADD LEPC HMNMX2 HSETP2 HSET2 BREV CS2R PSETP MATCH I2IP F2IP",
     "IMAD": "IMAD IMUL IMAD32I",
     "MUFU": "MUFU F2F I2F F2I FRND",
@@ -34,7 +34,7 @@ OPCODES = {
     "constant": "LDC LDCU ULDC S2R S2UR",
     "control": "BRA BRX JMP EXIT BSSY BSYNC BREAK CALL RET WARPSYNC NOP YIELD NANOSLEEP MEMBAR "
     "ERRBAR CCTL DEPBAR LDGDEPBAR BMOV KILL CGAERRBAR FENCE ACQBULK PREEXIT PMTRIG ELECT "
-    "SYNCS CCTLL",
+    "SYNCS CCTLL ENDCOLLECTIVE",
     "uniform": "R2UR VOTEU",
 }
 """Classes by the pipe that executes them; every opcode that begins with U is uniform, too."""
@@ -88,7 +88,9 @@ class Instruction:
     @property
     def conditional(self) -> bool:
         """Whether some warp may go on to the next instruction after this branch or exit."""
-        return bool(self.guard) or bool(re.match(r"!?U?P\d", self.operands))
+        # BRA.DIV branches where lanes are missing.
+        tests = self.guard or "DIV" in self.opcode.split(".")
+        return bool(tests) or bool(re.match(r"!?U?P\d", self.operands))
 
 
 @dataclass

@@ -2,14 +2,15 @@
 
 The larger of three bounds: the bytes that DRAM moves; the busiest pipe, or the issue of
 instructions; and the latency of one warp on its own, for as many waves of programs as there are.
-They overlap perfectly, so a prediction is low rather than high.
+They overlap perfectly, so a prediction is low rather than high. What the last program does when all
+others have ended comes after that.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bench.compiled.latency import alone
+from bench.compiled.latency import DRAM, alone
 from bench.compiled.path import Path
 from bench.compiled.sass import CLASSES
 
@@ -38,7 +39,7 @@ ASSUMPTIONS = (
     f"instruction a cycle each, {CYCLES / 1000:g} GHz, {BANDWIDTH / 1e6:g} TB/s; cycles of a pipe: "
     + ", ".join(f"{name} {cycles}" for name, cycles in SLOTS.items())
     + f"; time = max(bytes, latency of one warp x waves, busiest pipe / {REACHED}), "
-    f"{LAUNCH:g} us for each launch"
+    f"then the latency of what the last program does alone, and {LAUNCH:g} us for each launch"
 )
 
 
@@ -47,19 +48,16 @@ class Kernel:
     """What the model needs to know of a launch.
 
     Attributes:
-        path: of all its warps, `scale` times.
+        path: of all its warps.
         warps: of a program.
-        read_cycles: latency of a load from global memory, DRAM's or the L2 cache's.
         moved: bytes of global memory, each counted once.
     """
 
     path: Path
-    scale: float
     programs: int
     warps: int
     registers: int
     shared: int
-    read_cycles: int
     moved: float
 
 
@@ -74,7 +72,7 @@ def by_class(path: Path) -> Counter[str]:
 def bounds(kernel: Kernel) -> dict[str, float]:
     """Microseconds by bound: issue, the pipes, bytes, latency."""
     counts = by_class(kernel.path)
-    each = kernel.scale / SMS / CYCLES
+    each = 1 / SMS / CYCLES
     found = {
         name: counts[name] * cycles * each / SCHEDULERS / REACHED for name, cycles in SLOTS.items()
     }
@@ -85,8 +83,13 @@ def bounds(kernel: Kernel) -> dict[str, float]:
     found["issue"] = kernel.path.issued * each / SCHEDULERS / REACHED
     found["bytes"] = kernel.moved / BANDWIDTH
     waves = kernel.programs / (SMS * resident(kernel))
-    found["latency"] = max(1.0, waves) * alone(kernel.path, kernel.read_cycles) / CYCLES
+    found["latency"] = max(1.0, waves) * alone(kernel.path, DRAM) / CYCLES
     return found
+
+
+def finish(kernel: Kernel) -> float:
+    """Microseconds of what only the program that comes last does."""
+    return (alone(kernel.path, DRAM, last=True) - alone(kernel.path, DRAM)) / CYCLES
 
 
 def resident(kernel: Kernel) -> int:
@@ -105,7 +108,7 @@ def resident(kernel: Kernel) -> int:
 
 def predicted(kernels: Iterable[Kernel]) -> float:
     """Microseconds of launches in a row."""
-    return sum(LAUNCH + max(bounds(kernel).values()) for kernel in kernels)
+    return sum(LAUNCH + max(bounds(kernel).values()) + finish(kernel) for kernel in kernels)
 
 
 def copy_floor(rows: int, columns: int, itemsize: int) -> float:

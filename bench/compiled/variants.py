@@ -1,6 +1,5 @@
 """Ways to use the loss, and what its kernels need when they are compiled for each."""
 
-import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from bench.ahead_of_time import TARGETS, compile_launch
 from bench.compiled import sass
+from bench.compiled.executed import widest
+from bench.ptx import compiled
 from jolkernels import JointOptimizationLoss
 from jolkernels.batch import accumulator, make_batch
 from jolkernels.kernels import launch
@@ -68,14 +69,19 @@ class Variant:
 
 @dataclass(frozen=True)
 class Report:
-    """What one kernel of a variant became on one target; bytes and bits as named."""
+    """What one kernel of a variant became on one target.
+
+    Attributes:
+        load_bytes: a thread's, in the widest load of logits.
+        store_bytes: in the widest store of their gradient.
+    """
 
     kernel: str
     registers: int
     spill_bytes: int
     shared_bytes: int
-    load_bits: int | None
-    store_bits: int | None
+    load_bytes: int | None
+    store_bytes: int | None
 
 
 def heads() -> list[Variant]:
@@ -147,42 +153,19 @@ def resources(compiled: Any) -> tuple[int, int, int]:
     return used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared
 
 
-def widths(call: Launch, compiled: Any, dtype: torch.dtype) -> tuple[int | None, int | None]:
-    """Bits of the widest load and store that PTX has on the source lines of a tile of logits."""
-    if "ptx" not in compiled.asm:
-        return None, None
-    lines, first = inspect.getsourcelines(call.kernel.fn)
-    text = "".join(lines)
-    marks = {"ld": r"z = tl\.load\(.*?\)\.to", "st": r"tl\.store\(out, d, "}
-    found: dict[str, int | None] = {"ld": None, "st": None}
-    for operation, mark in marks.items():
-        match = re.search(mark, text, re.DOTALL)
-        if match is None:
-            continue
-        numbers = range(
-            first + text.count("\n", 0, match.start()), first + text.count("\n", 0, match.end()) + 1
-        )
-        line = 0
-        for row in compiled.asm["ptx"].splitlines():
-            if location := re.match(r"\s*\.loc\s+\d+\s+(\d+)", row):
-                line = int(location[1])
-            access = re.search(rf"\b{operation}\.global\S*?(?:\.v(\d))?\.b(\d+)", row)
-            if access and line in numbers:
-                bits = int(access[1] or 1) * int(access[2])
-                found[operation] = max(found[operation] or 0, bits)
-    return found["ld"], found["st"]
-
-
 def report(variant: Variant, target: str) -> list[Report]:
     """Compile all kernels of a variant for a target."""
     reports = []
     for call in variant.launches():
-        compiled = compile_launch(call, TARGETS[target])
-        reports.append(
-            Report(
-                call.kernel.fn.__name__,
-                *resources(compiled),
-                *widths(call, compiled, DTYPES[variant.dtype]),
+        name = call.plan.kernel.fn.__name__
+        if TARGETS[target].backend == "cuda":
+            made = compiled(call, target)
+            used = resources(made.kernel)
+            widths = (
+                widest(made, call, "logits", "load"),
+                widest(made, call, "grad_logits", "store"),
             )
-        )
+        else:
+            used, widths = resources(compile_launch(call, TARGETS[target])), (None, None)
+        reports.append(Report(name, *used, *widths))
     return reports

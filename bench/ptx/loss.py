@@ -2,27 +2,68 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 from unittest import mock
 
+import torch
 from torch import Tensor
 
+from bench.ptx.errors import PtxError
 from bench.ptx.runs import Execution, named_arguments, run
 from jolkernels import ops
 from jolkernels.kernels.launch import Launch
 
-OUTPUTS = {
-    "rows_kernel": {"row_terms", "partial_sums"},
-    "finish_kernel": {"classification", "regression", "negative_weight", "num_positives",
-                      "extra_regression", "scalars"},
-    "gradients_kernel": {"grad_logits", "grad_boxes", "grad_extras"},
-}  # fmt: skip
+RESULTS = ("classification", "regression", "negative_weight", "num_positives",
+           "extra_regression", "scalars")  # fmt: skip
 
 
-def outputs(call: Launch) -> list[str]:
-    """Names of the arguments that a kernel of the loss fills."""
-    filled = OUTPUTS[call.kernel.fn.__name__]
-    return [n for n, v in named_arguments(call) if n in filled and isinstance(v, Tensor)]
+class Roles(TypedDict):
+    """Names of the arguments that a kernel writes, as `run` takes them."""
+
+    outputs: list[str]
+    workspace: list[str]
+    scratch: list[str]
+
+
+def roles(call: Launch) -> Roles:
+    """The tensors that a kernel of the loss writes."""
+    name, constants = call.plan.kernel.fn.__name__, call.plan.constants
+    outputs: tuple[str, ...] = RESULTS
+    workspace: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
+    if name == "gradients_kernel":
+        outputs = "grad_logits", "grad_boxes", "grad_extras"
+    elif name == "rows_kernel":
+        outputs = RESULTS if constants["FINISH"] else ()
+        workspace, scratch = ("partial_sums", "block_sums"), ("counters",)
+        # Sigmoid losses keep terms of positive rows alone.
+        if constants["SOFTMAX"]:
+            outputs = *outputs, "row_terms"
+        else:
+            workspace = *workspace, "row_terms"
+    given = [n for n, value in named_arguments(call) if isinstance(value, Tensor)]
+    return {
+        "outputs": [n for n in given if n in outputs],
+        "workspace": [n for n in given if n in workspace],
+        "scratch": [n for n in given if n in scratch],
+    }
+
+
+def execute_launch(call: Launch, **options: Any) -> Execution:
+    """`run` a launch of the loss, from memory that holds NaN, and look at its counters.
+
+    Raises:
+        PtxError: what `run` finds; counters that are not zeros afterwards.
+    """
+    written, arguments = roles(call), dict(named_arguments(call))
+    for name in (*written["outputs"], *written["workspace"]):
+        tensor = arguments[name]
+        tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
+    done = run(call, **written, **options)
+    for name in written["scratch"]:
+        if arguments[name].any():
+            raise PtxError(f"{done.name} leaves {name} that are not zeros")
+    return done
 
 
 @contextmanager
@@ -35,7 +76,7 @@ def compiled_kernels(**options: Any) -> Iterator[list[Execution]]:
     done: list[Execution] = []
 
     def launched(call: Launch) -> None:
-        done.append(run(call, outputs(call), **options))
+        done.append(execute_launch(call, **options))
 
     # What has a kernel takes it on the CPU, too, where kernels are interpreted.
     with (

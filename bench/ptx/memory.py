@@ -8,6 +8,7 @@ modulo 4,096. Accessible are the elements' bytes only: not the gaps of a strided
 import ctypes
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from torch import Tensor
@@ -20,19 +21,29 @@ from bench.ptx.races import Clocks, Conflict, History, Now
 APART, PAGE, SECTOR = 1 << 40, 1 << 12, 32
 
 
+class Role(Enum):
+    """What a kernel does with a tensor: outputs are to be filled, scratch holds something."""
+
+    INPUT, OUTPUT, WORKSPACE, SCRATCH = range(4)
+
+
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor argument. Outputs are uninitialised and to be filled; scratch may be written."""
+    """A tensor argument."""
 
     name: str
     tensor: Tensor
-    output: bool = False
-    scratch: bool = False
+    role: Role = Role.INPUT
 
     @property
     def written(self) -> bool:
         """Whether stores to it are allowed."""
-        return self.output or self.scratch
+        return self.role != Role.INPUT
+
+    @property
+    def empty(self) -> bool:
+        """Whether it holds nothing before."""
+        return self.role in (Role.OUTPUT, Role.WORKSPACE)
 
     @property
     def low(self) -> int:
@@ -85,9 +96,10 @@ class Region:
             cells = self.at(own[i]) if own else slice(None)
             if b.written:
                 self.writable[cells] = True
-            if b.output:
+            if b.empty:
                 self.undefined[cells] = True
-        self.has_outputs = bool(self.undefined.any())
+        self.starts_empty = bool(self.undefined.any())
+        self.to_fill = any(b.role == Role.OUTPUT for b in buffers)
         sectors = self.low % SECTOR + (self.table if self.table is not None else np.zeros(0))
         self.sectors = np.unique(sectors // SECTOR).astype(np.int64)
         count = len(self.sectors) or (self.low % SECTOR + self.size) // SECTOR + 1
@@ -239,7 +251,7 @@ class GlobalMemory:
         made = np.empty((len(addresses), count), dtype) if len(parts) > 1 else None
         for region, at in parts:
             cells, n = self.located(region, addresses, at, size)
-            if region.has_outputs and region.undefined[cells].any():
+            if region.starts_empty and region.undefined[cells].any():
                 i = int(np.flatnonzero(region.undefined[cells])[0])
                 raise Fault(index(at, i // n), f"nothing has written {region.describe(cells[i])}")
             if len(region.history.writes):  # else an input
@@ -295,7 +307,7 @@ class GlobalMemory:
     def check_written(self) -> None:
         """Raise PtxError for an element of an output that nothing has written."""
         for region in self.regions:
-            if region.undefined.any():
+            if region.to_fill and region.undefined.any():
                 missing = np.flatnonzero(region.undefined)
                 raise PtxError(
                     f"nothing has written {region.describe(missing[0])} and {len(missing) - 1} more"

@@ -1,21 +1,20 @@
 """From a launch to its PTX, and from there to an execution on the CPU."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
 
-from bench.ahead_of_time import TARGETS, source_of
+from bench.ahead_of_time import TARGETS, compile_source, source_of
 from bench.ptx.chunk import Chunk
 from bench.ptx.counts import Counts
 from bench.ptx.decode import Code
 from bench.ptx.errors import PtxError
 from bench.ptx.machine import Machine
-from bench.ptx.memory import Buffer, GlobalMemory
+from bench.ptx.memory import Buffer, GlobalMemory, Role
 from bench.ptx.program import parse
 from bench.ptx.races import Clocks
 from bench.ptx.shared import SharedMemory
@@ -60,7 +59,7 @@ def compiled(call: Launch, target: str = "sm_90", *, float_atomics: bool = False
     source, options = source_of(call)
     key = f"{target} {float_atomics} {source.hash()} {sorted(options.items())}"
     if key not in CACHE:
-        kernel = triton.compile(source, target=TARGETS[target], options=options)
+        kernel = compile_source(source, options, TARGETS[target])
         code = Code(parse(kernel.asm["ptx"]), float_atomics=float_atomics)
         CACHE[key] = Compiled(kernel, code, kernel.metadata.shared)
     return CACHE[key]
@@ -70,6 +69,7 @@ def run(
     call: Launch,
     outputs: Collection[str],
     *,
+    workspace: Collection[str] = (),
     scratch: Collection[str] = (),
     target: str = "sm_90",
     order: Order = "forward",
@@ -82,7 +82,8 @@ def run(
     Args:
         call: the launch, of tensors on the CPU.
         outputs: names of the kernel's arguments that hold nothing yet and must be filled.
-        scratch: names of arguments that may be written.
+        workspace: names of arguments that hold nothing yet, and need not be filled.
+        scratch: names of arguments that hold something and may be written.
         target: sm_80, sm_90 or sm_100.
         order: of the programs: "forward", "reverse" or the seed of a random one; or the numbers of
             those that run, of a launch too large to run whole.
@@ -97,6 +98,7 @@ def run(
         compiled(call, target, float_atomics=float_atomics),
         call,
         outputs,
+        workspace=workspace,
         scratch=scratch,
         order=order,
         parts=parts,
@@ -109,6 +111,7 @@ def execute(
     call: Launch,
     outputs: Collection[str],
     *,
+    workspace: Collection[str] = (),
     scratch: Collection[str] = (),
     order: Order = "forward",
     parts: int = 1,
@@ -121,8 +124,9 @@ def execute(
     if not call.programs:
         return done
     clocks = Clocks(call.programs, program.threads // 32)
-    memory = GlobalMemory(buffers(call, outputs, scratch), clocks)
-    parameters = parameters_of(passed(made, call), memory)
+    roles = {Role.OUTPUT: outputs, Role.WORKSPACE: workspace, Role.SCRATCH: scratch}
+    memory = GlobalMemory(buffers(call, roles), clocks)
+    parameters = parameters_of(passed(made, call), made.kernel.src.signature, memory)
     if len(parameters) != len(program.parameters):
         raise PtxError(f"{program.name}: {len(parameters)} arguments for {len(program.parameters)}")
     count = max(1, min(LANES // program.threads, -(-call.programs // parts)))
@@ -153,29 +157,32 @@ def in_order(count: int, order: Order) -> np.ndarray:
 
 def named_arguments(call: Launch) -> list[tuple[str, Any]]:
     """The arguments of a launch that are none of compile time, by name."""
-    names = (p.name for p in call.kernel.params if not p.is_constexpr)
+    names = (p.name for p in call.plan.kernel.params if not p.is_constexpr)
     return list(zip(names, call.arguments, strict=True))
 
 
-def buffers(call: Launch, outputs: Collection[str], scratch: Collection[str]) -> list[Buffer]:
-    """The tensors of a launch."""
+def buffers(call: Launch, roles: Mapping[Role, Collection[str]]) -> list[Buffer]:
+    """The tensors of a launch, which are inputs unless one of `roles` has their names."""
     given = {name: v for name, v in named_arguments(call) if isinstance(v, Tensor)}
-    if unknown := [name for name in (*outputs, *scratch) if name not in given]:
-        raise PtxError(f"{unknown[0]}: no tensor argument of {call.kernel.fn.__name__}")
+    role = {name: each for each, names in roles.items() for name in names}
+    if unknown := [name for name in role if name not in given]:
+        raise PtxError(f"{unknown[0]}: no tensor argument of {call.plan.kernel.fn.__name__}")
     for name, tensor in given.items():
         if tensor.device.type != "cpu":
             raise PtxError(f"{name}: got a tensor on {tensor.device}, wanted the CPU")
-    return [Buffer(name, t, name in outputs, name in scratch) for name, t in given.items()]
+    return [Buffer(name, t, role.get(name, Role.INPUT)) for name, t in given.items()]
 
 
 def passed(made: Compiled, call: Launch) -> list[tuple[str, Any]]:
     """The arguments that are parameters of the compiled code, which has the others built in."""
-    constant = {call.kernel.params[i].name for (i,) in made.kernel.src.constants}
+    constant = {call.plan.kernel.params[i].name for (i,) in made.kernel.src.constants}
     return [(name, value) for name, value in named_arguments(call) if name not in constant]
 
 
-def parameters_of(arguments: Sequence[tuple[str, Any]], memory: GlobalMemory) -> list[int]:
-    """The kernel's parameters as integers.
+def parameters_of(
+    arguments: Sequence[tuple[str, Any]], signature: Mapping[str, str], memory: GlobalMemory
+) -> list[int]:
+    """The kernel's parameters as integers, those of floating-point numbers their bits.
 
     Triton adds two pointers for scratch memory, which its code here does not use.
     """
@@ -183,10 +190,12 @@ def parameters_of(arguments: Sequence[tuple[str, Any]], memory: GlobalMemory) ->
     for name, value in arguments:
         if isinstance(value, Tensor):
             made.append(memory.address(name))
+        elif signature[name] == "fp64":
+            made.append(int(np.float64(value).view(np.uint64)))
         elif isinstance(value, int):
             made.append(value)
         else:
-            raise PtxError(f"{name}: got {value!r}, wanted a tensor or an integer")
+            raise PtxError(f"{name}: got {value!r}, wanted a tensor, an integer or a float64")
     return [*made, 0, 0]
 
 

@@ -7,6 +7,7 @@ jolkernels.spec, a function and a row in jolkernels.formulas, and a device funct
 derivative and a row in a file here.
 """
 
-from jolkernels.kernels.launch import available, backward, forward
+from jolkernels.kernels.arguments import available
+from jolkernels.kernels.launch import backward, forward
 
 __all__ = ["available", "backward", "forward"]

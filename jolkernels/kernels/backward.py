@@ -14,8 +14,17 @@ and for a negative row the same with w_neg instead of w_i and G = 0.
 import triton
 import triton.language as tl
 
-from jolkernels.kernels.classification import sigmoid
+from jolkernels.kernels.classification import exp, sigmoid
+from jolkernels.kernels.forward import SELDOM_READ, SIZES
 from jolkernels.kernels.samples import box_terms, goals, load_factors, row_kinds, weight
+from jolkernels.kernels.tiles import (
+    first_block,
+    in_block,
+    load_narrow,
+    over_blocks,
+    tile_rows,
+    to_block,
+)
 
 
 @triton.jit
@@ -33,26 +42,81 @@ def narrowed(x, pointer):
 
 
 @triton.jit
-def store_row_gradient(gradient, rows, n, d):
-    """Write a number of each row of an [N] gradient."""
-    tl.store(gradient + rows, narrowed(d, gradient), mask=rows < n)
+def load_group(scalars, upstream, group, ACC: tl.constexpr):
+    """Of each row's group, or of all rows: w_neg, A_neg / P, g_c / Z_cls, g_r / Z_loc, poison."""
+    g_cls, stride_cls, g_loc, stride_loc = upstream
+    scalars += 5 * group
+    zero = tl.load(scalars) * 0.0
+    to_cls, to_loc = zero, zero
+    if g_cls is not None:
+        to_cls = times(tl.load(g_cls + group * stride_cls), tl.load(scalars + 2))
+    if g_loc is not None:
+        to_loc = times(tl.load(g_loc + group * stride_loc), tl.load(scalars + 3))
+    return (
+        tl.load(scalars).to(ACC), tl.load(scalars + 1).to(ACC), to_cls.to(ACC), to_loc.to(ACC),
+        tl.load(scalars + 4).to(ACC),
+    )  # fmt: skip
 
 
 @triton.jit
-def store_box_gradient(grad_boxes, rows, n, slot, positive, poison, d, width, BLOCK: tl.constexpr):
-    """Write whole rows of the [N, width] gradient: d in the row's slot, 0 in the others."""
-    for start in range(0, width, BLOCK):
-        cols = start + tl.arange(0, BLOCK)[None, :]
-        part = cols % 4
-        low = tl.where(part == 0, d[0][:, None], d[1][:, None])
-        high = tl.where(part == 2, d[2][:, None], d[3][:, None])
-        e = tl.where(part < 2, low, high)
-        e = tl.where(positive[:, None] & (cols // 4 == slot[:, None]), e, 0.0) + poison[:, None]
-        out = grad_boxes + rows[:, None] * width + cols
-        tl.store(out, narrowed(e, out), mask=(rows < n)[:, None] & (cols < width))
+def store_box_gradient(out, rows, slot, d, poison, inside, positive, WIDTH: tl.constexpr):
+    """Whole rows of the [N, WIDTH] gradient: d in a positive's slot, 0 elsewhere."""
+    d0, d1, d2, d3 = d
+    four = tl.reshape(tl.join(tl.join(d0, d2), tl.join(d1, d3)), (d0.shape[0], 4))
+    four = tl.where(positive[:, None], four, 0.0) + poison[:, None]
+    cols = tl.arange(0, 4)[None, :]
+    if WIDTH == 4:
+        at = out + (rows * 4)[:, None] + cols
+        tl.store(at, narrowed(four, out), mask=inside[:, None])
+    else:
+        BLOCK: tl.constexpr = 16
+        for start in range(0, WIDTH, BLOCK):
+            cols_of_all = start + tl.arange(0, BLOCK)[None, :]
+            nothing = tl.zeros([d0.shape[0], BLOCK], d0.dtype) + poison[:, None]
+            mask = inside[:, None]
+            if WIDTH % BLOCK != 0:
+                mask = mask & (cols_of_all < WIDTH)
+            at = out + (rows * WIDTH)[:, None] + cols_of_all
+            tl.store(at, narrowed(nothing, out), mask=mask)
+        if tl.max(positive.to(tl.int32), 0) > 0:
+            tl.debug_barrier()  # over the zeros, after them
+            at = out + (rows * WIDTH + 4 * slot)[:, None] + cols
+            tl.store(at, narrowed(four, out), mask=positive[:, None])
 
 
-@triton.jit(do_not_specialize=["num_groups"])
+@triton.jit
+def store_gradients(
+    state, z, start, begin, given, HANGS_OVER: tl.constexpr, CHOICES: tl.constexpr,
+    SHAPE: tl.constexpr,
+):  # fmt: skip
+    """A block of the logits' gradient, as if no column were a positive's true one."""
+    out, class_weights, valid, inside, scale, poison, y, highest, log_total, goal = given
+    SOFTMAX: tl.constexpr = CHOICES[0]
+    CLASSIFY: tl.constexpr = CHOICES[1]
+    COLUMNS: tl.constexpr = SHAPE[0]
+    at = in_block(start, SHAPE[1], SHAPE[2])
+    cols = begin + at
+    z = z.to(scale.dtype)
+    if SOFTMAX:
+        p = exp((z - highest[:, None]) - log_total[:, None])
+        d = p - (cols == y[:, None]).to(p.dtype)
+    else:
+        _loss, d = CLASSIFY(z, tl.full(z.shape, False, tl.int1), goal, CHOICES[2])
+        if class_weights[0] is not None:
+            within = (cols >= 0) & (cols < COLUMNS)
+            d *= load_factors(class_weights[0], class_weights[1], cols, within, d.dtype)
+    d = tl.where(valid[:, None], scale[:, None] * d, poison[:, None])
+    mask = inside[:, None]
+    if HANGS_OVER:
+        mask = mask & (cols >= 0) & (cols < COLUMNS)
+    tl.store(out + at, narrowed(d, out), mask=mask)
+    return state
+
+
+@triton.jit(do_not_specialize=[*SIZES, "stride_grad_classification", "stride_grad_regression"],
+            do_not_specialize_on_alignment=[
+                *SELDOM_READ, "grad_classification", "grad_regression", "grad_extras"
+            ])  # fmt: skip
 def gradients_kernel(
     logits, stride_row, stride_col,
     boxes, stride_box_row, stride_box_col,
@@ -67,8 +131,9 @@ def gradients_kernel(
     groups, stride_group,
     row_terms, scalars,
     grad_classification, stride_grad_classification, grad_regression, stride_grad_regression,
-    grad_logits, grad_boxes, grad_extras, box_width,
-    n, columns, background, last, ignore, num_groups,
+    grad_logits, grad_boxes, grad_extras,
+    n, ignore, num_groups,
+    COLUMNS: tl.constexpr, WIDTH: tl.constexpr, BACKGROUND: tl.constexpr, LAST: tl.constexpr,
     SOFTMAX: tl.constexpr, CLASSIFY: tl.constexpr, CLASSIFY_PARAMS: tl.constexpr,
     REGRESS_0: tl.constexpr, REGRESS_1: tl.constexpr, REGRESS_2: tl.constexpr,
     REGRESS_3: tl.constexpr, PARAMS_0: tl.constexpr, PARAMS_1: tl.constexpr,
@@ -77,101 +142,132 @@ def gradients_kernel(
     DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
     CODED_TARGETS: tl.constexpr,
     JOINT: tl.constexpr, CLASS_SCORE: tl.constexpr, LAM: tl.constexpr, CONSTANT: tl.constexpr,
-    CLASS_SPECIFIC: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    ACC: tl.constexpr, DENSE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of BLOCK_ROWS rows: grad_logits [N, C], grad_boxes [N, 4S] and grad_extras [N].
+    """Gradients: grad_logits [N, C], grad_boxes [N, WIDTH] and grad_extras [N].
 
     Contiguous, and each may be None. CONSTANT: the weights carry no gradient.
     """
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    valid, positive, bad, y, group = row_kinds(
-        labels, stride_label, groups, stride_group, num_groups, rows, n, background, last, ignore
-    )
-    if groups is not None:
-        scalars += 5 * group
-        grad_classification += stride_grad_classification * group
-        grad_regression += stride_grad_regression * group
-    w_neg, mean_neg = tl.load(scalars).to(ACC), tl.load(scalars + 1).to(ACC)
-    g_cls = times(tl.load(grad_classification), tl.load(scalars + 2)).to(ACC)
-    g_loc = times(tl.load(grad_regression), tl.load(scalars + 3)).to(ACC)
-    # By row: labels may have changed since the forward pass, whose poison is in the scalars.
-    poison = tl.load(scalars + 4).to(ACC)
-    poison = tl.where(bad, poison + float("nan"), poison)
-
-    # 1. The row: a, r, s, v and the weight.
-    z_y = tl.load(logits + rows * stride_row + y * stride_col, mask=positive, other=0.0).to(ACC)
-    if SOFTMAX:
-        highest = tl.load(row_terms + rows, mask=rows < n, other=0.0)
-        log_total = tl.load(row_terms + n + rows, mask=rows < n, other=0.0)
-        a = (highest - z_y) + log_total
-        s = tl.exp(-a)
-    else:
-        a = tl.load(row_terms + rows, mask=rows < n, other=0.0)
-        s = sigmoid(z_y)
-    slot = tl.where(positive, y, 0) if CLASS_SPECIFIC else y * 0
-    r, dr, v, dv, quality = box_terms(
-        boxes, stride_box_row, stride_box_col,
-        targets, stride_target_row, stride_target_col,
-        priors, stride_prior_row, stride_prior_col,
-        rows, slot, positive,
-        (REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3), (PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3),
-        FACTORS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
-        DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS, ACC,
+    if DENSE:
+        stride_row, stride_col, stride_box_row, stride_box_col = COLUMNS, 1, WIDTH, 1
+        stride_target_row, stride_target_col, stride_prior_row, stride_prior_col = 4, 1, 4, 1
+        stride_label, stride_alpha, stride_beta, stride_class_target = 1, 1, 1, 1
+        stride_extra, stride_class_weight, stride_group = 1, 1, 1
+    else:  # those that numbers of 32 bits are multiplied with
+        stride_col, stride_box_col = stride_col.to(tl.int64), stride_box_col.to(tl.int64)
+        stride_class_weight = stride_class_weight.to(tl.int64)
+    SHAPE: tl.constexpr = (COLUMNS, BLOCK, WIDE)
+    REGRESS: tl.constexpr = (REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3)
+    REGRESS_PARAMS: tl.constexpr = (PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3)
+    zero = tl.zeros([ROWS], ACC)
+    upstream = (
+        grad_classification, stride_grad_classification, grad_regression, stride_grad_regression
     )  # fmt: skip
-    w = weight(s, v, LAM, JOINT, CLASS_SCORE)
-    alpha = load_factors(alphas, stride_alpha, rows, valid, ACC)
-    if SOFTMAX and class_weights is not None:
-        alpha = alpha * load_factors(class_weights, stride_class_weight, y, valid, ACC)
-    beta = load_factors(betas, stride_beta, rows, positive, ACC)
-    if extras is not None:
-        r += load_factors(extras, stride_extra, rows, positive, ACC)
-    d_w = g_cls * (alpha * a + mean_neg) + g_loc * beta * r
-    if CONSTANT:  # not 0 times d_w and s, which may be NaN
-        to_v, d_s = tl.zeros_like(v), tl.zeros_like(v)
-    elif CLASS_SCORE:
-        to_v, d_s = d_w * s, d_w * v * s
-    else:
-        to_v, d_s = d_w, tl.zeros_like(v)
+    if groups is None:
+        of_all = load_group(scalars, upstream, 0, ACC)
 
-    # 2. The boxes.
-    to_r = g_loc * beta * w
-    if grad_extras is not None:
-        store_row_gradient(grad_extras, rows, n, tl.where(positive, to_r, 0.0) + poison)
-    if grad_boxes is not None:
-        store_box_gradient(
-            grad_boxes, rows, n, slot, positive, poison,
-            (to_r * dr[0] - to_v * dv[0], to_r * dr[1] - to_v * dv[1],
-             to_r * dr[2] - to_v * dv[2], to_r * dr[3] - to_v * dv[3]),
-            box_width, BLOCK=32 if CLASS_SPECIFIC else 4,
+    for tile in range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0)):
+        first, rows, samples, inside = tile_rows(tile, n, ROWS, DENSE)
+        begin = first_block(first, COLUMNS, WIDE)
+        table = to_block(logits, first, begin, stride_row, stride_col, COLUMNS, WIDE, DENSE)
+        table = (table + (rows * stride_row)[:, None], stride_col)
+        blocks = ()
+        if not WIDE:
+            blocks = load_narrow(table, SHAPE)
+        valid, positive, bad, y, group = row_kinds(
+            labels, stride_label, groups, stride_group, num_groups, samples, inside, ignore,
+            BACKGROUND, LAST,
         )  # fmt: skip
-
-    # 3. The logits, a tile of columns at a time.
-    if grad_logits is not None:
-        goal = goals(class_targets, stride_class_target, rows, positive, quality, SOFT, ACC)
-        scale = g_cls * alpha * tl.where(positive, w, w_neg)
+        some = tl.max(positive.to(tl.int32), 0) > 0
+        if groups is None:
+            w_neg, mean_neg, g_cls, g_loc, poison = of_all
+        else:
+            w_neg, mean_neg, g_cls, g_loc, poison = load_group(scalars, upstream, group, ACC)
+        # By row: labels may have changed since the forward pass, whose poison is in the scalars.
+        poison = tl.where(bad, float("nan"), zero + poison)
+        terms = row_terms + samples
+        alpha = load_factors(alphas, stride_alpha, samples, valid, ACC)
         if SOFTMAX:
-            scale += tl.where(positive, d_s, 0.0)
-        for start in range(0, columns, BLOCK_COLS):
-            cols = start + tl.arange(0, BLOCK_COLS).to(tl.int64)
-            z = tl.load(
-                logits + rows[:, None] * stride_row + cols[None, :] * stride_col,
-                mask=valid[:, None] & (cols < columns)[None, :],
-                other=0.0,
-            ).to(ACC)
-            is_label = cols[None, :] == y[:, None]
+            if class_weights is not None:
+                alpha = alpha * load_factors(class_weights, stride_class_weight, y, valid, ACC)
+            highest = tl.load(terms, mask=valid, other=0.0)
+            log_total = tl.load(terms + n, mask=valid, other=0.0)
+        else:
+            highest, log_total = zero, zero
+        scale = g_cls * alpha * w_neg
+
+        # 1. The positives: weights, boxes, and the true column of a sigmoid loss.
+        d, to_r, d_true = (zero, zero, zero, zero), zero, zero
+        slot = tl.where(positive, y, 0) if WIDTH > 4 else y * 0
+        if some:
+            row = logits + samples * stride_row
+            z_y = tl.load(row + y * stride_col, mask=positive, other=0.0).to(ACC)
             if SOFTMAX:
-                p = tl.exp((z - highest[:, None]) - log_total[:, None])
-                d = scale[:, None] * (p - is_label.to(ACC))
+                a = (highest - z_y) + log_total
+                s = exp(-a)
             else:
-                is_true = is_label & positive[:, None]
-                _loss, d = CLASSIFY(z, is_true, goal, CLASSIFY_PARAMS)
+                a = tl.load(terms, mask=positive, other=0.0)
+                s = sigmoid(z_y)
+            r, dr, v, dv, quality = box_terms(
+                (boxes, stride_box_row, stride_box_col),
+                (targets, stride_target_row, stride_target_col),
+                (priors, stride_prior_row, stride_prior_col), samples, slot, positive,
+                REGRESS, REGRESS_PARAMS, FACTORS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
+                DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS, DENSE, ACC,
+            )  # fmt: skip
+            w = weight(s, v, LAM, JOINT, CLASS_SCORE)
+            beta = load_factors(betas, stride_beta, samples, positive, ACC)
+            if extras is not None:
+                r += load_factors(extras, stride_extra, samples, positive, ACC)
+            d_w = g_cls * (alpha * a + mean_neg) + g_loc * beta * r
+            if CONSTANT:  # not 0 times d_w and s, which may be NaN
+                to_v, d_s = zero, zero
+            elif CLASS_SCORE:
+                to_v, d_s = d_w * s, d_w * v * s
+            else:
+                to_v, d_s = d_w, zero
+            to_r = g_loc * beta * w
+            d = (
+                to_r * dr[0] - to_v * dv[0], to_r * dr[1] - to_v * dv[1],
+                to_r * dr[2] - to_v * dv[2], to_r * dr[3] - to_v * dv[3],
+            )  # fmt: skip
+            scale = tl.where(positive, g_cls * alpha * w, scale)
+            if SOFTMAX:
+                scale += tl.where(positive, d_s, 0.0)
+            elif grad_logits is not None:
+                goal = goals(
+                    class_targets, stride_class_target, samples, positive, quality, SOFT, ACC
+                )
+                _loss, slope = CLASSIFY(z_y[:, None], positive[:, None], goal, CLASSIFY_PARAMS)
+                slope = tl.sum(slope, 1)
                 if class_weights is not None:
-                    factors = load_factors(
-                        class_weights, stride_class_weight, cols, cols < columns, ACC
-                    )
-                    d = d * factors[None, :]
-                d = scale[:, None] * d - tl.where(is_true, (d_s * (1.0 - s))[:, None], 0.0)
-            out = grad_logits + rows[:, None] * columns + cols[None, :]
-            d = narrowed(tl.where(valid[:, None], d, 0.0) + poison[:, None], out)
-            tl.store(out, d, mask=(rows < n)[:, None] & (cols < columns)[None, :])
+                    slope *= load_factors(class_weights, stride_class_weight, y, positive, ACC)
+                d_true = scale * slope - d_s * (1.0 - s)
+
+        # 2. The boxes.
+        if grad_extras is not None:
+            out = grad_extras + samples
+            tl.store(out, narrowed(tl.where(positive, to_r, 0.0) + poison, out), mask=inside)
+        if grad_boxes is not None:
+            store_box_gradient(grad_boxes, samples, slot, d, poison, inside, positive, WIDTH)
+
+        # 3. The logits, a block of columns at a time.
+        if grad_logits is not None:
+            out = to_block(grad_logits, first, begin, COLUMNS, 1, COLUMNS, WIDE, True)
+            given = (
+                out + (rows * COLUMNS)[:, None],
+                (class_weights, stride_class_weight),
+                valid, inside, scale + poison, poison, y, highest, log_total,
+                None if class_targets is None and not SOFT else zero[:, None],
+            )  # fmt: skip
+            CHOICES: tl.constexpr = (SOFTMAX, CLASSIFY, CLASSIFY_PARAMS)
+            over_blocks(
+                store_gradients, tl.full([], 0, tl.int32), blocks, table, begin, given, CHOICES,
+                SHAPE,
+            )  # fmt: skip
+            if not SOFTMAX:
+                if some:  # over what the blocks hold there, after them
+                    tl.debug_barrier()
+                    at = grad_logits + samples * COLUMNS + y
+                    tl.store(at, narrowed(d_true + poison, at), mask=positive)

@@ -66,8 +66,9 @@ def decode_delta(b, p, PARAMS: tl.constexpr):
 
 @triton.jit
 def extent(low, high):
-    """high - low, at least MIN_EXTENT."""
-    return tl.maximum(high - low, tl.full(low.shape, MIN_EXTENT, low.dtype))
+    """high - low, at least MIN_EXTENT; NaN stays NaN."""
+    least = tl.full(low.shape, MIN_EXTENT, low.dtype)
+    return tl.maximum(high - low, least, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

@@ -1,43 +1,167 @@
-"""The forward kernels: a pass over the rows that leaves partial sums, and their finish.
+"""The forward kernel: one pass over the samples, whose sums the last program makes the loss.
 
-Per program of `rows_kernel`, over its rows (docs/mathematics.md derives why this is enough):
+Per program, over the rows of its tiles (docs/mathematics.md derives why this is enough):
 
     P = #positives    N = #valid    W = sum_pos w_i    bad = #labels or groups out of range
     A_pos = sum_pos alpha_i w_i a_i    A_neg = sum_neg alpha_j a_j    R = sum_pos beta_i w_i r_i
 
 with the rows' classification losses a and box losses r, and two more where these can differ from N
 and 0: the sum of the rows' class weights, and of R the part of extra_regression. With groups as
-many sums, and `bad` the same in all. `finish_kernel` adds the programs' sums in a fixed order, so
-the same input gives the same bits:
-
-    w_neg = W / P    L_cls = (A_pos + w_neg A_neg) / Z_cls    L_loc = R / Z_loc
+many sums, and `bad` the same in all.
 """
 
 import triton
 import triton.language as tl
 
-from jolkernels.kernels.classification import online_logsumexp, sigmoid
+from jolkernels.kernels.classification import exp, sigmoid
+from jolkernels.kernels.finish import finish_if_last, in_order
 from jolkernels.kernels.samples import box_terms, goals, load_factors, row_kinds, weight
+from jolkernels.kernels.tiles import (
+    LANE,
+    first_block,
+    in_block,
+    load_block,
+    load_narrow,
+    over_blocks,
+    over_columns,
+    tile_rows,
+    to_block,
+)
+
+STRIDES = [
+    "stride_row", "stride_col", "stride_box_row", "stride_box_col", "stride_label",
+    "stride_target_row", "stride_target_col", "stride_prior_row", "stride_prior_col",
+    "stride_alpha", "stride_beta", "stride_class_target", "stride_extra", "stride_class_weight",
+    "stride_group",
+]  # fmt: skip
+SIZES = ["n", "ignore", "num_groups", *STRIDES]
+"""Arguments that may change without a new kernel; that is compiled in the midst of training."""
+SELDOM_READ = [
+    "labels", "alphas", "betas", "class_targets", "extras", "class_weights", "groups", "row_terms",
+    "scalars",
+]  # fmt: skip
+"""Tensors read a number a thread, for which it makes no difference where they begin."""
 
 
 @triton.jit
-def store_sums(
-    out, step, valid, positive, bad, w, a, r, counts, extra, ACC: tl.constexpr, SUMS: tl.constexpr
+def add_losses(
+    total, z, start, begin, given, HANGS_OVER: tl.constexpr, CHOICES: tl.constexpr,
+    SHAPE: tl.constexpr,
+):  # fmt: skip
+    """`total` and a block's sigmoid losses; not LABELED: as if no column were true."""
+    class_weights, y, positive, goal = given
+    CLASSIFY: tl.constexpr = CHOICES[0]
+    LABELED: tl.constexpr = CHOICES[2]
+    cols = begin + in_block(start, SHAPE[1], SHAPE[2])
+    z = z.to(total.dtype)
+    if LABELED:
+        is_true = positive[:, None] & (cols == y[:, None])
+    else:
+        is_true = tl.full(z.shape, False, tl.int1)
+    loss, _d = CLASSIFY(z, is_true, goal, CHOICES[1])
+    inside = (cols >= 0) & (cols < SHAPE[0])
+    if class_weights[0] is not None:
+        loss *= load_factors(class_weights[0], class_weights[1], cols, inside, total.dtype)
+    if HANGS_OVER:
+        loss = tl.where(inside, loss, 0.0)
+    return total + loss
+
+
+@triton.jit
+def sigmoid_losses(
+    blocks, table, begin, class_weights, y, positive, goal, CLASSIFY: tl.constexpr,
+    PARAMS: tl.constexpr, LABELED: tl.constexpr, SHAPE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The classification losses of a tile's rows; not LABELED: as if all were negative."""
+    given = (class_weights, y, positive, goal)
+    total = tl.zeros((y[:, None] + in_block(0, SHAPE[1], SHAPE[2])).shape, ACC)
+    CHOICES: tl.constexpr = (CLASSIFY, PARAMS, LABELED)
+    if LABELED:  # in a dense head seldom: a loop, not unrolled
+        HANGS_OVER: tl.constexpr = SHAPE[2] or SHAPE[0] % SHAPE[1] != 0
+        for start in range(0, SHAPE[0] - begin, SHAPE[1]):
+            z = load_block(table, start, begin, HANGS_OVER, SHAPE)
+            total = add_losses(total, z, start, begin, given, HANGS_OVER, CHOICES, SHAPE)
+    else:
+        total = over_blocks(add_losses, total, blocks, table, begin, given, CHOICES, SHAPE)
+    return over_columns(total, SHAPE[2])
+
+
+@triton.jit
+def add_exponentials(
+    state, z, start, begin, given, HANGS_OVER: tl.constexpr, CHOICES: tl.constexpr,
+    SHAPE: tl.constexpr,
+):  # fmt: skip
+    """A wide block added to each thread's running maximum and sum of exponentials."""
+    highest, total = state
+    z = z.to(total.dtype)
+    new = tl.maximum(highest, tl.max(z, 1))
+    shift = tl.where(new == -float("inf"), 0.0, new)  # all -inf so far: no NaN yet
+    return new, total * exp(highest - shift) + tl.sum(exp(z - shift[:, None]), 1)
+
+
+@triton.jit
+def logsumexp(blocks, table, begin, SHAPE: tl.constexpr, ACC: tl.constexpr):
+    """The highest logit of a tile's rows and log sum exp(z - highest)."""
+    if SHAPE[2]:
+        THREADS: tl.constexpr = SHAPE[1] // LANE
+        state = (tl.full([THREADS], -float("inf"), ACC), tl.zeros([THREADS], ACC))
+        state = over_blocks(add_exponentials, state, blocks, table, begin, (), (), SHAPE)
+        highest = tl.max(state[0], 0, keep_dims=True)
+        highest = tl.where(highest == -float("inf"), 0.0, highest)
+        total = tl.sum(state[1] * exp(state[0] - highest), 0, keep_dims=True)
+    else:
+        top = blocks[0]
+        for i in tl.static_range(1, len(blocks)):
+            top = tl.maximum(top, blocks[i])
+        highest = tl.max(top.to(ACC), 1)
+        highest = tl.where(highest == -float("inf"), 0.0, highest)
+        sums = exp(blocks[0].to(ACC) - highest[:, None])
+        for i in tl.static_range(1, len(blocks)):
+            sums += exp(blocks[i].to(ACC) - highest[:, None])
+        total = tl.sum(sums, 1)
+    return highest, tl.log(total)
+
+
+@triton.jit
+def add_each(sums, numbers):
+    """Tuples of equally many numbers, added one by one."""
+    total = ()
+    for i in tl.static_range(len(sums)):
+        total = total + (sums[i] + numbers[i],)
+    return total
+
+
+@triton.jit
+def add_to_groups(
+    partial_sums, group, valid, bad, sums, num_groups, SUMS: tl.constexpr, KINDS: tl.constexpr
 ):
-    """The sums of the rows that are `valid` or `positive`, `step` apart; a and r are weighted."""
-    tl.store(out, tl.sum(positive.to(ACC)))
-    tl.store(out + step, tl.sum(valid.to(ACC)))
-    tl.store(out + 2 * step, tl.sum(tl.where(positive, w, 0.0)))
-    tl.store(out + 3 * step, tl.sum(tl.where(positive, w * a, 0.0)))
-    tl.store(out + 4 * step, tl.sum(tl.where(valid & (positive == 0), a, 0.0)))
-    tl.store(out + 5 * step, tl.sum(tl.where(positive, w * r, 0.0)))
-    tl.store(out + 6 * step, tl.sum(bad.to(ACC)))
-    if SUMS > 7:
-        tl.store(out + 7 * step, tl.sum(tl.where(valid, counts, 0.0)))
-        tl.store(out + 8 * step, tl.sum(tl.where(positive, w * extra, 0.0)))
+    """Add a tile's numbers to the program's sums, which lie at partial_sums, of their groups.
+
+    Bad rows count in all groups.
+    """
+    step = tl.num_programs(0).to(tl.int64) * KINDS
+    lowest = tl.min(tl.where(valid, group, num_groups), 0)
+    highest = tl.max(tl.where(valid, group, -1), 0)
+    wrong = tl.sum(bad.to(tl.int32), 0)
+    if wrong > 0:
+        lowest, highest = lowest * 0, highest * 0 + num_groups - 1
+    for g in range(lowest, highest + 1):
+        mine = valid & (group == g)
+        added = ()
+        for i in tl.static_range(SUMS):
+            if i == 6:
+                added = added + (wrong.to(sums[i].dtype),)
+            else:
+                added = added + (tl.sum(tl.where(mine, sums[i], 0.0), 0),)
+        out = partial_sums + g * step + tl.arange(0, KINDS)
+        before = tl.load(out)
+        tl.debug_barrier()  # several threads have read what one writes
+        tl.store(out, before + in_order(added, KINDS))
+        tl.debug_barrier()  # before the next tile reads it
 
 
-@triton.jit(do_not_specialize=["num_groups"])
+@triton.jit(do_not_specialize=[*SIZES, "ranks", "stride_z_cls", "stride_z_loc"],
+            do_not_specialize_on_alignment=SELDOM_READ)  # fmt: skip
 def rows_kernel(
     logits, stride_row, stride_col,
     boxes, stride_box_row, stride_box_col,
@@ -50,8 +174,12 @@ def rows_kernel(
     extras, stride_extra,
     class_weights, stride_class_weight,
     groups, stride_group,
-    row_terms, partial_sums,
-    n, columns, background, last, ignore, num_groups,
+    row_terms, partial_sums, block_sums, counters,
+    classification, regression, negative_weight, num_positives, extra_regression, scalars,
+    z_cls, stride_z_cls, z_loc, stride_z_loc,
+    z_cls_number: tl.float64, z_loc_number: tl.float64, ranks,
+    n, ignore, num_groups,
+    COLUMNS: tl.constexpr, WIDTH: tl.constexpr, BACKGROUND: tl.constexpr, LAST: tl.constexpr,
     SOFTMAX: tl.constexpr, CLASSIFY: tl.constexpr, CLASSIFY_PARAMS: tl.constexpr,
     REGRESS_0: tl.constexpr, REGRESS_1: tl.constexpr, REGRESS_2: tl.constexpr,
     REGRESS_3: tl.constexpr, PARAMS_0: tl.constexpr, PARAMS_1: tl.constexpr,
@@ -60,164 +188,136 @@ def rows_kernel(
     DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
     CODED_TARGETS: tl.constexpr,
     JOINT: tl.constexpr, CLASS_SCORE: tl.constexpr, LAM: tl.constexpr,
-    CLASS_SPECIFIC: tl.constexpr, SUMS: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    Z_CLS: tl.constexpr, Z_LOC: tl.constexpr, SUMS: tl.constexpr, KINDS: tl.constexpr,
+    FINISH: tl.constexpr, ACC: tl.constexpr, DENSE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of BLOCK_ROWS rows, and in row_terms [kept, n] what the backward needs of each.
+    """The loss, and in row_terms [kept, n] what the backward needs of each row.
 
     With softmax the highest logit and log sum exp(z - highest), else the classification loss.
+    Without FINISH only the programs' sums.
     """
-    program = tl.program_id(0).to(tl.int64)
-    rows = program * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    valid, positive, bad, y, group = row_kinds(
-        labels, stride_label, groups, stride_group, num_groups, rows, n, background, last, ignore
-    )
-    z_y = tl.load(
-        logits + rows * stride_row + y * stride_col, mask=valid & (y < columns), other=0.0
-    ).to(ACC)
-
-    # 1. Box loss and scores of the positives.
-    slot = tl.where(positive, y, 0) if CLASS_SPECIFIC else y * 0
-    r, _dr, v, _dv, quality = box_terms(
-        boxes, stride_box_row, stride_box_col,
-        targets, stride_target_row, stride_target_col,
-        priors, stride_prior_row, stride_prior_col,
-        rows, slot, positive,
-        (REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3), (PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3),
-        FACTORS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
-        DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS, ACC,
-    )  # fmt: skip
-
-    # 2. The classification loss a of each row: one read of the logits, a tile of columns at a time.
-    goal = goals(class_targets, stride_class_target, rows, positive, quality, SOFT, ACC)
-    highest = tl.full([BLOCK_ROWS], -float("inf"), ACC)
-    total = tl.zeros([BLOCK_ROWS], ACC)
-    for start in range(0, columns, BLOCK_COLS):
-        cols = start + tl.arange(0, BLOCK_COLS).to(tl.int64)
-        inside = valid[:, None] & (cols < columns)[None, :]
-        z = tl.load(
-            logits + rows[:, None] * stride_row + cols[None, :] * stride_col,
-            mask=inside,
-            other=0.0,
-        ).to(ACC)
-        if SOFTMAX:
-            z = tl.where((cols < columns)[None, :], z, -float("inf"))
-            highest, total = online_logsumexp(highest, total, z)
-        else:
-            is_true = positive[:, None] & (cols[None, :] == y[:, None])
-            loss, _d = CLASSIFY(z, is_true, goal, CLASSIFY_PARAMS)
-            if class_weights is not None:
-                factors = load_factors(
-                    class_weights, stride_class_weight, cols, cols < columns, ACC
-                )
-                loss = loss * factors[None, :]
-            total += tl.sum(tl.where(inside, loss, 0.0), 1)
-    if SOFTMAX:
-        highest = tl.where(highest == -float("inf"), 0.0, highest)
-        log_total = tl.log(total)
-        a = (highest - z_y) + log_total
-        s = tl.exp(-a)
-        tl.store(row_terms + rows, highest, mask=rows < n)
-        tl.store(row_terms + n + rows, log_total, mask=rows < n)
-    else:
-        a = total
-        s = sigmoid(z_y)
-        tl.store(row_terms + rows, a, mask=rows < n)
-
-    # 3. The weights and the sums.
-    w = weight(s, v, LAM, JOINT, CLASS_SCORE)
-    a = a * load_factors(alphas, stride_alpha, rows, valid, ACC)
-    beta = load_factors(betas, stride_beta, rows, positive, ACC)
-    counts = valid.to(ACC)
-    if SOFTMAX and class_weights is not None:
-        counts = load_factors(class_weights, stride_class_weight, y, valid, ACC)
-        a = a * counts
-    extra = tl.zeros_like(r)
-    if extras is not None:
-        extra = load_factors(extras, stride_extra, rows, positive, ACC)
-        r = r + extra
-    r, extra = r * beta, extra * beta
-    programs, out = tl.num_programs(0), partial_sums + program
-    if groups is None:
-        store_sums(out, programs, valid, positive, bad, w, a, r, counts, extra, ACC, SUMS)
-    else:
-        step = num_groups * programs.to(tl.int64)
+    if DENSE:
+        stride_row, stride_col, stride_box_row, stride_box_col = COLUMNS, 1, WIDTH, 1
+        stride_target_row, stride_target_col, stride_prior_row, stride_prior_col = 4, 1, 4, 1
+        stride_label, stride_alpha, stride_beta, stride_class_target = 1, 1, 1, 1
+        stride_extra, stride_class_weight, stride_group = 1, 1, 1
+    else:  # those that numbers of 32 bits are multiplied with
+        stride_col, stride_box_col = stride_col.to(tl.int64), stride_box_col.to(tl.int64)
+        stride_class_weight = stride_class_weight.to(tl.int64)
+    SHAPE: tl.constexpr = (COLUMNS, BLOCK, WIDE)
+    REGRESS: tl.constexpr = (REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3)
+    REGRESS_PARAMS: tl.constexpr = (PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3)
+    zero = tl.zeros([ROWS], ACC)
+    sums = (zero,) * SUMS
+    program = tl.program_id(0)
+    if groups is not None:
+        partial_sums += program.to(tl.int64) * KINDS
+        step = tl.num_programs(0).to(tl.int64) * KINDS
         for g in range(num_groups):
-            mine = group == g
-            store_sums(
-                out, step, valid & mine, positive & mine, bad, w, a, r, counts, extra, ACC, SUMS
-            )
-            out += programs
+            tl.store(partial_sums + g * step + tl.arange(0, KINDS), tl.zeros([KINDS], ACC))
+        tl.debug_barrier()
 
+    for tile in range(program, tl.cdiv(n, ROWS), tl.num_programs(0)):
+        first, rows, samples, inside = tile_rows(tile, n, ROWS, DENSE)
+        begin = first_block(first, COLUMNS, WIDE)
+        table = to_block(logits, first, begin, stride_row, stride_col, COLUMNS, WIDE, DENSE)
+        table = (table + (rows * stride_row)[:, None], stride_col)
+        blocks = ()
+        if not WIDE:
+            blocks = load_narrow(table, SHAPE)
+        valid, positive, bad, y, group = row_kinds(
+            labels, stride_label, groups, stride_group, num_groups, samples, inside, ignore,
+            BACKGROUND, LAST,
+        )  # fmt: skip
+        some = tl.max(positive.to(tl.int32), 0) > 0
+        z_y = tl.load(
+            logits + samples * stride_row + y * stride_col,
+            mask=valid & (y < COLUMNS), other=0.0,
+        ).to(ACC)  # fmt: skip
+        terms = row_terms + samples
 
-@triton.jit
-def normalizer(value, stride, group, counts, positives, ranks, KIND: tl.constexpr):
-    """A normaliser of a group in float64: the number at `value`, as it is, or by name over `ranks`.
+        # 1. The classification loss a of each row, and s: one read of the logits.
+        a, s = zero, zero
+        if SOFTMAX:
+            highest, log_total = logsumexp(blocks, table, begin, SHAPE, ACC)
+            a = (highest - z_y) + log_total
+            s = exp(-a)
+            tl.store(terms, highest, mask=inside)
+            tl.store(terms + n, log_total, mask=inside)
+        elif not some:
+            goal = None if class_targets is None and not SOFT else zero[:, None]
+            a = sigmoid_losses(
+                blocks, table, begin, (class_weights, stride_class_weight), y, positive, goal,
+                CLASSIFY, CLASSIFY_PARAMS, False, SHAPE, ACC,
+            )  # fmt: skip
 
-    By name "samples", "positives" or "sum".
-    """
-    if KIND == "samples":
-        z = tl.where(counts > 0, counts, 1.0) / ranks
-    elif KIND == "positives":
-        z = tl.maximum(positives, 1.0) / ranks
-    elif KIND == "sum":
-        z = (tl.zeros_like(positives) + 1.0) / ranks
+        # 2. Box loss, scores and weights of the positives.
+        w, r, extra = zero, zero, zero
+        if some:
+            slot = tl.where(positive, y, 0) if WIDTH > 4 else y * 0
+            r, _dr, v, _dv, quality = box_terms(
+                (boxes, stride_box_row, stride_box_col),
+                (targets, stride_target_row, stride_target_col),
+                (priors, stride_prior_row, stride_prior_col), samples, slot, positive,
+                REGRESS, REGRESS_PARAMS, FACTORS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
+                DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS, DENSE, ACC,
+            )  # fmt: skip
+            if not SOFTMAX:
+                goal = goals(
+                    class_targets, stride_class_target, samples, positive, quality, SOFT, ACC
+                )
+                a = sigmoid_losses(
+                    blocks, table, begin, (class_weights, stride_class_weight), y, positive, goal,
+                    CLASSIFY, CLASSIFY_PARAMS, True, SHAPE, ACC,
+                )  # fmt: skip
+                s = sigmoid(z_y)
+            w = weight(s, v, LAM, JOINT, CLASS_SCORE)
+            if extras is not None:
+                extra = load_factors(extras, stride_extra, samples, positive, ACC)
+                r += extra
+            beta = load_factors(betas, stride_beta, samples, positive, ACC)
+            r, extra = r * beta, extra * beta
+
+        # 3. The sums.
+        if not SOFTMAX:
+            tl.store(terms, tl.where(valid, a, 0.0), mask=inside)
+        alpha = load_factors(alphas, stride_alpha, samples, valid, ACC)
+        a = a * alpha
+        counts = valid.to(ACC)
+        if SOFTMAX and class_weights is not None:
+            counts = load_factors(class_weights, stride_class_weight, y, valid, ACC)
+            a = a * counts
+        numbers = (
+            positive.to(ACC),
+            valid.to(ACC),
+            tl.where(positive, w, 0.0),
+            tl.where(positive, w * a, 0.0),
+            tl.where(valid & (positive == 0), a, 0.0),
+            tl.where(positive, w * r, 0.0),
+            bad.to(ACC),
+        )
+        if SUMS > 7:
+            numbers = numbers + (tl.where(valid, counts, 0.0), tl.where(positive, w * extra, 0.0))
+        if groups is None:
+            sums = add_each(sums, numbers)
+        else:
+            add_to_groups(partial_sums, group, valid, bad, numbers, num_groups, SUMS, KINDS)
+
+    if groups is None:
+        total = ()
+        for i in tl.static_range(SUMS):
+            total = total + (tl.sum(sums[i], 0),)
+        out = partial_sums + program * KINDS + tl.arange(0, KINDS)
+        tl.store(out, in_order(total, KINDS))
     else:
-        z = tl.load(value + group * stride).to(tl.float64)
-    return z
-
-
-@triton.jit
-def one_sum(sums, kind, INDEX: tl.constexpr):
-    """One of the rows of [KINDS, 1] sums."""
-    return tl.sum(tl.where(kind == INDEX, sums, 0.0))
-
-
-@triton.jit
-def finish_kernel(
-    partial_sums, programs, totals, ranks, z_cls, stride_z_cls, z_loc, stride_z_loc,
-    classification, regression, negative_weight, num_positives, extra_regression, scalars,
-    Z_CLS: tl.constexpr, Z_LOC: tl.constexpr, JOINT: tl.constexpr, SUMS: tl.constexpr,
-    KINDS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Add a group's sums in float64, in a fixed order, and form the results (a program a group).
-
-    totals: the sums over the `ranks` ranks of a process group, or None without one. KINDS: SUMS
-    rounded up to a power of two.
-    """
-    group, groups = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    local = tl.zeros([KINDS, BLOCK], tl.float64)
-    kind = tl.arange(0, KINDS)[:, None]
-    for start in range(0, programs, BLOCK):
-        i = start + tl.arange(0, BLOCK)[None, :]
-        mask = (kind < SUMS) & (i < programs)
-        at = (kind * groups + group) * programs + i
-        local += tl.load(partial_sums + at, mask=mask, other=0.0).to(tl.float64)
-    local = tl.sum(local, 1)[:, None]
-    if totals is None:
-        total = local
-    else:
-        total = tl.load(totals + kind * groups + group, mask=kind < SUMS, other=0.0)
-    positives, samples = one_sum(total, kind, 0), one_sum(total, kind, 1)
-    weights, bad = one_sum(total, kind, 2), one_sum(total, kind, 6)
-    a_pos, a_neg, r = one_sum(local, kind, 3), one_sum(local, kind, 4), one_sum(local, kind, 5)
-    counts, extra = samples, tl.zeros_like(r)
-    if SUMS > 7:
-        counts, extra = one_sum(total, kind, 7), one_sum(local, kind, 8)
-
-    poison = tl.where(bad > 0, bad * float("nan"), bad * 0.0)
-    some = tl.maximum(positives, 1.0)
-    w_neg = tl.where((positives > 0) & JOINT, weights / some, 1.0)
-    over_cls = normalizer(z_cls, stride_z_cls, group, counts, positives, ranks, Z_CLS)
-    over_loc = normalizer(z_loc, stride_z_loc, group, samples, positives, ranks, Z_LOC)
-    tl.store(classification + group, (a_pos + w_neg * a_neg) / over_cls + poison)
-    tl.store(regression + group, r / over_loc + poison)
-    tl.store(negative_weight + group, w_neg)
-    tl.store(num_positives + group, positives.to(tl.int64))
-    tl.store(extra_regression + group, extra / over_loc + poison)
-    scalars += 5 * group
-    tl.store(scalars, w_neg)
-    tl.store(scalars + 1, one_sum(total, kind, 4) / some)
-    tl.store(scalars + 2, 1.0 / over_cls)
-    tl.store(scalars + 3, 1.0 / over_loc)
-    tl.store(scalars + 4, poison)
+        partial_sums -= program.to(tl.int64) * KINDS
+    if FINISH:
+        results = (
+            classification, regression, negative_weight, num_positives, extra_regression, scalars
+        )  # fmt: skip
+        finish_if_last(
+            partial_sums, block_sums, counters, 1 if groups is None else num_groups, results,
+            (z_cls, stride_z_cls), (z_loc, stride_z_loc), z_cls_number, z_loc_number, ranks,
+            Z_CLS, Z_LOC, JOINT, SUMS, KINDS,
+        )  # fmt: skip

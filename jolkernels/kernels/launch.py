@@ -1,4 +1,8 @@
-"""From a batch and its settings to kernel launches: device functions, tiles, strides."""
+"""A forward and a backward pass as kernel launches: memory, numbers of programs, plans.
+
+Whatever the launches depend on is kept in a plan (jolkernels.kernels.direct), one for each kind of
+batch. Batches with tensors that are not contiguous have plans too, which the JIT launches.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -6,141 +10,173 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from jolkernels import process_groups
 from jolkernels.batch import Batch, Forward, accumulator, number_of_sums
-from jolkernels.kernels import classification, coding, regression, scores  # noqa: F401  fill in KERNEL
+from jolkernels.kernels import finish
+from jolkernels.kernels.arguments import by_group, constants, inputs, normalizer_kind
 from jolkernels.kernels.backward import gradients_kernel
-from jolkernels.kernels.forward import finish_kernel, rows_kernel
-from jolkernels.registry import KERNEL, MOST_TERMS, Regression, params
-from jolkernels.settings import Call, Settings
+from jolkernels.kernels.direct import Plan
+from jolkernels.kernels.finish import finish_kernel
+from jolkernels.kernels.forward import rows_kernel
+from jolkernels.settings import Call
 
-FINISH_BLOCK = 256
-
-
-def available(batch: Batch, settings: Settings) -> bool:
-    """Whether there are device functions for all choices."""
-    score = settings.location_score
-    return (
-        type(settings.classification) in KERNEL["classification"]
-        and all(type(term) in KERNEL["regression"] for _, term in settings.terms)
-        and type(settings.coding) in KERNEL["coding"]
-        and (score is None or type(score) in KERNEL["location_score"])
-    )
-
-
-@lru_cache
-def constants(settings: Settings) -> dict[str, Any]:
-    """The constexpr arguments that both row kernels take from the settings."""
-    score = settings.location_score if settings.weighted else None
-    decode, encode, pull = KERNEL["coding"][type(settings.coding)]
-    encodes = any(term.on_codes for _, term in settings.terms) and not settings.coded_targets
-    return {
-        "SOFTMAX": settings.classification.softmax,
-        "CLASSIFY": KERNEL["classification"][type(settings.classification)],
-        "CLASSIFY_PARAMS": params(settings.classification),
-        **box_losses(settings.terms),
-        "SCORE": None if score is None else KERNEL["location_score"][type(score)],
-        "SCORE_PARAMS": () if score is None else params(score),
-        "DECODE": decode,
-        "ENCODE": encode if encodes else None,
-        "PULL": pull,
-        "CODING_PARAMS": params(settings.coding),
-        "CODED_TARGETS": settings.coded_targets,
-        "JOINT": settings.weighted,
-        "CLASS_SCORE": settings.class_score is not None,
-        "LAM": settings.lam,
-    }
-
-
-def box_losses(terms: tuple[tuple[float, Regression], ...]) -> dict[str, Any]:
-    """The constexpr arguments of the box loss, a sum of at most MOST_TERMS others.
-
-    One argument for each: the keys of Triton's caches know functions, but not those in a tuple.
-    """
-    given: dict[str, Any] = {
-        "FACTORS": tuple(factor for factor, _ in terms),
-        "ON_CODES": tuple(term.on_codes for _, term in terms),
-    }
-    for i in range(MOST_TERMS):
-        term = terms[i][1] if i < len(terms) else None
-        given[f"REGRESS_{i}"] = None if term is None else KERNEL["regression"][type(term)]
-        given[f"PARAMS_{i}"] = () if term is None else params(term)
-    return given
-
-
-def tiles(columns: int) -> dict[str, int]:
-    """Rows and columns a program holds at a time, and its warps: by shape alone.
-
-    No autotuner: ranks would pick different winners and add in different orders.
-    """
-    block_cols = min(triton.next_power_of_2(columns), 1024)
-    block_rows = max(1, min(64, 512 // block_cols))
-    return {"BLOCK_ROWS": block_rows, "BLOCK_COLS": block_cols, "num_warps": 4}
-
-
-def with_strides(tensor: Tensor | None, ndim: int) -> tuple[Any, ...]:
-    """A tensor and its strides, as the kernels take them; None with strides of 0."""
-    return (None, *[0] * ndim) if tensor is None else (tensor, *tensor.stride())
-
-
-def by_group(tensor: Tensor | None) -> tuple[Any, ...]:
-    """A number for each group, or one for all of them, with its stride."""
-    return (tensor, 0) if tensor is None or tensor.ndim == 0 else (tensor, tensor.stride(0))
-
-
-def arguments(batch: Batch, call: Call) -> tuple[tuple, tuple, dict[str, Any]]:
-    """What both row kernels take: the inputs with strides, the sizes, the constants."""
-    settings = call.settings
-    n, columns = batch.logits.shape
-    inputs = (
-        *with_strides(batch.logits, 2),
-        *with_strides(batch.box_preds, 2),
-        *with_strides(batch.labels, 1),
-        *with_strides(batch.target_boxes, 2),
-        *with_strides(batch.priors if settings.coding.uses_priors else None, 2),
-        *with_strides(batch.classification_weights, 1),
-        *with_strides(batch.regression_weights, 1),
-        *with_strides(batch.class_targets, 1),
-        *with_strides(batch.extra_regression, 1),
-        *with_strides(batch.class_weights, 1),
-        *with_strides(batch.groups, 1),
-    )
-    sizes = (
-        n,
-        columns,
-        settings.background_label(columns),
-        settings.last_label(columns),
-        settings.ignore_index,
-        call.num_groups,
-    )
-    compile_time = constants(settings) | tiles(columns)
-    compile_time["SOFT"] = settings.classification.soft and batch.class_targets is None
-    compile_time["CLASS_SPECIFIC"] = batch.box_preds.shape[1] > 4
-    compile_time["ACC"] = tl.float64 if accumulator(batch) == torch.float64 else tl.float32
-    compile_time["enable_fp_fusion"] = True  # its default differs between Triton's versions
-    return inputs, sizes, compile_time
+PROGRAMS = 4096
+"""At most, of a launch: a fixed number, so that the bits do not depend on the device."""
+GROUPS_IN_ONE = 64
+"""More groups than these are added up by a launch of their own."""
+MOST_SUMS = 2**21
+"""Programs times groups, at most."""
+MOST_PLANS = 256
 
 
 class Launch(NamedTuple):
     """A kernel with all its arguments; bench.compiled compiles it without calling it."""
 
-    kernel: Any
+    plan: Plan
     programs: int
     arguments: tuple[Any, ...]
-    compile_time: dict[str, Any]
+    device: int | None
+    """Of the GPU, where it may be launched directly."""
 
     def __call__(self) -> None:
         """Launch the kernel on the current device."""
-        if self.programs:
-            self.kernel[(self.programs,)](*self.arguments, **self.compile_time)
+        self.plan.launch(self.programs, self.arguments, self.device)
 
 
-def on_device(tensor: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device; make that the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+class Workspace(NamedTuple):
+    """What the programs of a forward pass share; of no use after it, but for the zeros."""
+
+    counters: Tensor
+    """int32 zeros, and zeros again after each launch."""
+    partial_sums: dict[torch.dtype, Tensor]
+    """[programs, sums], by their dtype."""
+    block_sums: Tensor
+
+
+class ForwardPlan(NamedTuple):
+    """Of a kind of batch."""
+
+    rows: Plan
+    finish: Plan | None
+    """None: the last program of the former does its work."""
+    rows_a_tile: int
+    sums: int
+    """How many a program leaves, rounded up to a power of two."""
+    ranks: int
+    results: tuple[Tensor, Tensor, Tensor]
+    """To make others like them: a result, a count, scalars."""
+
+
+class BackwardPlan(NamedTuple):
+    """Of a kind of batch."""
+
+    gradients: Plan
+    rows_a_tile: int
+
+
+PLANS: dict[tuple[Any, ...], Any] = {}
+
+
+def kept(key: tuple[Any, ...], make: Any, *arguments: Any) -> Any:
+    """The plan of a kind of batch, made if need be."""
+    plan = PLANS.get(key)
+    if plan is None:
+        if len(PLANS) >= MOST_PLANS:
+            PLANS.clear()
+        plan = PLANS[key] = make(*arguments)
+    return plan
+
+
+def kind_of(batch: Batch, call: Call, *others: Any) -> tuple[bool, tuple[Any, ...]]:
+    """Whether all tensors are contiguous, and that with all that a kernel is specialised for."""
+    key: list[Any] = [call, *others]
+    dense = True
+    for t in batch:
+        if t is None or isinstance(t, float):
+            key.append(type(t))
+        else:
+            dense = dense and t.is_contiguous()
+            key += t.dtype, t.data_ptr() % 16
+    n, columns = batch.logits.shape
+    key += dense, batch.logits.get_device(), n >= 2**31, columns, batch.box_preds.shape[1]
+    return dense, tuple(key)
+
+
+def make_forward_plan(batch: Batch, call: Call, dense: bool) -> ForwardPlan:
+    """The kernels of a forward pass and their constants."""
+    settings, shared = call.settings, constants(batch, call, dense)
+    sums = number_of_sums(batch, settings)
+    in_one = settings.sync_group is None and (call.num_groups or 1) <= GROUPS_IN_ONE
+    finishing = {
+        "Z_CLS": normalizer_kind(call.classification_normalizer, batch.classification_normalizer),
+        "Z_LOC": normalizer_kind(call.regression_normalizer, batch.regression_normalizer),
+        "JOINT": settings.weighted,
+        "SUMS": sums,
+        "KINDS": triton.next_power_of_2(sums),
+    }
+    options = {"num_warps": 1, "enable_fp_fusion": True}
+    result = torch.empty(call.shape, dtype=accumulator(batch), device=batch.logits.device)
+    scalars = result.new_empty((*call.shape, 5), dtype=torch.float64)
+    return ForwardPlan(
+        Plan(rows_kernel, shared | finishing | {"FINISH": in_one}),
+        None if in_one else Plan(finish_kernel, finishing | options),
+        shared["ROWS"],
+        finishing["KINDS"],
+        process_groups.size(settings.sync_group),
+        (result, torch.empty_like(result, dtype=torch.int64), scalars),
+    )
+
+
+def make_backward_plan(batch: Batch, call: Call, dense: bool) -> BackwardPlan:
+    """The kernel of a backward pass and its constants."""
+    shared = constants(batch, call, dense)
+    shared["CONSTANT"] = not call.settings.weights_have_gradient
+    return BackwardPlan(Plan(gradients_kernel, shared), shared["ROWS"])
+
+
+def number_of_programs(rows: int, rows_a_tile: int, groups: int = 1) -> int:
+    """Of a row kernel: by shape alone."""
+    return max(1, min(-(-rows // rows_a_tile), PROGRAMS, MOST_SUMS // groups))
+
+
+def workspace(device: torch.device, stream: int) -> Workspace:
+    """What a forward pass on a stream of a device, one after the other, writes to."""
+
+    def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    blocks = -(-PROGRAMS // finish.BLOCK.value)
+    return Workspace(
+        zeros(1 + blocks, dtype=torch.int32),
+        {t: zeros(PROGRAMS, finish.MOST_KINDS, dtype=t) for t in (torch.float32, torch.float64)},
+        zeros(blocks, finish.MOST_KINDS, dtype=torch.float64),
+    )
+
+
+workspace_of_stream = lru_cache(maxsize=64)(workspace)
+
+
+def workspace_for(device: torch.device) -> Workspace:
+    """That of the current stream; while it is captured, one of the graph alone."""
+    if device.type != "cuda":  # interpreted
+        return workspace(device, 0)
+    if torch.cuda.is_current_stream_capturing():
+        return workspace(device, 0)
+    return workspace_of_stream(device, torch._C._cuda_getCurrentRawStream(device.index))
+
+
+def gpu(device: torch.device) -> int | None:
+    """The index of a GPU; None: not one, and kernels are interpreted."""
+    return device.index if device.type == "cuda" else None
+
+
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device; make that `device`."""
+    if device.type != "cuda" or torch._C._cuda_getDevice() == device.index:
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def plan_forward(
@@ -148,56 +184,45 @@ def plan_forward(
 ) -> tuple[Forward, list[Launch], tuple[Tensor, Tensor | None]]:
     """The results, allocated; the launches that fill them; and what to sync between the launches.
 
-    The last item is the programs' sums [sums, programs] or [sums, G, programs] and, with a
-    sync_group, a buffer for those of all programs and ranks, float64 [sums] or [sums, G].
+    The last item is the programs' sums [groups, programs, sums], 1 group without any, and, with a
+    sync_group, a buffer for those of all programs and ranks, float64 [groups, sums].
     """
-    settings = call.settings
-    inputs, sizes, compile_time = arguments(batch, call)
-    n, dtype = len(batch.labels), accumulator(batch)
-    programs = triton.cdiv(n, compile_time["BLOCK_ROWS"])
-
-    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=batch.logits.device)
-
-    shape = call.shape
-    result = Forward(
-        classification=empty(*shape),
-        regression=empty(*shape),
-        negative_weight=empty(*shape),
-        num_positives=empty(*shape, dtype=torch.int64),
-        extra_regression=empty(*shape),
-        rows=empty(settings.kept, n),
-        scalars=empty(*shape, 5, dtype=torch.float64),
+    dense, key = kind_of(batch, call)
+    plan: ForwardPlan = kept(key, make_forward_plan, batch, call, dense)
+    settings, device, n = call.settings, batch.logits.device, batch.labels.shape[0]
+    groups = call.num_groups or 1
+    programs = number_of_programs(n, plan.rows_a_tile, groups)
+    result, count, scalars = plan.results
+    made = Forward(
+        torch.empty_like(result),
+        torch.empty_like(result),
+        torch.empty_like(result),
+        torch.empty_like(count),
+        torch.empty_like(result),
+        result.new_empty((settings.kept, n)),
+        torch.empty_like(scalars),
     )
-    compile_time["SUMS"] = sums = number_of_sums(batch, settings)
-    partial_sums = empty(sums, *shape, programs)
-    totals = empty(sums, *shape, dtype=torch.float64) if settings.sync_group else None
-    finish = {
-        "Z_CLS": call.classification_normalizer,
-        "Z_LOC": call.regression_normalizer,
-        "JOINT": settings.weighted,
-        "SUMS": sums,
-        "KINDS": triton.next_power_of_2(sums),
-        "BLOCK": FINISH_BLOCK,
-        "num_warps": 4,
-        "enable_fp_fusion": True,
-    }
-    finish_arguments = (
-        partial_sums,
-        programs,
-        totals,
-        process_groups.size(settings.sync_group),
-        *by_group(batch.classification_normalizer),
-        *by_group(batch.regression_normalizer),
-        *result[:5],
-        result.scalars,
-    )
-    rows_arguments = (*inputs, result.rows, partial_sums, *sizes)
-    launches = [
-        Launch(rows_kernel, programs, rows_arguments, compile_time),
-        Launch(finish_kernel, call.num_groups or 1, finish_arguments, finish),
-    ]
-    return result, launches, (partial_sums, totals)
+    counters, partial_sums, block_sums = workspace_for(device)
+    sums, totals = partial_sums[result.dtype], None
+    if groups > 1 or settings.sync_group is not None:
+        sums = result.new_empty((groups, programs, plan.sums))
+        block_sums = scalars.new_empty((groups, -(-programs // finish.BLOCK.value), plan.sums))
+        totals = None if settings.sync_group is None else scalars.new_empty((groups, plan.sums))
+    z_cls, z_loc = batch[7:9]
+    finishing = (
+        *made[:5], made.scalars, *by_group(z_cls), *by_group(z_loc),
+        z_cls if isinstance(z_cls, float) else 1.0, z_loc if isinstance(z_loc, float) else 1.0,
+        plan.ranks,
+    )  # fmt: skip
+    arguments = (
+        *inputs(batch, settings, dense), made.rows, sums, block_sums, counters, *finishing,
+        n, settings.ignore_index, groups,
+    )  # fmt: skip
+    launches = [Launch(plan.rows, programs, arguments, gpu(device) if dense else None)]
+    if plan.finish is not None:
+        arguments = sums, programs, totals, *finishing
+        launches.append(Launch(plan.finish, groups, arguments, None))
+    return made, launches, (sums, totals)
 
 
 def plan_backward(
@@ -205,46 +230,44 @@ def plan_backward(
     call: Call,
     rows: Tensor,
     scalars: Tensor,
-    grad_classification: Tensor,
-    grad_regression: Tensor,
+    grad_classification: Tensor | None,
+    grad_regression: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[tuple[Tensor | None, Tensor | None, Tensor | None], list[Launch]]:
     """The gradients, allocated, and the launch that fills them."""
-    settings = call.settings
-    inputs, sizes, compile_time = arguments(batch, call)
-    programs = triton.cdiv(len(batch.labels), compile_time["BLOCK_ROWS"])
+    upstream = grad_classification, grad_regression
+    dense, key = kind_of(batch, call, needs, *[None if g is None else g.dtype for g in upstream])
+    plan: BackwardPlan = kept(key, make_backward_plan, batch, call, dense)
     leaves = batch.logits, batch.box_preds, batch.extra_regression
     gradients = tuple(
-        None
-        if x is None or not needed
-        else torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x, needed in zip(leaves, needs, strict=True)
+        [
+            torch.empty_like(x, memory_format=torch.contiguous_format)
+            if x is not None and needed
+            else None
+            for x, needed in zip(leaves, needs, strict=True)
+        ]
     )
-    launch_arguments = (
-        *inputs,
-        rows,
-        scalars,
-        *by_group(grad_classification),
-        *by_group(grad_regression),
-        *gradients,
-        batch.box_preds.shape[1],
-        *sizes,
-    )
-    compile_time["CONSTANT"] = not settings.weights_have_gradient
-    launches = [Launch(gradients_kernel, programs, launch_arguments, compile_time)]
+    n, device = batch.labels.shape[0], batch.logits.device
+    arguments = (
+        *inputs(batch, call.settings, dense), rows, scalars,
+        *by_group(grad_classification), *by_group(grad_regression), *gradients,
+        n, call.settings.ignore_index, call.num_groups or 1,
+    )  # fmt: skip
+    programs = number_of_programs(n, plan.rows_a_tile)
+    launches = [Launch(plan.gradients, programs, arguments, gpu(device) if dense else None)]
     return gradients, launches  # type: ignore[return-value]  # three of them
 
 
 def forward(batch: Batch, call: Call) -> Forward:
     """Both losses, and for `backward` the rows' terms [kept, N] and five scalars."""
-    settings = call.settings
-    result, (rows, finish), (partial_sums, totals) = plan_forward(batch, call)
-    with on_device(batch.logits):
+    with on_device(batch.logits.device):
+        result, (rows, *finishing), (sums, totals) = plan_forward(batch, call)
         rows()
-        if totals is not None and settings.sync_group is not None:
-            torch.sum(partial_sums, -1, dtype=torch.float64, out=totals)
-            process_groups.all_reduce(totals, settings.sync_group)
-        finish()
+        if totals is not None and call.settings.sync_group is not None:
+            torch.sum(sums, 1, dtype=torch.float64, out=totals)
+            process_groups.all_reduce(totals, call.settings.sync_group)
+        for launch in finishing:
+            launch()
     return result
 
 
@@ -253,15 +276,15 @@ def backward(
     call: Call,
     rows: Tensor,
     scalars: Tensor,
-    grad_classification: Tensor,
-    grad_regression: Tensor,
+    grad_classification: Tensor | None,
+    grad_regression: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As jolkernels.cpu.backward."""
-    gradients, launches = plan_backward(
-        batch, call, rows, scalars, grad_classification, grad_regression, needs
-    )
-    with on_device(batch.logits):
+    with on_device(batch.logits.device):
+        gradients, launches = plan_backward(
+            batch, call, rows, scalars, grad_classification, grad_regression, needs
+        )
         for launch in launches:
             launch()
     return gradients

@@ -1,6 +1,6 @@
-"""What both row kernels compute of a sample: its kind, its weights, its box loss and scores.
+"""What both row kernels compute of a sample: its kind, its box's loss and score, its weight.
 
-Boxes and codes are tuples of four, one number a row each, and so are their derivatives.
+`boxes`, `targets` and `priors` are tuples of a pointer and the strides of rows and columns.
 """
 
 import triton
@@ -11,19 +11,21 @@ from jolkernels.kernels.boxes import added, iou, scaled
 
 @triton.jit
 def row_kinds(
-    labels, stride_label, groups, stride_group, num_groups, rows, n, background, last, ignore
-):
+    labels, stride_label, groups, stride_group, num_groups, rows, inside, ignore,
+    BACKGROUND: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
     """Which rows are valid, positive or bad, and labels and groups that are safe as indices."""
-    label = tl.load(labels + rows * stride_label, mask=rows < n, other=ignore)
-    counted = (rows < n) & (label != ignore)
-    bad = counted & ((label < 0) | (label > last))
+    label = tl.load(labels + rows * stride_label)
+    counted = inside & (label != ignore)
+    bad = counted & ((label < 0) | (label > LAST))
     group = label * 0
     if groups is not None:
-        group = tl.load(groups + rows * stride_group, mask=counted, other=0)
+        group = tl.load(groups + rows * stride_group)
         bad |= counted & ((group < 0) | (group >= num_groups))
     valid = counted & (bad == 0)
-    positive = valid & (label != background)
-    return valid, positive, bad, tl.where(valid, label, 0), tl.where(valid, group, 0)
+    group = tl.where(valid, group, 0)
+    y = tl.where(valid, label, 0).to(tl.int32)
+    return valid, valid & (label != BACKGROUND), bad, y, group
 
 
 @triton.jit
@@ -48,16 +50,24 @@ def goals(class_targets, stride, rows, positive, quality, SOFT: tl.constexpr, AC
 
 
 @triton.jit
-def load_four(pointer, stride_row, stride_col, rows, first, mask, ACC: tl.constexpr):
-    """Columns first to first + 3 of some rows."""
+def load_four(table, rows, first, mask, DENSE: tl.constexpr, ACC: tl.constexpr):
+    """Columns first to first + 3 of some rows; contiguous ones in one access."""
+    pointer, stride_row, stride_col = table
     p = pointer + rows * stride_row + first * stride_col
-    x0 = tl.load(p, mask=mask, other=0.0).to(ACC)
-    p += stride_col  # step by step: 3 * stride_col could leave 32 bits
-    x1 = tl.load(p, mask=mask, other=0.0).to(ACC)
-    p += stride_col
-    x2 = tl.load(p, mask=mask, other=0.0).to(ACC)
-    p += stride_col
-    x3 = tl.load(p, mask=mask, other=0.0).to(ACC)
+    if DENSE:
+        cols = tl.arange(0, 4)[None, :]
+        x = tl.load(p[:, None] + cols, mask=mask[:, None], other=0.0).to(ACC)
+        even, odd = tl.split(tl.reshape(x, (x.shape[0], 2, 2)))
+        x0, x2 = tl.split(even)
+        x1, x3 = tl.split(odd)
+    else:
+        x0 = tl.load(p, mask=mask, other=0.0).to(ACC)
+        p += stride_col  # step by step: 3 * stride_col could leave 32 bits
+        x1 = tl.load(p, mask=mask, other=0.0).to(ACC)
+        p += stride_col
+        x2 = tl.load(p, mask=mask, other=0.0).to(ACC)
+        p += stride_col
+        x3 = tl.load(p, mask=mask, other=0.0).to(ACC)
     return x0, x1, x2, x3
 
 
@@ -74,9 +84,8 @@ def zero_where(mask, d):
 
 @triton.jit
 def box_loss(
-    b, c, x, t, p,
-    REGRESS: tl.constexpr, PARAMS: tl.constexpr, FACTOR: tl.constexpr, ON_CODES: tl.constexpr,
-    PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
+    b, c, x, t, p, REGRESS: tl.constexpr, PARAMS: tl.constexpr, FACTOR: tl.constexpr,
+    ON_CODES: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
 ):  # fmt: skip
     """FACTOR times a box loss and its derivatives for the codes.
 
@@ -92,30 +101,27 @@ def box_loss(
 
 @triton.jit
 def box_terms(
-    boxes, stride_box_row, stride_box_col,
-    targets, stride_target_row, stride_target_col,
-    priors, stride_prior_row, stride_prior_col,
-    rows, slot, positive,
+    boxes, targets, priors, rows, slot, positive,
     REGRESS: tl.constexpr, PARAMS: tl.constexpr, FACTORS: tl.constexpr, ON_CODES: tl.constexpr,
     SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr, SOFT: tl.constexpr,
     DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
-    CODED_TARGETS: tl.constexpr, ACC: tl.constexpr,
+    CODED_TARGETS: tl.constexpr, DENSE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Box loss r and location score v of positive rows, with their derivatives for the codes.
 
     Returns r, dr, v, dv and, if SOFT, the IoU (else 0). The compiler drops what the caller does not
     use. Reads boxes, targets and priors of positive rows only.
     """
-    b = load_four(boxes, stride_box_row, stride_box_col, rows, 4 * slot, positive, ACC)
-    c = load_four(targets, stride_target_row, stride_target_col, rows, 0 * slot, positive, ACC)
+    b = load_four(boxes, rows, 4 * slot, positive, DENSE, ACC)
+    c = load_four(targets, rows, 0 * slot, positive, DENSE, ACC)
     p = c
-    if priors is not None:
-        p = load_four(priors, stride_prior_row, stride_prior_col, rows, 0 * slot, positive, ACC)
+    if priors[0] is not None:
+        p = load_four(priors, rows, 0 * slot, positive, DENSE, ACC)
     t = c
     if CODED_TARGETS:
         t = DECODE(c, p, CODING_PARAMS)
     dead = has_no_extent(t)
-    if priors is not None:
+    if priors[0] is not None:
         dead |= has_no_extent(p)
     x = DECODE(b, p, CODING_PARAMS)
     dead |= has_no_extent(x)

@@ -60,7 +60,8 @@ def simd_score(x, t, PARAMS: tl.constexpr):
     shape, per_shape = root(c * c + d * d)
     score = tl.exp(-(location + shape))
     floor = tl.full(score.shape, 1e-6, score.dtype)
-    score, g = tl.maximum(score, floor), tl.where(score >= floor, -score, 0.0)
+    low = score < floor
+    score, g = tl.where(low, floor, score), tl.where(low, 0.0, -score)  # NaN stays NaN
     by_a, by_b = a * per_location * per_w, b * per_location * per_h
     by_c, by_d = c * per_shape * per_w, d * per_shape * per_h
     by_dx, by_dy = 0.5 * PARAMS[0] * by_a, 0.5 * PARAMS[1] * by_b

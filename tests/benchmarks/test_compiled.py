@@ -173,24 +173,23 @@ def test_latency_counts_what_is_waited_for_and_rounds_of_loops():
     assert 0 < cycles(0, 650) < 120
 
 
-def kernel(**given):
-    found = path.find(PROGRAM, 8, counts())
+def kernel(times=1.0, **given):
+    found = path.weighted([(times, path.find(PROGRAM, 8, counts()))])
     usual = dict(
-        path=found, scale=1.0, programs=2, warps=4, registers=64, shared=0, read_cycles=650,
-        moved=0.0,
+        path=found, programs=2, warps=4, registers=64, shared=0, moved=0.0
     )  # fmt: skip
     return time_model.Kernel(**(usual | given))
 
 
 def test_the_time_model_takes_the_largest_bound():
-    found = time_model.bounds(kernel(scale=1e6))
+    found = time_model.bounds(kernel(1e6))
     issued = 8e6 * (4 + 1 + 15 + 1 + 2 + 3)
     assert found["issue"] == pytest.approx(issued / 132 / 4 / 1755 / 0.85)
     assert found["MUFU"] == pytest.approx(8e6 * 3 * 8 / 132 / 4 / 1755 / 0.85)
     assert found["FP64"] == pytest.approx(8e6 * 2 / 132 / 4 / 1755 / 0.85)
     assert time_model.bounds(kernel(moved=3e9))["bytes"] == pytest.approx(1000)
-    worst = max(time_model.bounds(kernel(scale=1e6)).values())
-    assert time_model.predicted([kernel(scale=1e6)] * 3) == pytest.approx(3 * (2 + worst))
+    worst = max(time_model.bounds(kernel(1e6)).values())
+    assert time_model.predicted([kernel(1e6)] * 3) == pytest.approx(3 * (2 + worst))
 
 
 def test_latency_is_paid_once_a_wave():

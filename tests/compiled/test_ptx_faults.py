@@ -367,7 +367,7 @@ def test_an_opcode_or_operand_that_is_not_known(before, after, named):
         (lambda call: call._replace(arguments=(call.arguments[0].to("meta"), *call.arguments[1:])),
          "x: got a tensor on meta, wanted the CPU"),
         (lambda call: call._replace(arguments=(*call.arguments[:2], 1.5)),
-         "n: got 1.5, wanted a tensor or an integer"),
+         "n: got 1.5, wanted a tensor, an integer or a float64"),
     ],
 )  # fmt: skip
 def test_arguments_that_are_none(change, named):

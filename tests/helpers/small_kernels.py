@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.ptx import Compiled, compiled
 from bench.ptx.decode import Code
 from bench.ptx.program import parse
+from jolkernels.kernels.direct import Plan
 from jolkernels.kernels.launch import Launch
 
 
@@ -139,7 +140,7 @@ def finish(
 def launch(kernel, programs: int, *arguments, warps: int = 4, **constants) -> Launch:
     """A launch of one of these kernels."""
     options = {"num_warps": warps, "enable_fp_fusion": True}
-    return Launch(kernel, programs, arguments, constants | options)
+    return Launch(Plan(kernel, constants | options), programs, arguments, None)
 
 
 def vector(n: int, seed: int = 0) -> Tensor:

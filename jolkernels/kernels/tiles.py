@@ -1,0 +1,129 @@
+"""How a program goes through a batch: tiles of rows, and blocks of columns within a tile.
+
+The programs of a launch, a warp each, take tiles in turn. A tile is one of two kinds:
+
+narrow: ROWS rows; a block is [ROWS, BLOCK] of their numbers;
+wide: one row; a block is BLOCK numbers of it as [BLOCK / LANE, LANE]. Blocks begin where 16 bytes
+do in a contiguous tensor, up to LANE - 1 numbers before the row.
+
+Offsets of logits within a tile are 32-bit where tensors are contiguous (DENSE), others 64-bit.
+"""
+
+import triton
+import triton.language as tl
+
+LANE = tl.constexpr(8)
+
+
+@triton.jit
+def tile_rows(tile, n, ROWS: tl.constexpr, DENSE: tl.constexpr):
+    """The first row of a tile, its rows counted from there and from 0, and which the batch has.
+
+    Rows beyond the end are the last one once more, so that all can be read.
+    """
+    first = tl.full([], tile, tl.int64) * ROWS
+    rows = tl.arange(0, ROWS)
+    inside = rows >= 0
+    if ROWS > 1:
+        left = tl.minimum(n - first, ROWS).to(tl.int32)
+        inside = rows < left
+        rows = tl.minimum(rows, left - 1)
+    samples = first + rows
+    if not DENSE:
+        rows = rows.to(tl.int64)
+    return first, rows, samples, inside
+
+
+@triton.jit
+def first_block(first, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
+    """The column at which a tile's first block begins: 0 or, in a wide tile, a little less."""
+    begin = 0
+    if WIDE:
+        begin = -((first * COLUMNS) % LANE).to(tl.int32)
+    return begin
+
+
+@triton.jit
+def to_block(
+    pointer, first, begin, stride_row, stride_col,
+    COLUMNS: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr,
+):  # fmt: skip
+    """A pointer to where a tile's first block begins."""
+    if WIDE and DENSE:
+        pointer += (first * COLUMNS) // LANE * LANE  # a multiple of LANE, as the compiler sees
+    else:
+        pointer += first * stride_row + begin * stride_col
+    return pointer
+
+
+@triton.jit
+def in_block(start, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """Where a block's numbers lie in their rows, counted from the tile's first block."""
+    if WIDE:
+        at = (tl.arange(0, BLOCK // LANE) * LANE)[:, None] + tl.arange(0, LANE)[None, :]
+    else:
+        at = tl.arange(0, BLOCK)[None, :]
+    return start + at
+
+
+@triton.jit
+def load_block(table, start, begin, HANGS_OVER: tl.constexpr, SHAPE: tl.constexpr):
+    """A block of numbers of a tile; beyond the rows' ends -inf.
+
+    table: pointers [ROWS, 1] to the tile's first block, and the stride of columns.
+    """
+    COLUMNS: tl.constexpr = SHAPE[0]
+    at = in_block(start, SHAPE[1], SHAPE[2])
+    if HANGS_OVER:
+        cols = begin + at
+        inside = (cols >= 0) & (cols < COLUMNS)
+        z = tl.load(table[0] + at * table[1], mask=inside, other=-float("inf"))
+    else:
+        z = tl.load(table[0] + at * table[1])
+    return z
+
+
+@triton.jit
+def load_narrow(table, SHAPE: tl.constexpr):
+    """All blocks of a narrow tile, as a tuple: no load waits for the numbers of another."""
+    blocks = ()
+    for start in tl.static_range(0, SHAPE[0], SHAPE[1]):
+        blocks = blocks + (load_block(table, start, 0, start + SHAPE[1] > SHAPE[0], SHAPE),)
+    return blocks
+
+
+@triton.jit
+def over_blocks(
+    STEP: tl.constexpr, state, blocks, table, begin, given, CHOICES: tl.constexpr,
+    SHAPE: tl.constexpr,
+):  # fmt: skip
+    """state = STEP(state, z, start, begin, given, HANGS_OVER, CHOICES, SHAPE) for each block z.
+
+    HANGS_OVER: some of the block's columns are not within the row. SHAPE: COLUMNS, BLOCK, WIDE.
+    """
+    COLUMNS: tl.constexpr = SHAPE[0]
+    BLOCK: tl.constexpr = SHAPE[1]
+    if SHAPE[2]:
+        whole = tl.maximum(COLUMNS - begin - BLOCK, 0) // BLOCK
+        z = load_block(table, 0, begin, True, SHAPE)
+        state = STEP(state, z, 0, begin, given, True, CHOICES, SHAPE)
+        for i in range(1, 1 + whole):
+            z = load_block(table, i * BLOCK, begin, False, SHAPE)
+            state = STEP(state, z, i * BLOCK, begin, given, False, CHOICES, SHAPE)
+        z = load_block(table, (1 + whole) * BLOCK, begin, True, SHAPE)
+        state = STEP(state, z, (1 + whole) * BLOCK, begin, given, True, CHOICES, SHAPE)
+    else:
+        for i in tl.static_range(len(blocks)):
+            state = STEP(
+                state, blocks[i], i * BLOCK, begin, given, (i + 1) * BLOCK > COLUMNS, CHOICES, SHAPE
+            )
+    return state
+
+
+@triton.jit
+def over_columns(numbers, WIDE: tl.constexpr):
+    """The sums [ROWS] of a block's rows."""
+    sums = tl.sum(numbers, 1)
+    if WIDE:
+        sums = tl.sum(sums, 0, keep_dims=True)
+    return sums
