@@ -143,15 +143,15 @@ def number_of_programs(rows: int, rows_a_tile: int, groups: int = 1) -> int:
 
 def workspace(device: torch.device, stream: int) -> Workspace:
     """What a forward pass on a stream of a device, one after the other, writes to."""
+    counters, most = 1 - (-PROGRAMS // finish.BLOCK.value), finish.MOST_KINDS
 
-    def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
+    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
 
-    blocks = -(-PROGRAMS // finish.BLOCK.value)
     return Workspace(
-        zeros(1 + blocks, dtype=torch.int32),
-        {t: zeros(PROGRAMS, finish.MOST_KINDS, dtype=t) for t in (torch.float32, torch.float64)},
-        zeros(blocks, finish.MOST_KINDS, dtype=torch.float64),
+        torch.zeros(counters, dtype=torch.int32, device=device),
+        {t: empty(PROGRAMS, most, dtype=t) for t in (torch.float32, torch.float64)},
+        empty(counters - 1, most),
     )
 
 

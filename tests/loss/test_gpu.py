@@ -1,8 +1,10 @@
-"""What only a GPU can show: no synchronisation, capture in a graph, NaN for a bad label.
+"""What only a GPU can show: no synchronisation, streams, graphs, the same bits, NaN for a bad label.
 
 The numbers are tested everywhere else too: with JOLKERNELS_TEST_DEVICE=cuda the tests of the loss
 put their batches on the GPU.
 """
+
+import threading
 
 import pytest
 import torch
@@ -17,8 +19,8 @@ from jolkernels.batch import make_batch
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def on_gpu(head, **choices):
-    batch = random_batch(head, "delta", n=700, dtype=torch.float32)
+def on_gpu(head, n=700, **choices):
+    batch = random_batch(head, "delta", n=n, dtype=torch.float32)
     batch = {k: v.detach().cuda().requires_grad_(v.requires_grad) for k, v in batch.items()}
     return JointOptimizationLoss(head[0], coding="delta", background=head[1], **choices), batch
 
@@ -126,3 +128,93 @@ def test_a_bad_group_gives_nan_everywhere(value, monkeypatch):
     monkeypatch.setenv("JOLKERNELS_VALIDATE", "1")
     with pytest.raises(ValueError, match=f"groups: got {value} at index {row}"):
         criterion(**batch)
+
+
+def step(criterion, batch):
+    """The loss and its gradients, as one list."""
+    loss = criterion(**batch)
+    return [*loss, *torch.autograd.grad(loss.total, (batch["logits"], batch["box_preds"]))]
+
+
+def equal(found, wanted):
+    return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_same_bits_a_hundred_times(head):
+    criterion, batch = on_gpu(head, n=20_000)
+    wanted = step(criterion, batch)
+    noise = torch.randn(2_000, 2_000, device="cuda")
+    for i in range(100):
+        if i % 3 == 0:  # another order of programs
+            noise = (noise @ noise).clamp(-1, 1)
+        assert equal(step(criterion, batch), wanted), f"run {i}"
+
+
+def test_streams_and_threads_do_not_meet():
+    criteria = [on_gpu(head, n=50_000) for head in HEADS]
+    wanted = [step(*given) for given in criteria]
+    torch.cuda.synchronize()
+    wrong = []
+
+    def run(i):
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(40):
+                found = step(*criteria[i % len(criteria)])
+                if not equal(found, wanted[i % len(criteria)]):
+                    wrong.append(i)
+        stream.synchronize()
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_graph_beside_eager_calls_on_the_stream_it_was_captured_on():
+    criterion, batch = on_gpu(HEADS[0], n=50_000)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream), torch.no_grad():
+        wanted = [t.clone() for t in criterion(**batch)]
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            captured = criterion(**batch)
+    for _ in range(40):
+        graph.replay()  # on the current stream
+        with torch.cuda.stream(stream), torch.no_grad():
+            assert equal(criterion(**batch), wanted)
+        torch.cuda.current_stream().synchronize()
+        assert equal(captured, wanted)
+
+
+def test_a_step_is_two_launches_and_what_autograd_itself_must():
+    criterion, batch = on_gpu(HEADS[0])
+    criterion(**batch, regression_normalizer=3.5).total.backward()  # compiles
+    batch["logits"].grad = batch["box_preds"].grad = None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        criterion(**batch, regression_normalizer=3.5).total.backward()
+        torch.cuda.synchronize()
+    names = [e.name for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    ours = [name for name in names if name in ("rows_kernel", "gradients_kernel")]
+    assert sorted(ours) == ["gradients_kernel", "rows_kernel"]
+    assert len(names) == 4, names  # total's sum, and the ones that backward() begins with
+
+
+def test_compiled_steps_give_the_numbers_of_eager_ones():
+    criterion, batch = on_gpu(HEADS[0])
+    fixed = {k: v for k, v in batch.items() if k not in ("logits", "box_preds")}
+
+    def total(logits, boxes):
+        return criterion(logits, boxes, **fixed).total
+
+    for mode in (None, "reduce-overhead"):
+        compiled = torch.compile(total, fullgraph=True, mode=mode)
+        for _ in range(4):
+            found = compiled(batch["logits"], batch["box_preds"])
+            gradients = torch.autograd.grad(found, (batch["logits"], batch["box_preds"]))
+            wanted = [criterion(**batch).total, *step(criterion, batch)[5:]]
+            torch.testing.assert_close([found, *gradients], wanted)
