@@ -7,7 +7,8 @@ from setuptools import Extension, setup
 
 FOLDER = "jolkernels/cpu"
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
-VARIANTS = {"rows": [], "rows_avx2": ["-mavx2", "-mfma"]}  # native.py picks by processor
+AVX2 = ["-mavx2", "-mfma"]
+VARIANTS = {"rows": [], "rows_avx2": AVX2, "rows_avx512": AVX2}  # native.py picks by processor
 SOURCES = sorted(Path(FOLDER).glob("*.[ch]"))
 DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
 

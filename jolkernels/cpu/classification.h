@@ -11,6 +11,12 @@ static inline REAL NAME(highest)(const REAL *z, int64_t columns) {
     return highest;
 }
 
+static WIDE void NAME(exp_all)(REAL *x, int64_t count) {
+    REAL lowest = NAME(lowest);
+#pragma omp simd
+    for (int64_t k = 0; k < count; k++) x[k] = NAME(exp_negative)(x[k], lowest);
+}
+
 /* The maximum and log sum exp(z - max z) of some rows, whose exponentials are laid end to end in e,
  * so that short rows fill the processor's vectors too. A long row does without e. */
 static inline void NAME(softmax_terms)(const struct call *c, int64_t first, int64_t rows, REAL *e,
@@ -28,8 +34,7 @@ static inline void NAME(softmax_terms)(const struct call *c, int64_t first, int6
         }
     }
     if (!e) return;
-#pragma omp simd
-    for (int64_t k = 0; k < rows * c->columns; k++) e[k] = NAME(exp_negative)(e[k], lowest);
+    NAME(exp_all)(e, rows * c->columns);
     for (int64_t i = 0; i < rows; i++) {
         REAL sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -41,14 +46,12 @@ static inline void NAME(softmax_terms)(const struct call *c, int64_t first, int6
 /* exp(z - max z - log_total), the softmax, of some rows laid end to end. */
 static inline void NAME(softmax)(const struct call *c, int64_t first, int64_t rows, REAL *p,
                                  const REAL *highest, const REAL *log_total) {
-    REAL lowest = NAME(lowest);
     for (int64_t i = 0; i < rows; i++) {
         const REAL *z = (const REAL *)c->logits + (first + i) * c->logits_row;
         for (int64_t k = 0; k < c->columns; k++)
             p[i * c->columns + k] = z[k] - highest[i] - log_total[i];
     }
-#pragma omp simd
-    for (int64_t k = 0; k < rows * c->columns; k++) p[k] = NAME(exp_negative)(p[k], lowest);
+    NAME(exp_all)(p, rows * c->columns);
 }
 
 /* -t log p - (1 - t) log(1 - p), its tails exact, and 0 times an infinite part 0. */
@@ -142,7 +145,7 @@ static inline __attribute__((always_inline)) void NAME(wrong_loop)(REAL *z, int6
            : NAME(wrong_loop)(z, count, factor, gamma, detached, 0))
 
 /* The losses of wrong columns, or their derivatives, in place. */
-static void NAME(wrong_columns)(const struct call *c, REAL *z, int64_t count, int slope) {
+static WIDE void NAME(wrong_columns)(const struct call *c, REAL *z, int64_t count, int slope) {
     REAL factor = (REAL)c->wrong_factor, d;
     if (c->gamma == 0) {
         WRONG(0, 1);

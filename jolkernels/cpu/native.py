@@ -28,6 +28,8 @@ from jolkernels.cpu.sums import Sums, finish
 from jolkernels.settings import Call, Settings
 
 FOLDER = Path(__file__).parent
+VARIANTS = {"AVX512": ("rows_avx512", "rows_avx2", "rows"), "AVX2": ("rows_avx2", "rows")}
+"""What runs on a processor by what PyTorch calls it, the fastest first."""
 CHUNK = 4096  # as in rows.c; sums are added chunk by chunk: the bits do not depend on the threads
 SERIAL = 32768  # elements of logits below which threads cost more than they save
 SECTION_HEADERS = slice(40, 48), slice(58, 60), slice(60, 62)  # offset, size, number; in 64 bits
@@ -39,8 +41,8 @@ def library() -> ctypes.CDLL | None:
     """The passes built for this processor; None if there are none, or with JOLKERNELS_NATIVE=0."""
     if os.environ.get("JOLKERNELS_NATIVE") == "0":
         return None
-    avx2 = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # AVX2 or AVX512
-    for name in ("rows_avx2", "rows") if avx2 else ("rows",):
+    capability = torch.backends.cpu.get_cpu_capability()
+    for name in VARIANTS.get(capability, ("rows",)):
         with contextlib.suppress(OSError, ValueError):  # not there, or not ours
             path = FOLDER / (name + EXTENSION_SUFFIXES[0])
             if not is_truncated(path) and built_from(loaded := ctypes.CDLL(str(path))) == digest():

@@ -12,6 +12,10 @@
 
 #ifndef REAL
 
+#ifndef WIDE
+#define WIDE /* of loops over all logits; see rows_avx512.c */
+#endif
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -15,7 +15,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from cases import ON_KERNELS, random_batch
+from cases import HEADS, ON_KERNELS, random_batch
 
 from jolkernels import JointOptimizationLoss, registry
 from jolkernels.batch import make_batch
@@ -195,3 +195,24 @@ def test_the_operators_use_it():
     through_operator = torch.ops.jolkernels.forward(*fields, call=call.encode())
     direct = native.forward(fields, call)
     assert all(torch.equal(a, b) for a, b in zip(through_operator, direct, strict=True))
+
+
+@needs_passes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_vectors_of_twice_the_width_change_no_bit(head, dtype, monkeypatch):
+    """AVX-512's loops add in AVX2's order."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    narrow, wide = native.library.__wrapped__(), native.library()
+    if "avx2" not in narrow._name or "avx512" not in wide._name:
+        pytest.skip("another processor")
+    criterion = JointOptimizationLoss(head[0], background=head[1])
+    for classes in (2, 80, 5000):
+        batch = random_batch(head, n=200, classes=classes, dtype=dtype)
+        bits = []
+        for library in (narrow, wide):
+            monkeypatch.setattr(native, "library", lambda loaded=library: loaded)
+            loss = criterion(**batch)
+            leaves = batch["logits"], batch["box_preds"]
+            bits.append((*loss, *torch.autograd.grad(loss.total, leaves)))
+        assert all(map(torch.equal, *bits))
