@@ -29,43 +29,58 @@ def joint_optimization(batch: Batch, call: Call) -> tuple[Tensor, ...]:
             "the Joint Optimization Loss has no vmap and no transforms of torch.func: use its "
             "groups for several losses at once, torch.autograd for gradients"
         )
-    return JointOptimizationFunction.apply(call, *batch)
+    return JointOptimizationFunction.apply(
+        batch.logits, batch.box_preds, batch.extra_regression, batch, call
+    )
 
 
 DIFFERENTIABLE = ("logits", "box_preds", "extra_regression")
-AT = tuple(1 + Batch._fields.index(name) for name in DIFFERENTIABLE)  # after the call
+Z_CLS, Z_LOC = map(Batch._fields.index, ("classification_normalizer", "regression_normalizer"))
 
 
 class JointOptimizationFunction(torch.autograd.Function):
-    """The operators of jolkernels.ops as a differentiable function: apply(call, *batch).
+    """The operators of jolkernels.ops as a differentiable function.
 
-    Keeps the inputs, the rows' terms (Settings.kept numbers each) and the scalars.
+    The batch has the three tensors too that gradients are for; within a tuple autograd takes no
+    time for the constants. Keeps the inputs, the rows' terms (Settings.kept numbers each) and the
+    scalars, which have the normalisers in them.
     """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *fields: Any) -> tuple[Tensor, ...]:
-        batch = Batch(*fields)
+    def forward(
+        ctx: Any, logits: Tensor, box_preds: Tensor, extra: Tensor | None, batch: Batch, call: Call
+    ) -> tuple[Tensor, ...]:
         result = ops.forward(batch, call)
+        kept = list(batch)
+        kept[Z_CLS] = kept[Z_LOC] = None
         ctx.call = call
-        ctx.save_for_backward(*batch, result.rows, result.scalars)
-        constants = result.negative_weight, result.num_positives, result.extra_regression
-        ctx.mark_non_differentiable(*constants)
-        return result.classification, result.regression, *constants
+        ctx.save_for_backward(*kept, result.rows, result.scalars)
+        ctx.mark_non_differentiable(*result[2:5])
+        ctx.set_materialize_grads(False)  # results that nothing uses cost no zeros
+        return result[:5]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *batch, rows, scalars = ctx.saved_tensors
-        needs = tuple(ctx.needs_input_grad[i] for i in AT)
-        grad_classification, grad_regression, *_ = grads
-        saved = rows, scalars, grad_classification, grad_regression
+    def backward(
+        ctx: Any, g_cls: Tensor | None, g_loc: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        *fields, rows, scalars = ctx.saved_tensors
+        needs = logits_needed, boxes_needed, extra_needed = ctx.needs_input_grad[:3]
+        if g_cls is None or g_loc is None:  # a part that nothing uses
+            zeros = rows.new_zeros(ctx.call.shape)
+            g_cls, g_loc = zeros if g_cls is None else g_cls, zeros if g_loc is None else g_loc
+        saved = rows, scalars, g_cls, g_loc
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            gradients = JointOptimizationBackward.apply(ctx.call, needs, *saved, *batch)
+            gradients = JointOptimizationBackward.apply(ctx.call, needs, *saved, *fields)
         else:
-            gradients = ops.backward(Batch(*batch), ctx.call, *saved, needs)
-        results: list[Tensor | None] = [None] * (1 + len(batch))
-        for i, gradient, needed in zip(AT, gradients, needs, strict=True):
-            results[i] = gradient if needed else None
-        return tuple(results)
+            gradients = ops.backward(Batch._make(fields), ctx.call, *saved, needs)
+        logits, boxes, extra = gradients
+        return (
+            logits if logits_needed else None,
+            boxes if boxes_needed else None,
+            extra if extra_needed else None,
+            None,
+            None,
+        )
 
 
 class JointOptimizationBackward(torch.autograd.Function):
@@ -84,10 +99,10 @@ class JointOptimizationBackward(torch.autograd.Function):
         scalars: Tensor,
         grad_classification: Tensor,
         grad_regression: Tensor,
-        *batch: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        *fields: Any,
+    ) -> ops.Gradients:
         return ops.backward(
-            Batch(*batch), call, rows, scalars, grad_classification, grad_regression, needs
+            Batch._make(fields), call, rows, scalars, grad_classification, grad_regression, needs
         )
 
     @staticmethod

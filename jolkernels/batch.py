@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The tensors of one call, in the order of Inputs."""
+    """The tensors of one call, in the order of Inputs; normalisers may be plain numbers."""
 
     logits: Tensor
     box_preds: Tensor
@@ -46,8 +46,8 @@ class Batch(NamedTuple):
     priors: Tensor | None
     classification_weights: Tensor | None
     regression_weights: Tensor | None
-    classification_normalizer: Tensor | None  # 0-dim, or one a group; None: Call says which it is
-    regression_normalizer: Tensor | None
+    classification_normalizer: Tensor | float | None  # 0-dim or [G]; None: Call says which it is
+    regression_normalizer: Tensor | float | None
     class_targets: Tensor | None = None
     extra_regression: Tensor | None = None
     class_weights: Tensor | None = None
@@ -86,17 +86,12 @@ def check_batch(batch: Batch, settings: Settings) -> None:
     """
     logits, box_preds = batch.logits, batch.box_preds
     least = 2 if settings.classification.softmax else 1
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < least:
+    if not is_matrix(logits) or logits.shape[1] < least:
         raise wrong("logits", logits, f"a tensor of shape [N, C] with C >= {least}")
     n, c = logits.shape
-    slots = [1, c - 1, c] if least == 2 and settings.background == "last" else [1, c]
-    widths = [4 * s for s in slots]
-    if (
-        not isinstance(box_preds, Tensor)
-        or box_preds.ndim != 2
-        or len(box_preds) != n
-        or box_preds.shape[1] not in widths
-    ):
+    widths = [4, 4 * c - 4, 4 * c] if least == 2 and settings.background == "last" else [4, 4 * c]
+    rows, width = box_preds.shape if is_matrix(box_preds) else (None, None)
+    if rows != n or width not in widths:
         shapes = " or ".join(f"[{n}, {w}]" for w in widths)
         raise wrong("box_preds", box_preds, f"a tensor of shape {shapes}, as logits are [{n}, {c}]")
     check("labels", batch.labels, (n,), logits, (torch.int64,))
@@ -118,7 +113,12 @@ def check_batch(batch: Batch, settings: Settings) -> None:
     if batch.groups is not None:
         check("groups", batch.groups, (n,), logits, (torch.int64,))
     check("logits", logits, (n, c), logits)
-    check("box_preds", box_preds, tuple(box_preds.shape), logits)
+    check("box_preds", box_preds, (n, width), logits)
+
+
+def is_matrix(x: object) -> bool:
+    """Whether x is a tensor of two dimensions."""
+    return isinstance(x, Tensor) and x.ndim == 2
 
 
 def check_call(batch: Batch, call: Call) -> None:
@@ -154,8 +154,8 @@ def make_batch(settings: Settings, *args: Any, **kwargs: Any) -> tuple[Batch, Ca
     """
     given = Inputs(*args, **kwargs)
     logits, groups = given.logits, given.num_groups
-    before, weights, after = given[:4], given[5:7], given[9:13]
-    check_batch(Batch(*before, given.priors, *weights, None, None, *after), settings)
+    batch = Batch(*given[:7], None, None, *given[9:13])
+    check_batch(batch, settings)
     check_groups(given.groups, groups)
     kind_cls, z_cls = make_normalizer(
         "classification_normalizer", given.classification_normalizer, groups, logits
@@ -163,15 +163,19 @@ def make_batch(settings: Settings, *args: Any, **kwargs: Any) -> tuple[Batch, Ca
     kind_loc, z_loc = make_normalizer(
         "regression_normalizer", given.regression_normalizer, groups, logits
     )
-    priors = given.priors if settings.coding.uses_priors else None
-    batch = Batch(*before, priors, *weights, z_cls, z_loc, *after)
+    if z_cls is not None or z_loc is not None:
+        batch = batch._replace(classification_normalizer=z_cls, regression_normalizer=z_loc)
+        if torch.compiler.is_compiling():
+            batch = in_tensors(batch)
+    if batch.priors is not None and not settings.coding.uses_priors:
+        batch = batch._replace(priors=None)
     return batch, Call(settings, kind_cls, kind_loc, groups)
 
 
 def make_normalizer(
     name: str, choice: float | Tensor | str, num_groups: int | None, logits: Tensor
-) -> tuple[str, Tensor | None]:
-    """How Call describes a normaliser, and its value as a tensor if it is a number."""
+) -> tuple[str, Tensor | float | None]:
+    """How Call describes a normaliser, and its value if it is a number."""
     if isinstance(choice, str):
         return one_of(name, choice, NORMALIZERS), None
     if isinstance(choice, Tensor):
@@ -183,8 +187,17 @@ def make_normalizer(
         raise TypeError(f"{name}: got {choice!r}, wanted {wanted}")
     if isinstance(choice, int) and abs(choice) > sys.float_info.max:
         raise ValueError(f"{name}: got an integer beyond the range of float64")
-    # By arithmetic: torch.full would make every number a constant of a compiled graph.
-    return "number", torch.ones((), dtype=torch.float64, device=logits.device) * float(choice)
+    return "number", float(choice)
+
+
+def in_tensors(batch: Batch) -> Batch:
+    """The batch with tensors in place of plain numbers."""
+
+    def tensor(number: float) -> Tensor:
+        # By arithmetic: torch.full would make every number a constant of a compiled graph.
+        return torch.ones((), dtype=torch.float64, device=batch.logits.device) * number
+
+    return Batch._make([x if x is None or isinstance(x, Tensor) else tensor(x) for x in batch])
 
 
 def check_normalizer(name: str, number: Tensor, num_groups: int | None, logits: Tensor) -> None:

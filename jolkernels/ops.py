@@ -11,13 +11,22 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterable
+from posix import environ  # what os.environ keeps; its get takes 4 us where nothing is set
 from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
 from jolkernels import cpu, reference, spec
-from jolkernels.batch import Batch, Forward, accumulator, check, check_call, check_labels
+from jolkernels.batch import (
+    Batch,
+    Forward,
+    accumulator,
+    check,
+    check_call,
+    check_labels,
+    in_tensors,
+)
 from jolkernels.settings import Call, Settings
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -36,13 +45,14 @@ torch.library.define(
     "(Tensor, Tensor, Tensor)",
 )
 Needs = tuple[bool, bool, bool]  # whether logits, box_preds and extra_regression need gradients
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of these
 
 
 def forward(batch: Batch, call: Call) -> Forward:
     """The results, and what the backward pass needs."""
     if in_eager_mode(batch):
         return forward_pass(batch, call)
-    return Forward(*torch.ops.jolkernels.forward(*batch, call=call.encode()))
+    return Forward(*torch.ops.jolkernels.forward(*in_tensors(batch), call=call.encode()))
 
 
 def backward(
@@ -53,14 +63,16 @@ def backward(
     grad_classification: Tensor,
     grad_regression: Tensor,
     needs: Needs,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Gradients for logits [N, C], box_preds [N, 4S] and extra_regression [N].
 
-    Each is empty where `needs` is False.
+    Each is None or empty where `needs` is False. The batch holds no normaliser: they are in the
+    scalars.
     """
     saved = rows, scalars, grad_classification, grad_regression
     if in_eager_mode((*batch, *saved)):
         return backward_pass(batch, call, *saved, needs)
+    call = call._replace(classification_normalizer="sum", regression_normalizer="sum")
     return torch.ops.jolkernels.backward(
         *batch,
         call=call.encode(),
@@ -74,23 +86,29 @@ def backward(
     )
 
 
-def in_eager_mode(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether these are plain tensors, with no compiler or dispatch mode at work."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(
-            type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta
-            for t in tensors
-            if t is not None
-        )
-    )
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def in_eager_mode(fields: Iterable[Tensor | float | None]) -> bool:
+    """Whether the tensors of these are plain ones, with no compiler or dispatch mode at work.
+
+    One that is negated lazily is not: kernels and C, reading memory, would miss it. On its way to
+    an operator PyTorch negates it.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    for x in fields:  # faster than a generator
+        if x is None or isinstance(x, float):
+            continue
+        if type(x) not in PLAIN or x.is_meta or x.is_neg():
+            return False
+    return True
 
 
 def implementation(batch: Batch, settings: Settings) -> Any:
     """The package whose `forward` and `backward` compute this: kernels or cpu."""
     logits = batch.logits
-    if HAS_TRITON and (logits.is_cuda or (INTERPRETED and logits.device.type == "cpu")):
+    if HAS_TRITON and (logits.is_cuda or (INTERPRETED and logits.is_cpu)):
         from jolkernels import kernels
 
         if kernels.available(batch, settings):
@@ -105,11 +123,14 @@ def forward_pass(batch: Batch, call: Call) -> Forward:
         ValueError: a label or group out of range, on the CPU or with JOLKERNELS_VALIDATE=1; with
             the latter also what check_values refuses.
     """
-    batch = materialized(batch)
-    validate = os.environ.get("JOLKERNELS_VALIDATE") == "1"
-    result = implementation(batch, call.settings).forward(batch, call)
-    may_wait = batch.labels.device.type == "cpu" or validate
-    if may_wait and math.isnan(result.scalars.view(-1)[4]):  # of all ranks: they raise together
+    validate = environ.get(b"JOLKERNELS_VALIDATE") == b"1"
+    chosen = implementation(batch, call.settings)
+    if chosen is not cpu:  # kernels take normalisers as tensors
+        batch = in_tensors(batch)
+    result = chosen.forward(batch, call)
+    first = result.scalars if call.num_groups is None else result.scalars[0]
+    may_wait = validate or batch.labels.is_cpu
+    if may_wait and math.isnan(first.tolist()[4]):  # of all ranks: they raise together
         check_labels(batch, call)
         raise ValueError("labels: a label or group is out of range on another rank of sync_group")
     if validate:
@@ -125,29 +146,21 @@ def backward_pass(
     grad_classification: Tensor,
     grad_regression: Tensor,
     needs: Needs,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     """The backward pass on real tensors.
 
     Raises:
         ValueError: a label or group out of range by now, on the CPU.
     """
-    batch = materialized(batch)
-    gradients = implementation(batch, call.settings).backward(
+    return implementation(batch, call.settings).backward(
         batch,
         call,
         rows.contiguous(),
         scalars.contiguous(),
-        grad_classification.resolve_neg(),
-        grad_regression.resolve_neg(),
+        grad_classification,
+        grad_regression,
         needs,
     )
-    made = [batch.logits.new_empty(0) if g is None else g for g in gradients]
-    return made[0], made[1], made[2]
-
-
-def materialized(batch: Batch) -> Batch:
-    """The batch without lazy negation, which kernels and C, reading memory, would miss."""
-    return Batch(*(t if t is None else t.resolve_neg() for t in batch))  # type: ignore[arg-type]
 
 
 def run_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
@@ -166,7 +179,7 @@ def run_backward(
     needs_logits: bool,
     needs_boxes: bool,
     needs_extra: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """jolkernels::backward on real tensors."""
     check_call(batch, call)
     numbers = (accumulator(batch),)
@@ -178,7 +191,8 @@ def run_backward(
     if needs_extra and batch.extra_regression is None:
         raise ValueError("needs_extra: got True without extra_regression, wanted False")
     saved = rows, scalars, grad_classification, grad_regression
-    return backward_pass(batch, call, *saved, (needs_logits, needs_boxes, needs_extra))
+    gradients = backward_pass(batch, call, *saved, (needs_logits, needs_boxes, needs_extra))
+    return tuple(batch.logits.new_empty(0) if g is None else g for g in gradients)
 
 
 def fake_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:

@@ -89,11 +89,13 @@ def weights(r: Rows, settings: Settings) -> tuple[Tensor, Tensor]:
 
 
 def normalizer(
-    kind: str, number: Tensor | None, r: Rows, counts: Tensor | None = None
+    kind: str, number: Tensor | float | None, r: Rows, counts: Tensor | None = None
 ) -> Tensor | float:
     """What a sum is divided by; `counts` [N] is what the rows count among the samples, if not 1."""
-    if number is not None:
+    if isinstance(number, Tensor):
         return number.detach()
+    if number is not None:
+        return torch.tensor(number, dtype=torch.float64)
     positives, samples = len(r.positive), len(r.positive) + len(r.negative)
     if kind == "samples" and counts is not None:
         total = counts.sum()
@@ -204,9 +206,10 @@ def by_group(batch: Batch, call: Call) -> list[tuple[Tensor, Batch]]:
     parts = []
     for g in range(call.num_groups):
         at = (batch.groups == g).nonzero()[:, 0]
-        fields: dict[str, Tensor | None] = {}
+        fields: dict[str, Tensor | float | None] = {}
         for name, tensor in batch._asdict().items():
-            if tensor is None or tensor.ndim == 0 or name == "class_weights":
+            whole = not isinstance(tensor, Tensor) or tensor.ndim == 0
+            if whole or name == "class_weights":
                 fields[name] = tensor
             else:  # a normaliser of each group, or rows
                 fields[name] = tensor[g if name.endswith("_normalizer") else at]

@@ -1,7 +1,9 @@
 """The sums of a forward pass on the CPU, and the results that they finish in."""
 
 import math
+from array import array
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -59,15 +61,18 @@ def finish(local: list[Sums], rows: Tensor, batch: Batch, call: Call) -> Forward
         for g in range(len(local))
     ]
     shape = call.shape
-    scalars = rows.new_tensor([g.scalars for g in groups], dtype=torch.float64)
+    classification, regression, w_neg, positives, extra, scalars = zip(*groups, strict=True)
+    numbers = torch.frombuffer(array("d", chain(*scalars)), dtype=torch.float64)
+    if shape:
+        numbers = numbers.view(*shape, 5)
     return Forward(
-        classification=filled([g.classification for g in groups], rows, shape),
-        regression=filled([g.regression for g in groups], rows, shape),
-        negative_weight=filled([g.w_neg for g in groups], rows, shape),
-        num_positives=filled([g.positives for g in groups], batch.labels, shape),
-        extra_regression=filled([g.extra for g in groups], rows, shape),
+        classification=filled(classification, rows, shape),
+        regression=filled(regression, rows, shape),
+        negative_weight=filled(w_neg, rows, shape),
+        num_positives=filled(positives, batch.labels, shape),
+        extra_regression=filled(extra, rows, shape),
         rows=rows,
-        scalars=scalars.view(*shape, 5),
+        scalars=numbers if rows.is_cpu else numbers.to(rows.device),
     )
 
 
@@ -94,12 +99,12 @@ def one_group(
     poison = math.nan if total.bad else 0.0
     mean_neg = total.a_neg / max(1, total.positives)
     return Results(
-        classification=quotient(local.a_pos + w_neg * local.a_neg, z_cls) + poison,
-        regression=quotient(local.r, z_loc) + poison,
-        w_neg=w_neg,
-        positives=int(total.positives),
-        extra=quotient(local.extra, z_loc) + poison,
-        scalars=(w_neg, mean_neg, quotient(1, z_cls), quotient(1, z_loc), poison),
+        quotient(local.a_pos + w_neg * local.a_neg, z_cls) + poison,
+        quotient(local.r, z_loc) + poison,
+        w_neg,
+        int(total.positives),
+        quotient(local.extra, z_loc) + poison,
+        (w_neg, mean_neg, quotient(1, z_cls), quotient(1, z_loc), poison),
     )
 
 
@@ -110,10 +115,10 @@ def divisor(kind: str, total: Sums, samples: float) -> float:
     return max(1, total.positives) if kind == "positives" else 1
 
 
-def number(normalizer: Tensor | None, group: int) -> float | None:
+def number(normalizer: Tensor | float | None, group: int) -> float | None:
     """A normaliser of this group, if it was given as a number."""
-    if normalizer is None:
-        return None
+    if not isinstance(normalizer, Tensor):
+        return normalizer
     return float(normalizer if normalizer.ndim == 0 else normalizer[group])
 
 
@@ -123,14 +128,10 @@ def quotient(x: float, z: float) -> float:
 
 
 def filled(numbers: Sequence[float], like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A 0-dim tensor of one number, or [G]."""
-    if not shape:
-        return like.new_full((), within(numbers[0], like.dtype))
-    return like.new_tensor([within(x, like.dtype) for x in numbers])
+    """A 0-dim tensor of one number, or [G]; infinite beyond its range, where new_full raises."""
+    largest = LARGEST.get(like.dtype, math.inf)
+    within = [math.copysign(math.inf, x) if abs(x) > largest else x for x in numbers]
+    return like.new_tensor(within) if shape else like.new_full((), within[0])
 
 
-def within(x: float, dtype: torch.dtype) -> float:
-    """Infinite beyond the dtype's range: new_full raises there."""
-    if dtype.is_floating_point and abs(x) > torch.finfo(dtype).max:
-        return math.copysign(math.inf, x)
-    return x
+LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}

@@ -491,3 +491,23 @@ print("fine")
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_number_stays_a_number_where_nothing_is_compiled():
+    """No tensor is made of it, which on a GPU would be a launch."""
+    settings = JointOptimizationLoss().settings
+    numbers = {"classification_normalizer": 7, "regression_normalizer": 2.5}
+    given, call = make_batch(settings, **random_batch(), **numbers)
+    assert (given.classification_normalizer, given.regression_normalizer) == (7.0, 2.5)
+    assert type(given.classification_normalizer) is float
+    assert call.classification_normalizer == call.regression_normalizer == "number"
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_part_that_nothing_uses_has_no_gradient(part, create_graph):
+    criterion, batch = JointOptimizationLoss(), random_batch()
+    leaves, loss = (batch["logits"], batch["box_preds"]), criterion(**batch)
+    alone = torch.autograd.grad(loss[part], leaves, retain_graph=True, create_graph=create_graph)
+    wanted = torch.autograd.grad(loss[part] + 0 * loss[1 - part], leaves)
+    assert all(map(torch.equal, alone, wanted))

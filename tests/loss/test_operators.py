@@ -8,7 +8,7 @@ from cases import HEADS, ON_KERNELS, random_batch
 from inputs import assert_fake_tensors_see_shapes_and_dtypes
 
 from jolkernels import JointOptimizationLoss, joint_optimization_loss, ops, spec
-from jolkernels.batch import make_batch
+from jolkernels.batch import in_tensors, make_batch
 from jolkernels.settings import Call
 
 pytestmark = pytest.mark.kernels
@@ -68,7 +68,8 @@ def test_settings_survive_encoding(head):
 def test_opcheck(head, choices, normalizer):
     criterion, batch = case(head, choices, normalizer)
     detached = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    opcheck(*make_batch(criterion.settings, **detached))
+    fields, call = make_batch(criterion.settings, **detached)
+    opcheck(in_tensors(fields), call)
 
 
 @pytest.mark.parametrize(("head", "choices", "normalizer"), CASES, ids=lambda v: str(v)[:30])
