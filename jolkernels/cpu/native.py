@@ -18,11 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from jolkernels.batch import Batch, Forward, accumulator, check_labels
+from jolkernels.batch import Batch, Forward, check_labels
 from jolkernels.cpu.rows_call import RowsCall, describe, template
 from jolkernels.cpu.sums import Sums, finish
 from jolkernels.settings import Call, Settings
@@ -88,19 +89,19 @@ def warn_once() -> None:
 
 def available(batch: Batch, settings: Settings) -> bool:
     """Whether rows.c computes this: the choices, float32 or float64 throughout, rows contiguous."""
-    dtype = accumulator(batch)
-    floats = (batch.logits, batch.box_preds, batch.target_boxes, batch.priors,
+    logits, dtype = batch.logits, batch.logits.dtype
+    if not logits.is_cpu or logits.stride()[1] != 1 or dtype not in SUFFIXES:
+        return False
+    for t in (batch.box_preds, batch.target_boxes, batch.priors,
               batch.classification_weights, batch.regression_weights, batch.class_targets,
-              batch.extra_regression, batch.class_weights)  # fmt: skip
-    in_c = (
-        template(settings, batch.logits.shape[1], batch.box_preds.shape[1]) is not None
-        and batch.logits.device.type == "cpu"
-        and all([t is None or t.dtype == dtype for t in floats])  # faster than a generator
-        and batch.logits.stride(1) == 1
-    )
-    if in_c and library() is None and batch.logits.numel() >= LARGE:
+              batch.extra_regression, batch.class_weights):  # fmt: skip
+        if t is not None and t.dtype is not dtype:
+            return False
+    if template(settings, logits.shape[1], batch.box_preds.shape[1]) is None:
+        return False
+    if library() is None and logits.numel() >= LARGE:
         warn_once()
-    return in_c and library() is not None
+    return library() is not None
 
 
 @lru_cache
@@ -112,16 +113,20 @@ def pool(threads: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=pool.cache_clear)  # a child process has no threads
 
 
+SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}
+"""Of the passes in rows.c."""
+
+
 def run(function: str, c: RowsCall, dtype: torch.dtype) -> None:
     """Run a pass of rows.c, in threads where these pay; each takes chunks until none are left.
 
     `c.alive` holds all that the pass reads and writes: after an interrupt a thread may still do so.
     """
-    passes = getattr(library(), f"{function}_{'f32' if dtype == torch.float32 else 'f64'}")
-    call = ctypes.byref(c)
-    helpers = 0
-    if c.count * c.columns >= SERIAL:
-        helpers = min(torch.get_num_threads(), -(-c.count // CHUNK)) - 1
+    passes, call = getattr(library(), function + SUFFIXES[dtype]), ctypes.byref(c)
+    helpers = -(-c.count // CHUNK) - 1
+    if helpers > 0:
+        pays = c.count * c.columns >= SERIAL
+        helpers = min(helpers, torch.get_num_threads() - 1) if pays else 0
     if helpers < 1:
         passes(call)
         return
@@ -135,21 +140,21 @@ def run(function: str, c: RowsCall, dtype: torch.dtype) -> None:
 
 def forward(batch: Batch, call: Call) -> Forward:
     """As jolkernels.cpu.tensors.forward."""
-    settings, dtype, n = call.settings, accumulator(batch), batch.labels.shape[0]
-    chunks, numbers = max(1, -(-n // CHUNK)), (call.num_groups or 1) * len(Sums._fields)
-    # Always on the CPU: a default device set by the user must not reach the C pointers.
-    rows = torch.empty(settings.kept, n, dtype=dtype, device="cpu")
+    logits, each = batch.logits, len(Sums._fields)
+    n = logits.shape[0]
+    chunks, numbers = max(1, -(-n // CHUNK)), (call.num_groups or 1) * each
+    rows = logits.new_empty(call.settings.kept, n)  # torch.empty takes twice as long
     sums = (ctypes.c_double * (chunks * numbers))()
     c = describe(batch, call, rows)
     c.sums, c.alive = ctypes.addressof(sums), (batch, rows, sums)
-    run("forward", c, dtype)
+    run("forward", c, logits.dtype)
     if chunks == 1:  # a tensor's sum would take a small batch several microseconds
-        total = list(sums)
+        total = sums[:]
     else:
         total = torch.frombuffer(sums, dtype=torch.float64).view(chunks, numbers).sum(0).tolist()
-    totals = [Sums(*total[i : i + len(Sums._fields)]) for i in range(0, numbers, len(Sums._fields))]
-    if any(group.bad for group in totals):  # counted in the first
-        totals = [group._replace(bad=sum(g.bad for g in totals)) for group in totals]
+    totals = [Sums._make(total[i : i + each]) for i in range(0, numbers, each)]
+    if totals[0].bad:  # counted in the first
+        totals = [group._replace(bad=totals[0].bad) for group in totals]
     return finish(totals, rows, batch, call)
 
 
@@ -165,34 +170,34 @@ def backward(
     """As jolkernels.cpu.tensors.backward."""
     c = describe(batch, call, rows)
     of_groups = upstream(scalars, grad_classification, grad_regression)
-    grad_logits, grad_boxes, grad_extra = (
-        torch.empty_like(x, memory_format=torch.contiguous_format)
-        if needed and x is not None
-        else None
-        for x, needed in zip(
-            (batch.logits, batch.box_preds, batch.extra_regression), needs, strict=True
-        )
-    )
+    leaves = batch.logits, batch.box_preds, batch.extra_regression
+    grad_logits, grad_boxes, grad_extra = map(empty, leaves, needs)
     c.scalars = ctypes.addressof(of_groups)
     c.grad_logits = None if grad_logits is None else grad_logits.data_ptr()
     c.grad_boxes = None if grad_boxes is None else grad_boxes.data_ptr()
     c.grad_extra = None if grad_extra is None else grad_extra.data_ptr()
     c.alive = batch, rows, of_groups, grad_logits, grad_boxes, grad_extra
-    run("backward", c, accumulator(batch))
+    run("backward", c, batch.logits.dtype)
     if c.bad:
         check_labels(batch, call)
     return grad_logits, grad_boxes, grad_extra
+
+
+def empty(x: Tensor | None, needed: bool) -> Tensor | None:
+    """Where the gradient for x goes, if it is needed."""
+    if x is None or not needed:
+        return None
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def upstream(
     scalars: Tensor, grad_classification: Tensor, grad_regression: Tensor
 ) -> ctypes.Array[ctypes.c_double]:
     """Of each group w_neg, A_neg / P, and the upstream gradients over the normalisers."""
-    of_groups = [t.tolist() for t in (scalars, grad_classification, grad_regression)]
-    if scalars.ndim == 1:
-        of_groups = [[numbers] for numbers in of_groups]
+    of_groups = scalars.tolist(), grad_classification.tolist(), grad_regression.tolist()
+    groups: Any = (of_groups,) if scalars.ndim == 1 else zip(*of_groups, strict=True)
     numbers: list[float] = []
-    for (w_neg, mean_neg, inv_z_cls, inv_z_loc, _), g_cls, g_loc in zip(*of_groups, strict=True):
+    for (w_neg, mean_neg, inv_z_cls, inv_z_loc, _), g_cls, g_loc in groups:
         g_cls *= inv_z_cls if g_cls else 0  # not 0 * inf
         g_loc *= inv_z_loc if g_loc else 0
         numbers += w_neg, mean_neg, g_cls, g_loc

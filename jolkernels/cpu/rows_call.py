@@ -6,7 +6,7 @@ import math
 from torch import Tensor
 
 from jolkernels import spec
-from jolkernels.batch import Batch, accumulator
+from jolkernels.batch import Batch
 from jolkernels.cpu.closed_form import wrong_columns
 from jolkernels.registry import MOST_TERMS
 from jolkernels.settings import Call, Settings
@@ -161,7 +161,7 @@ def describe(batch: Batch, call: Call, rows: Tensor) -> RowsCall:
         ValueError: the memory of a tensor does not hold its numbers.
     """
     (n, columns), box_columns = batch.logits.shape, batch.box_preds.shape[1]
-    size, settings = accumulator(batch).itemsize, call.settings
+    size, settings = batch.logits.itemsize, call.settings
     known = template(settings, columns, box_columns)
     assert known is not None  # or this would not be available
     c = RowsCall.from_buffer_copy(known)
