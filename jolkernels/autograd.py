@@ -65,10 +65,7 @@ class JointOptimizationFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         *fields, rows, scalars = ctx.saved_tensors
         needs = logits_needed, boxes_needed, extra_needed = ctx.needs_input_grad[:3]
-        if g_cls is None or g_loc is None:  # a part that nothing uses
-            zeros = rows.new_zeros(ctx.call.shape)
-            g_cls, g_loc = zeros if g_cls is None else g_cls, zeros if g_loc is None else g_loc
-        saved = rows, scalars, g_cls, g_loc
+        saved = rows, scalars, g_cls, g_loc  # None: a part that nothing uses
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             gradients = JointOptimizationBackward.apply(ctx.call, needs, *saved, *fields)
         else:
@@ -97,8 +94,8 @@ class JointOptimizationBackward(torch.autograd.Function):
         needs: ops.Needs,
         rows: Tensor,
         scalars: Tensor,
-        grad_classification: Tensor,
-        grad_regression: Tensor,
+        grad_classification: Tensor | None,
+        grad_regression: Tensor | None,
         *fields: Any,
     ) -> ops.Gradients:
         return ops.backward(

@@ -11,7 +11,6 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterable
-from posix import environ  # what os.environ keeps; its get takes 4 us where nothing is set
 from typing import Any, get_type_hints
 
 import torch
@@ -60,18 +59,19 @@ def backward(
     call: Call,
     rows: Tensor,
     scalars: Tensor,
-    grad_classification: Tensor,
-    grad_regression: Tensor,
+    grad_classification: Tensor | None,
+    grad_regression: Tensor | None,
     needs: Needs,
 ) -> Gradients:
     """Gradients for logits [N, C], box_preds [N, 4S] and extra_regression [N].
 
     Each is None or empty where `needs` is False. The batch holds no normaliser: they are in the
-    scalars.
+    scalars. An upstream gradient of None is 0.
     """
-    saved = rows, scalars, grad_classification, grad_regression
-    if in_eager_mode((*batch, *saved)):
-        return backward_pass(batch, call, *saved, needs)
+    upstream = grad_classification, grad_regression
+    if in_eager_mode((*batch, rows, scalars, *upstream)):
+        return backward_pass(batch, call, rows, scalars, *upstream, needs)
+    grad_classification, grad_regression = filled(upstream, rows, call)
     call = call._replace(classification_normalizer="sum", regression_normalizer="sum")
     return torch.ops.jolkernels.backward(
         *batch,
@@ -84,6 +84,17 @@ def backward(
         needs_boxes=needs[1],
         needs_extra=needs[2],
     )
+
+
+def filled(
+    upstream: tuple[Tensor | None, Tensor | None], rows: Tensor, call: Call
+) -> tuple[Tensor, Tensor]:
+    """Upstream gradients with zeros for None."""
+    g_cls, g_loc = upstream
+    if g_cls is None or g_loc is None:
+        zeros = rows.new_zeros(call.shape)
+        return zeros if g_cls is None else g_cls, zeros if g_loc is None else g_loc
+    return g_cls, g_loc
 
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -123,11 +134,8 @@ def forward_pass(batch: Batch, call: Call) -> Forward:
         ValueError: a label or group out of range, on the CPU or with JOLKERNELS_VALIDATE=1; with
             the latter also what check_values refuses.
     """
-    validate = environ.get(b"JOLKERNELS_VALIDATE") == b"1"
-    chosen = implementation(batch, call.settings)
-    if chosen is not cpu:  # kernels take normalisers as tensors
-        batch = in_tensors(batch)
-    result = chosen.forward(batch, call)
+    validate = os.environ.get("JOLKERNELS_VALIDATE") == "1"
+    result = implementation(batch, call.settings).forward(batch, call)
     first = result.scalars if call.num_groups is None else result.scalars[0]
     may_wait = validate or batch.labels.is_cpu
     if may_wait and math.isnan(first.tolist()[4]):  # of all ranks: they raise together
@@ -143,8 +151,8 @@ def backward_pass(
     call: Call,
     rows: Tensor,
     scalars: Tensor,
-    grad_classification: Tensor,
-    grad_regression: Tensor,
+    grad_classification: Tensor | None,
+    grad_regression: Tensor | None,
     needs: Needs,
 ) -> Gradients:
     """The backward pass on real tensors.
@@ -152,15 +160,14 @@ def backward_pass(
     Raises:
         ValueError: a label or group out of range by now, on the CPU.
     """
-    return implementation(batch, call.settings).backward(
-        batch,
-        call,
-        rows.contiguous(),
-        scalars.contiguous(),
-        grad_classification,
-        grad_regression,
-        needs,
+    saved, upstream = (
+        (rows.contiguous(), scalars.contiguous()),
+        (grad_classification, grad_regression),
     )
+    chosen = implementation(batch, call.settings)
+    if chosen is cpu:
+        upstream = filled(upstream, rows, call)
+    return chosen.backward(batch, call, *saved, *upstream, needs)
 
 
 def run_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:

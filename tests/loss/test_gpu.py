@@ -1,4 +1,4 @@
-"""What only a GPU can show: no synchronisation, streams, graphs, the same bits, NaN for a bad label.
+"""What only a GPU can show: nothing waits, streams and graphs, the same bits, NaN for bad labels.
 
 The numbers are tested everywhere else too: with JOLKERNELS_TEST_DEVICE=cuda the tests of the loss
 put their batches on the GPU.
