@@ -5,7 +5,7 @@ makes other blocks of it: it unrolls loops, turns branches into predicates and b
 paths of its own. It keeps accesses of global memory, stores to shared memory, shuffles, barriers
 and atomics with their source lines, though. So the counts are those of the cheapest flow of warps
 through the blocks of the SASS that issues each of these as often as the PTX did, and goes round no
-loop more often each time it is entered: a linear program. Where paths differ in nothing that was
+loop more often each time it is entered: a linear program. Loads may be fewer. Where paths differ in nothing that was
 counted, as the usual and the rare path of a division do, the shorter one is taken.
 """
 
@@ -40,9 +40,10 @@ to keep in registers."""
 
 Key = tuple[str, tuple[str, int]]
 """A kind of ANCHORS, and file and line of the innermost function."""
-PARTED, WRONG, IMPOSSIBLE = 1e4, 1e6, 1e8
-"""Instructions that a path would rather have than a warp of which some threads go one way and some
-another, which issues both; than a count that is off by one; than warps from nowhere."""
+FEWER, PARTED, WRONG, IMPOSSIBLE = 1e4, 1e5, 1e6, 1e8
+"""Instructions that a path would rather have than a load that is off by one, which ptxas may leave
+out or do only where its number is used; than a warp of which some threads go one way and some
+another, which issues both; than another count that is off by one; than warps from nowhere."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +148,18 @@ def find(program: Program, warps: float, counted: Mapping[Key, Sequence[Count]])
         sizes @ entering @ entire[flows] + PARTED * entire[parting].sum(0),
         np.vstack([accesses @ visiting, conserved]),
         np.concatenate([totals, begins]),
-        np.concatenate([np.full(len(known), WRONG), np.full(len(conserved), IMPOSSIBLE)]),
+        np.array(
+            [FEWER if key[0] == "load" else WRONG for key, *_ in known]
+            + [IMPOSSIBLE] * len(conserved)
+        ),
+        visiting,
     )
     visits = visiting @ x
     visits[0] += 1
     missed = {}
     for (key, _, most, least), seen in zip(known, warps * (accesses @ visits), strict=True):
-        off = float(max(least - seen, 0) - max(seen - most, 0))
+        fewer = 0 if key[0] == "load" else least - seen
+        off = float(max(fewer, 0) - max(seen - most, 0))
         if abs(off) > 1e-6 * warps:
             missed[key] = off
     taken: dict[Edge, float] = defaultdict(float)
@@ -174,13 +180,20 @@ def cheapest(
     matrix: NDArray[np.float64],
     values: NDArray[np.float64],
     penalties: NDArray[np.float64],
+    positive: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """x >= 0 with matrix @ x = values that makes costs @ x least; a unit off costs the penalty."""
+    """x >= 0 with matrix @ x = values that makes costs @ x least; a unit off costs the penalty.
+
+    positive @ x is >= 0, too.
+    """
     unit = np.eye(len(values))
+    rest = np.zeros((len(positive), 2 * len(values)))
     found = linprog(
         np.concatenate([costs, penalties, penalties]),
         A_eq=np.hstack([matrix, unit, -unit]),
         b_eq=values,
+        A_ub=np.hstack([-positive, rest]),
+        b_ub=np.zeros(len(positive)),
         method="highs",
     )
     return np.asarray(found.x)[: len(costs)]

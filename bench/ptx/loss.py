@@ -27,20 +27,15 @@ class Roles(TypedDict):
 
 def roles(call: Launch) -> Roles:
     """The tensors that a kernel of the loss writes."""
-    name, constants = call.plan.kernel.fn.__name__, call.plan.constants
+    name = call.plan.kernel.fn.__name__
     outputs: tuple[str, ...] = RESULTS
     workspace: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
     if name == "gradients_kernel":
         outputs = "grad_logits", "grad_boxes", "grad_extras"
     elif name == "rows_kernel":
-        outputs = RESULTS if constants["FINISH"] else ()
+        outputs = ("row_terms", *(RESULTS if call.plan.constants["FINISH"] else ()))
         workspace, scratch = ("partial_sums", "block_sums"), ("counters",)
-        # Sigmoid losses keep terms of positive rows alone.
-        if constants["SOFTMAX"]:
-            outputs = *outputs, "row_terms"
-        else:
-            workspace = *workspace, "row_terms"
     given = [n for n, value in named_arguments(call) if isinstance(value, Tensor)]
     return {
         "outputs": [n for n in given if n in outputs],
