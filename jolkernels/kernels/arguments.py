@@ -15,7 +15,7 @@ from jolkernels.registry import KERNEL, MOST_TERMS, Regression, params
 from jolkernels.settings import Call, Settings
 
 TILE = 1280
-"""Numbers of a narrow tile at most: 40 a thread, all of them in registers."""
+"""Numbers of a narrow tile, at most: 40 a thread, all of them in registers."""
 MOST_NARROW = 256
 """Columns; wider rows are tiles of their own."""
 
@@ -72,7 +72,7 @@ def box_losses(terms: tuple[tuple[float, Regression], ...]) -> dict[str, Any]:
 
 
 @lru_cache
-def tiles(columns: int) -> dict[str, Any]:
+def tiles(columns: int, softmax: bool) -> dict[str, Any]:
     """Rows of a tile and columns of a block (jolkernels.kernels.tiles): by shape alone.
 
     No autotuner: ranks would pick different winners and add in different orders.
@@ -82,7 +82,9 @@ def tiles(columns: int) -> dict[str, Any]:
     blocks = [b for b in (16, 8) if b < 2 * columns] or [triton.next_power_of_2(columns)]
     block = min(blocks, key=lambda b: triton.cdiv(columns, b) * b)  # fewest idle lanes
     padded = triton.cdiv(columns, block) * block
-    rows = min(32, 2 ** int(math.log2(TILE / padded)))
+    # Softmax takes few registers besides, unless columns are masked.
+    most = 2 * TILE if softmax and padded == columns else TILE
+    rows = min(32, 2 ** int(math.log2(most / padded)))
     return {"ROWS": rows, "BLOCK": block, "WIDE": False, "num_warps": 1}
 
 
@@ -91,7 +93,7 @@ def constants(batch: Batch, call: Call, dense: bool) -> dict[str, Any]:
     settings, columns = call.settings, batch.logits.shape[1]
     return {
         **choices(settings),
-        **tiles(columns),
+        **tiles(columns, settings.classification.softmax),
         "COLUMNS": columns,
         "WIDTH": batch.box_preds.shape[1],
         "BACKGROUND": settings.background_label(columns),
