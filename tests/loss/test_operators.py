@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from cases import HEADS, ON_KERNELS, random_batch
+from cases import DEVICE, HEADS, ON_KERNELS, random_batch
 from inputs import assert_fake_tensors_see_shapes_and_dtypes
 
 from jolkernels import JointOptimizationLoss, joint_optimization_loss, ops, spec
@@ -145,6 +145,29 @@ def test_numbers_as_normalizers_do_not_compile_anew():
         wanted = criterion(**batch, regression_normalizer=value)
         torch.testing.assert_close(tuple(got), tuple(wanted), rtol=1e-14, atol=0)
     assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("normalizer", ["samples", 7.5])
+def test_a_training_step_is_one_graph(normalizer):
+    """From features to the loss, whose gradients are eager's to the bit."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    criterion, batch = JointOptimizationLoss(coding="delta"), random_batch(coding="delta")
+    (n, columns), width = batch.pop("logits").shape, batch.pop("box_preds").shape[1]
+    features = torch.randn(n, 8, dtype=torch.float64, device=DEVICE)
+    head = torch.nn.Linear(8, columns + width, dtype=torch.float64, device=DEVICE)
+
+    def step():
+        logits, boxes = head(features).split([columns, width], 1)
+        loss = criterion(logits, boxes, **batch, regression_normalizer=normalizer)
+        return loss.total
+
+    wanted = torch.autograd.grad(step(), list(head.parameters()))
+    total = torch.compile(step, fullgraph=True, backend=counter)()
+    got = torch.autograd.grad(total, list(head.parameters()))
+    assert counter.frame_count == 1
+    assert all(map(torch.equal, got, wanted))
 
 
 def test_the_function_compiles_too():
