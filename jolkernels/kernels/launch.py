@@ -65,8 +65,8 @@ class ForwardPlan(NamedTuple):
     sums: int
     """How many a program leaves, rounded up to a power of two."""
     ranks: int
-    results: tuple[Tensor, Tensor, Tensor]
-    """To make others like them: a result, a count, scalars."""
+    dtype: torch.dtype
+    """Of the arithmetic."""
 
 
 class BackwardPlan(NamedTuple):
@@ -117,15 +117,13 @@ def make_forward_plan(batch: Batch, call: Call, dense: bool) -> ForwardPlan:
         "KINDS": triton.next_power_of_2(sums),
     }
     options = {"num_warps": 1, "enable_fp_fusion": True}
-    result = torch.empty(call.shape, dtype=accumulator(batch), device=batch.logits.device)
-    scalars = result.new_empty((*call.shape, 5), dtype=torch.float64)
     return ForwardPlan(
         Plan(rows_kernel, shared | finishing | {"FINISH": in_one}),
         None if in_one else Plan(finish_kernel, finishing | options),
         shared["ROWS"],
         finishing["KINDS"],
         process_groups.size(settings.sync_group),
-        (result, torch.empty_like(result, dtype=torch.int64), scalars),
+        accumulator(batch),
     )
 
 
@@ -158,11 +156,9 @@ def workspace(device: torch.device, stream: int) -> Workspace:
 workspace_of_stream = lru_cache(maxsize=64)(workspace)
 
 
-def workspace_for(device: torch.device) -> Workspace:
-    """That of the current stream; while it is captured, one of the graph alone."""
-    if device.type != "cuda":  # interpreted
-        return workspace(device, 0)
-    if torch.cuda.is_current_stream_capturing():
+def workspace_for(device: torch.device, alone: bool) -> Workspace:
+    """That of the current stream; `alone`, and while the stream is captured, one for this call."""
+    if device.type != "cuda" or alone or torch.cuda.is_current_stream_capturing():
         return workspace(device, 0)
     return workspace_of_stream(device, torch._C._cuda_getCurrentRawStream(device.index))
 
@@ -180,7 +176,7 @@ def on_device(device: torch.device) -> AbstractContextManager:
 
 
 def plan_forward(
-    batch: Batch, call: Call
+    batch: Batch, call: Call, alone: bool = False
 ) -> tuple[Forward, list[Launch], tuple[Tensor, Tensor | None]]:
     """The results, allocated; the launches that fill them; and what to sync between the launches.
 
@@ -192,18 +188,19 @@ def plan_forward(
     settings, device, n = call.settings, batch.logits.device, batch.labels.shape[0]
     groups = call.num_groups or 1
     programs = number_of_programs(n, plan.rows_a_tile, groups)
-    result, count, scalars = plan.results
+    result = batch.logits.new_empty(call.shape, dtype=plan.dtype)
+    scalars = result.new_empty((*call.shape, 5), dtype=torch.float64)
     made = Forward(
+        result,
         torch.empty_like(result),
         torch.empty_like(result),
-        torch.empty_like(result),
-        torch.empty_like(count),
+        batch.labels.new_empty(call.shape),
         torch.empty_like(result),
         result.new_empty((settings.kept, n)),
-        torch.empty_like(scalars),
+        scalars,
     )
-    counters, partial_sums, block_sums = workspace_for(device)
-    sums, totals = partial_sums[result.dtype], None
+    counters, partial_sums, block_sums = workspace_for(device, alone)
+    sums, totals = partial_sums[plan.dtype], None
     if groups > 1 or settings.sync_group is not None:
         sums = result.new_empty((groups, programs, plan.sums))
         block_sums = scalars.new_empty((groups, -(-programs // finish.BLOCK.value), plan.sums))
@@ -258,10 +255,13 @@ def plan_backward(
     return gradients, launches  # type: ignore[return-value]  # three of them
 
 
-def forward(batch: Batch, call: Call) -> Forward:
-    """Both losses, and for `backward` the rows' terms [kept, N] and five scalars."""
+def forward(batch: Batch, call: Call, alone: bool = False) -> Forward:
+    """Both losses, and for `backward` the rows' terms [kept, N] and five scalars.
+
+    alone: keep no memory beyond this call, as compiled graphs want, which have a pool of their own.
+    """
     with on_device(batch.logits.device):
-        result, (rows, *finishing), (sums, totals) = plan_forward(batch, call)
+        result, (rows, *finishing), (sums, totals) = plan_forward(batch, call, alone)
         rows()
         if totals is not None and call.settings.sync_group is not None:
             torch.sum(sums, 1, dtype=torch.float64, out=totals)

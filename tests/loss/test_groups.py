@@ -164,7 +164,8 @@ def test_a_list_of_normalizers_is_answered_with_the_shape_for_groups():
 
 def test_a_group_whose_loss_is_not_differentiated_has_no_gradient():
     batch = with_inputs(random_batch(n=40), "groups", "extra_regression")
-    loss = JointOptimizationLoss()(**batch, regression_normalizer=torch.tensor([0.0, 1, 2]))
+    numbers = torch.tensor([0.0, 1, 2], device=batch["logits"].device)
+    loss = JointOptimizationLoss()(**batch, regression_normalizer=numbers)
     assert loss.regression[0] == torch.inf  # of a normaliser of 0
     inputs = [batch[k] for k in ("logits", "box_preds", "extra_regression")]
     got = torch.autograd.grad(loss.total[1] + loss.classification[2], inputs)
