@@ -5,8 +5,9 @@ makes other blocks of it: it unrolls loops, turns branches into predicates and b
 paths of its own. It keeps accesses of global memory, stores to shared memory, shuffles, barriers
 and atomics with their source lines, though. So the counts are those of the cheapest flow of warps
 through the blocks of the SASS that issues each of these as often as the PTX did, and goes round no
-loop more often each time it is entered: a linear program. Loads may be fewer. Where paths differ in nothing that was
-counted, as the usual and the rare path of a division do, the shorter one is taken.
+loop more often each time it is entered: a linear program. Loads alone may be fewer, since ptxas
+moves them to where their numbers are used. Where paths differ in nothing that was counted, as the
+usual and the rare path of a division do, the shorter one is taken.
 """
 
 from collections import Counter, defaultdict

@@ -206,16 +206,19 @@ ORDERS: tuple[dict[str, Any], ...] = (
 )
 
 
-def in_all_orders(compute: Callable[..., tuple[Sequence[Tensor | None], Any]]) -> Any:
-    """`compute(**options)` with each of ORDERS as options of `run`; what the first returned.
+def in_all_orders(
+    compute: Callable[..., tuple[Sequence[Tensor | None], Any]],
+    orders: Sequence[dict[str, Any]] = ORDERS,
+) -> Any:
+    """`compute(**options)` with each of `orders` as options of `run`; what the first returned.
 
     `compute` returns the tensors to compare, and anything else.
 
     Raises:
         PtxError: two orders differ in a bit.
     """
-    first, kept = compute(**ORDERS[0])
-    for options in ORDERS[1:]:
+    first, kept = compute(**orders[0])
+    for options in orders[1:]:
         again, _ = compute(**options)
         for i, (a, b) in enumerate(zip(first, again, strict=True)):
             if a is not None and b is not None and not same_bits(a, b):

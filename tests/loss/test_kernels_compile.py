@@ -28,29 +28,6 @@ def sampled(every, at):
     ]
 
 
-def heads():
-    """Every head for NVIDIA; for AMD the first of each detector, and the others slow."""
-    seen = set()
-    for v in variants.heads():
-        yield pytest.param(v, "sm_90", id=f"sm_90-{v.name}-{v.columns}")
-        marks = [pytest.mark.slow] if v.name in seen else []
-        yield pytest.param(v, "gfx942", id=f"gfx942-{v.name}-{v.columns}", marks=marks)
-        seen.add(v.name)
-
-
-@pytest.mark.parametrize(("variant", "target"), list(heads()))
-def test_no_detector_head_spills(variant, target):
-    reports = variants.report(variant, target)
-    assert [r.kernel for r in reports] == ["rows_kernel", "finish_kernel", "gradients_kernel"]
-    for r in reports:
-        assert r.spill_bytes == 0, r
-        assert 0 < r.registers <= 255, r
-        if target == "sm_90" and r.kernel != "finish_kernel":
-            assert r.load_bits >= 32, r
-        if target == "sm_90" and r.kernel == "gradients_kernel":
-            assert r.store_bits >= 32, r
-
-
 @pytest.mark.parametrize("variant", sampled(10, 1))
 def test_every_choice_compiles_without_spills(variant):
     # With all inputs at once ptxas may save one register, so that more programs run at a time.
@@ -76,22 +53,21 @@ def test_device_functions_are_arguments_of_their_own(variant):
         return value is None or isinstance(value, int | float | str)
 
     for call in variant.launches():
-        assert all(plain(v) for v in call.compile_time.values() if isinstance(v, tuple))
+        assert all(plain(v) for v in call.plan.constants.values() if isinstance(v, tuple))
 
 
 def test_any_number_of_groups_is_one_variant():
     (variant,) = (v for v in CHOICES if v.name == "focal, groups")
-    rows, _, gradients = variant.launches()
-    for call in (rows, gradients):
-        (parameter,) = (p for p in call.kernel.params if p.name == "num_groups")
+    for call in variant.launches():
+        (parameter,) = (p for p in call.plan.kernel.params if p.name == "num_groups")
         assert parameter.do_not_specialize
 
 
-def test_the_check_finds_spills_and_widths():
+def test_the_check_finds_spills():
     """The assembler's report is read, not assumed: a tile that is too large spills."""
     variant = variants.Variant("wide", (("coding", "delta"),), 80, 80)
     call = variant.launches()[-1]
     small = variants.resources(compile_launch(call, TARGETS["sm_90"]))
-    call.compile_time.update(BLOCK_ROWS=64, num_warps=1)
+    call.plan.constants["ROWS"] = 128
     large = variants.resources(compile_launch(call, TARGETS["sm_90"]))
     assert small[1] == 0 and large[1] > 0
