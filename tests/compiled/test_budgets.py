@@ -45,7 +45,7 @@ def dtypes(case: tuple[str, str]):
     return pytest.param(*case, id="-".join(case), marks=marks)
 
 
-@pytest.mark.parametrize(("name", "dtype"), map(dtypes, BUDGETS))
+@pytest.mark.parametrize(("name", "dtype"), [dtypes(case) for case in BUDGETS])
 def test_cost(name: str, dtype: str) -> None:
     group = costs.measure(CASES[name], dtype, "sm_90")
     assert not costs.unexplained(group)
@@ -66,7 +66,7 @@ def heads():
         seen.add(head.name)
 
 
-@pytest.mark.parametrize(("head", "target"), heads())
+@pytest.mark.parametrize(("head", "target"), list(heads()))
 def test_resources(head: variants.Variant, target: str) -> None:
     found = variants.report(head, target)
     assert [r.kernel for r in found] == ["rows_kernel", "gradients_kernel"]
