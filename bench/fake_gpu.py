@@ -134,7 +134,7 @@ def fake_gpu() -> Iterator[Seen]:
             stack.enter_context(attributes_kept(kernel, ("compile", "CompiledKernel", "ASTSource")))
         replace(triton.JITFunction, "run", run_by_jit)
         replace(launch, "PLANS", {})
-        replace(launch, "workspace_for", lambda device: workspace(device, 0))
+        replace(launch, "workspace_for", lambda device, alone: workspace(device, 0))
         replace(launch.Launch, "__call__", launch_as_on_a_gpu)
         replace(ops, "INTERPRETED", True)
         # Only on a CPU are the scalars looked at, which here hold anything.
