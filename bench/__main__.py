@@ -196,7 +196,7 @@ def compile_kernels(out: Path) -> None:
     from bench.compiled import report  # needs Triton
 
     found = report.measure(report.CASES, ("fp32", "bf16"), report.TARGETS)
-    report.write(found, report.report(found), out / "compile.md", out / "compile.json")
+    report.write(found, report.report(found), out / "compiled.md", out / "compile.json")
 
 
 if __name__ == "__main__":

@@ -271,7 +271,7 @@ def test_what_cannot_be_done_is_refused_before_the_work(monkeypatch, tmp_path, c
 def test_the_benchmark_has_the_report_as_a_part(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(costs, "measure", lambda case, dtype, target: made((target,)).popitem()[1])
     assert main(["--parts", "compile", "--out", str(tmp_path)]) == 1  # no loss was measured
-    assert "predicted" in (tmp_path / "compile.md").read_text()
+    assert "predicted" in (tmp_path / "compiled.md").read_text()
     rows = json.loads((tmp_path / "compile.json").read_text())
     assert {row["target"] for row in rows} == {"sm_80", "sm_90", "sm_100", "gfx942"}
 
