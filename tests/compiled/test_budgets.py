@@ -77,3 +77,11 @@ def test_resources(head: variants.Variant, target: str) -> None:
             assert r.load_bytes == LOADS[head.columns], r
     if target == "sm_90":
         assert found[1].store_bytes == LOADS[head.columns], found[1]
+
+
+def test_a_dearer_kernel_fails(monkeypatch) -> None:
+    name, dtype = "rcnn-9", "fp32"
+    slots, *rest = BUDGETS[name, dtype]
+    monkeypatch.setitem(BUDGETS, (name, dtype), (slots / 1.2, *rest))
+    with pytest.raises(AssertionError, match=rf'\("{name}", "{dtype}"\): \('):
+        test_cost(name, dtype)
