@@ -1,10 +1,13 @@
 """What kernels meet at the edges: labels, logits and boxes that are none; the further inputs."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+import torch.distributed as dist
 from cases import INTERPRETED, gradients, random_batch
 from exact import assert_exact
-from inputs import CASES, case, results
+from inputs import CASES, case, results, with_inputs
 
 pytest.importorskip("triton")
 if INTERPRETED:
@@ -12,6 +15,7 @@ if INTERPRETED:
 
 from bench.ptx import compiled_kernels, in_all_orders
 from jolkernels import JointOptimizationLoss
+from jolkernels.kernels import launch
 
 pytestmark = pytest.mark.compiled
 
@@ -122,6 +126,33 @@ def test_normalizers(normalizer) -> None:
     batch = batch_of(HEADS[1])
     batch |= {"classification_normalizer": normalizer, "regression_normalizer": "samples"}
     assert_exact(loss_of(HEADS[1]), batch)
+
+
+@pytest.fixture
+def process_group() -> Iterator[dist.ProcessGroup]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("names", [(), ("groups",)])
+def test_of_a_process_group_the_results_are_a_launch_of_their_own(names, process_group) -> None:
+    batch = with_inputs(batch_of(HEADS[1]), *names)
+    criterion = loss_of(HEADS[1], sync_group=process_group)
+    assert_exact(criterion, batch)
+    with compiled_kernels() as ran:
+        criterion(**batch)
+    assert [each.name for each in ran] == ["rows_kernel", "finish_kernel"]
+
+
+def test_many_groups_have_a_launch_of_their_own() -> None:
+    groups = launch.GROUPS_IN_ONE + 1
+    batch = with_inputs(batch_of(HEADS[0]), "groups", groups=groups)
+    assert_exact(loss_of(HEADS[0]), batch)
+    with compiled_kernels() as ran:
+        loss_of(HEADS[0])(**batch)
+    assert [each.name for each in ran] == ["rows_kernel", "finish_kernel"]
+    assert ran[1].programs == groups
 
 
 WEIGHTS = [{"detach_weights": True}, {"weighting": "none"}, {"class_score": None}, {"lam": 1.25}]
