@@ -1,7 +1,7 @@
 """What the kernels cost: a change that makes one dearer by more than SLACK fails.
 
 By `python -m bench compile` for sm_90, of Triton 3.9. Who makes a kernel cheaper writes the new
-figures here; the message of a failure has them as a line of the table.
+figures here: `pytest -s tests/compiled/test_budgets.py -k cost` prints the table.
 """
 
 import pytest
@@ -27,8 +27,8 @@ BUDGETS = {
     ("retinanet-80", "bf16"): (25.2, 30.3, 51.6, 1.34),
     ("retinanet-8", "fp32"): (50.5, 45.0, 16.4, 2.13),
     ("retinanet-8", "bf16"): (42.8, 43.0, 12.6, 3.28),
-    ("large-80", "fp32"): (11.8, 17.9, 358, 1.07),
-    ("large-80", "bf16"): (10.2, 17.7, 187, 1.12),
+    ("large-80", "fp32"): (8.85, 16.1, 358, 1.07),
+    ("large-80", "bf16"): (8.71, 16.9, 188, 1.12),
     ("vocabulary", "fp32"): (9.54, 14.3, 222, 1.03),
     ("vocabulary", "bf16"): (8.59, 14.3, 114, 1.05),
     ("rcnn-9", "fp32"): (152, 108, 11.4, 310),
@@ -52,6 +52,7 @@ def test_cost(name: str, dtype: str) -> None:
     total, floor = report.total_and_floor(group)
     found = (*(cost.slots for cost in group), total, total / floor)
     line = f'("{name}", "{dtype}"): ({", ".join(f"{x:.3g}" for x in found)}),'
+    print(f"    {line}")
     for figure, budget in zip(found, BUDGETS[name, dtype], strict=True):
         assert figure <= (1 + SLACK) * budget, line
 
