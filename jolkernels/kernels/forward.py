@@ -133,7 +133,15 @@ def add_each(sums, numbers):
 
 @triton.jit
 def add_to_groups(
-    partial_sums, group, valid, bad, sums, num_groups, SUMS: tl.constexpr, KINDS: tl.constexpr
+    partial_sums,
+    group,
+    valid,
+    bad,
+    sums,
+    num_groups,
+    SUMS: tl.constexpr,
+    KINDS: tl.constexpr,
+    ACC: tl.constexpr,
 ):
     """Add a tile's numbers to the program's sums, which lie at partial_sums, of their groups.
 
@@ -150,9 +158,9 @@ def add_to_groups(
         added = ()
         for i in tl.static_range(SUMS):
             if i == 6:
-                added = added + (wrong.to(sums[i].dtype),)
+                added = added + (wrong.to(ACC),)
             else:
-                added = added + (tl.sum(tl.where(mine, sums[i], 0.0), 0),)
+                added = added + (tl.sum(tl.where(mine, sums[i], 0), 0).to(ACC),)
         out = partial_sums + g * step + tl.arange(0, KINDS)
         before = tl.load(out)
         tl.debug_barrier()  # several threads have read what one writes
@@ -209,7 +217,10 @@ def rows_kernel(
     REGRESS: tl.constexpr = (REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3)
     REGRESS_PARAMS: tl.constexpr = (PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3)
     zero = tl.zeros([ROWS], ACC)
-    sums = (zero,) * SUMS
+    none = tl.zeros([ROWS], tl.int32)
+    sums = (none, none, zero, zero, zero, zero, none)
+    if SUMS > 7:
+        sums = sums + (zero, zero)
     program = tl.program_id(0)
     if groups is not None:
         partial_sums += program.to(tl.int64) * KINDS
@@ -231,15 +242,13 @@ def rows_kernel(
             BACKGROUND, LAST,
         )  # fmt: skip
         some = tl.max(positive.to(tl.int32), 0) > 0
-        z_y = tl.load(
-            logits + samples * stride_row + y * stride_col,
-            mask=valid & (y < COLUMNS), other=0.0,
-        ).to(ACC)  # fmt: skip
+        at_y = logits + samples * stride_row + y * stride_col
         terms = row_terms + samples
 
         # 1. The classification loss a of each row, and s: one read of the logits.
         a, s = zero, zero
         if SOFTMAX:
+            z_y = tl.load(at_y, mask=valid, other=0.0).to(ACC)
             highest, log_total = logsumexp(blocks, table, begin, SHAPE, ACC)
             a = (highest - z_y) + log_total
             s = exp(-a)
@@ -253,7 +262,7 @@ def rows_kernel(
             )  # fmt: skip
 
         # 2. Box loss, scores and weights of the positives.
-        w, r, extra = zero, zero, zero
+        w, r, extra, a_pos = zero, zero, zero, zero
         if some:
             slot = tl.where(positive, y, 0) if WIDTH > 4 else y * 0
             r, _dr, v, _dv, quality = box_terms(
@@ -271,43 +280,39 @@ def rows_kernel(
                     blocks, table, begin, (class_weights, stride_class_weight), y, positive, goal,
                     CLASSIFY, CLASSIFY_PARAMS, True, SHAPE, ACC,
                 )  # fmt: skip
-                s = sigmoid(z_y)
+                s = sigmoid(tl.load(at_y, mask=positive, other=0.0).to(ACC))
             w = weight(s, v, LAM, JOINT, CLASS_SCORE)
             if extras is not None:
                 extra = load_factors(extras, stride_extra, samples, positive, ACC)
                 r += extra
-            beta = load_factors(betas, stride_beta, samples, positive, ACC)
-            r, extra = r * beta, extra * beta
+            w = tl.where(positive, w, 0.0)
+            to_r = w * load_factors(betas, stride_beta, samples, positive, ACC)
+            r, extra = tl.where(positive, to_r * r, 0.0), tl.where(positive, to_r * extra, 0.0)
 
         # 3. The sums.
         if not SOFTMAX:
             tl.store(terms, tl.where(valid, a, 0.0), mask=inside)
-        alpha = load_factors(alphas, stride_alpha, samples, valid, ACC)
-        a = a * alpha
+        if alphas is not None:
+            a = a * load_factors(alphas, stride_alpha, samples, valid, ACC)
         counts = valid.to(ACC)
         if SOFTMAX and class_weights is not None:
             counts = load_factors(class_weights, stride_class_weight, y, valid, ACC)
             a = a * counts
-        numbers = (
-            positive.to(ACC),
-            valid.to(ACC),
-            tl.where(positive, w, 0.0),
-            tl.where(positive, w * a, 0.0),
-            tl.where(valid & (positive == 0), a, 0.0),
-            tl.where(positive, w * r, 0.0),
-            bad.to(ACC),
-        )
+        if some:
+            a_pos = tl.where(positive, w * a, 0.0)
+        a_neg = tl.where(valid & (positive == 0), a, 0.0)
+        numbers = (positive.to(tl.int32), valid.to(tl.int32), w, a_pos, a_neg, r, bad.to(tl.int32))
         if SUMS > 7:
-            numbers = numbers + (tl.where(valid, counts, 0.0), tl.where(positive, w * extra, 0.0))
+            numbers = numbers + (tl.where(valid, counts, 0.0), extra)
         if groups is None:
             sums = add_each(sums, numbers)
         else:
-            add_to_groups(partial_sums, group, valid, bad, numbers, num_groups, SUMS, KINDS)
+            add_to_groups(partial_sums, group, valid, bad, numbers, num_groups, SUMS, KINDS, ACC)
 
     if groups is None:
         total = ()
         for i in tl.static_range(SUMS):
-            total = total + (tl.sum(sums[i], 0),)
+            total = total + (tl.sum(sums[i], 0).to(ACC),)
         out = partial_sums + program * KINDS + tl.arange(0, KINDS)
         tl.store(out, in_order(total, KINDS))
     else:

@@ -135,8 +135,13 @@ def make_backward_plan(batch: Batch, call: Call, dense: bool) -> BackwardPlan:
 
 
 def number_of_programs(rows: int, rows_a_tile: int, groups: int = 1) -> int:
-    """Of a row kernel: by shape alone."""
-    return max(1, min(-(-rows // rows_a_tile), PROGRAMS, MOST_SUMS // groups))
+    """Of the forward kernel, by shape alone: half as many where each would have but few tiles.
+
+    To leave its sums takes a program as long as a tile.
+    """
+    tiles = -(-rows // rows_a_tile)
+    most = PROGRAMS if tiles >= 3 * PROGRAMS else PROGRAMS // 2
+    return max(1, min(tiles, most, MOST_SUMS // groups))
 
 
 def workspace(device: torch.device, stream: int) -> Workspace:
@@ -250,7 +255,7 @@ def plan_backward(
         *by_group(grad_classification), *by_group(grad_regression), *gradients,
         n, call.settings.ignore_index, call.num_groups or 1,
     )  # fmt: skip
-    programs = number_of_programs(n, plan.rows_a_tile)
+    programs = max(1, min(-(-n // plan.rows_a_tile), PROGRAMS))
     launches = [Launch(plan.gradients, programs, arguments, gpu(device) if dense else None)]
     return gradients, launches  # type: ignore[return-value]  # three of them
 
