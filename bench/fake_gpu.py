@@ -99,12 +99,6 @@ def check_types(name: str, types: Iterable[str], values: Sequence[Any]) -> None:
             raise TypeError(f"{name}: got {value!r} for {kind}")
 
 
-def launch_as_on_a_gpu(call: launch.Launch) -> None:
-    """Launch directly what a GPU would be given directly: batches of contiguous tensors."""
-    device = 0 if call.plan.constants.get("DENSE") else None
-    call.plan.launch(call.programs, call.arguments, device)
-
-
 @contextmanager
 def fake_gpu() -> Iterator[Seen]:
     """The loss runs on Triton with CPU tensors, compiles nothing and launches nothing.
@@ -134,8 +128,8 @@ def fake_gpu() -> Iterator[Seen]:
             stack.enter_context(attributes_kept(kernel, ("compile", "CompiledKernel", "ASTSource")))
         replace(triton.JITFunction, "run", run_by_jit)
         replace(launch, "PLANS", {})
-        replace(launch, "workspace_for", lambda device, alone: workspace(device, 0))
-        replace(launch.Launch, "__call__", launch_as_on_a_gpu)
+        replace(launch, "workspace_for", lambda device, alone: workspace(device))
+        replace(launch, "gpu", lambda device: 0)
         replace(ops, "INTERPRETED", True)
         # Only on a CPU are the scalars looked at, which here hold anything.
         replace(ops, "math", SimpleNamespace(isnan=lambda number: False))

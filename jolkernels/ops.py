@@ -122,7 +122,7 @@ def implementation(batch: Batch, settings: Settings) -> Any:
     if HAS_TRITON and (logits.is_cuda or (INTERPRETED and logits.is_cpu)):
         from jolkernels import kernels
 
-        if kernels.available(batch, settings):
+        if kernels.available(settings):
             return kernels
     return cpu
 
@@ -164,20 +164,17 @@ def backward_pass(
     Raises:
         ValueError: a label or group out of range by now, on the CPU.
     """
-    saved, upstream = (
-        (rows.contiguous(), scalars.contiguous()),
-        (grad_classification, grad_regression),
-    )
+    upstream = grad_classification, grad_regression
     chosen = implementation(batch, call.settings)
     if chosen is cpu:
         upstream = filled(upstream, rows, call)
-    return chosen.backward(batch, call, *saved, *upstream, needs)
+    return chosen.backward(batch, call, rows.contiguous(), scalars.contiguous(), *upstream, needs)
 
 
 def run_forward(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     """jolkernels::forward on real tensors."""
     check_call(batch, call)
-    return tuple(forward_pass(batch, call, True))
+    return tuple(forward_pass(batch, call, in_operator=True))
 
 
 def run_backward(

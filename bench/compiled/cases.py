@@ -12,7 +12,7 @@ from bench.loss.cases import RETINANET, Case
 from bench.loss.inputs import Inputs, make_criterion, make_inputs
 from jolkernels.batch import make_batch
 from jolkernels.kernels import launch
-from jolkernels.kernels.finish import BLOCK
+from jolkernels.kernels.finish import TEAM
 from jolkernels.kernels.launch import Launch
 
 CASES = {
@@ -44,7 +44,7 @@ def sizes(case: Case, programs: int) -> list[int]:
     What a program does for its tiles and what 32 do for each other grows with the rows; what the
     last one does for all is the same in both.
     """
-    step = case.rows * BLOCK.value // programs
+    step = case.rows * TEAM.value // programs
     large = step * (1 + -(-SAMPLE // (step * case.columns)))
     return [case.rows] if large >= case.rows else [step, large]
 

@@ -20,7 +20,7 @@ MOST_NARROW = 256
 """Columns; wider rows are tiles of their own."""
 
 
-def available(batch: Batch, settings: Settings) -> bool:
+def available(settings: Settings) -> bool:
     """Whether there are device functions for all choices."""
     score = settings.location_score
     return (

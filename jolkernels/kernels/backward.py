@@ -21,6 +21,7 @@ from jolkernels.kernels.tiles import (
     first_block,
     in_block,
     load_narrow,
+    number_of_tiles,
     over_blocks,
     tile_rows,
     to_block,
@@ -46,14 +47,15 @@ def load_group(scalars, upstream, group, ACC: tl.constexpr):
     """Of each row's group, or of all rows: w_neg, A_neg / P, g_c / Z_cls, g_r / Z_loc, poison."""
     g_cls, stride_cls, g_loc, stride_loc = upstream
     scalars += 5 * group
-    zero = tl.load(scalars) * 0.0
+    w_neg = tl.load(scalars)
+    zero = tl.zeros_like(w_neg)  # not 0 times a number, which may be NaN
     to_cls, to_loc = zero, zero
     if g_cls is not None:
         to_cls = times(tl.load(g_cls + group * stride_cls), tl.load(scalars + 2))
     if g_loc is not None:
         to_loc = times(tl.load(g_loc + group * stride_loc), tl.load(scalars + 3))
     return (
-        tl.load(scalars).to(ACC), tl.load(scalars + 1).to(ACC), to_cls.to(ACC), to_loc.to(ACC),
+        w_neg.to(ACC), tl.load(scalars + 1).to(ACC), to_cls.to(ACC), to_loc.to(ACC),
         tl.load(scalars + 4).to(ACC),
     )  # fmt: skip
 
@@ -69,12 +71,12 @@ def store_box_gradient(out, rows, slot, d, poison, inside, positive, WIDTH: tl.c
         at = out + (rows * 4)[:, None] + cols
         tl.store(at, narrowed(four, out), mask=inside[:, None])
     else:
-        BLOCK: tl.constexpr = 16
-        for start in range(0, WIDTH, BLOCK):
-            cols_of_all = start + tl.arange(0, BLOCK)[None, :]
-            nothing = tl.zeros([d0.shape[0], BLOCK], d0.dtype) + poison[:, None]
+        PART: tl.constexpr = 16
+        for start in range(0, WIDTH, PART):
+            cols_of_all = start + tl.arange(0, PART)[None, :]
+            nothing = tl.zeros([d0.shape[0], PART], d0.dtype) + poison[:, None]
             mask = inside[:, None]
-            if WIDTH % BLOCK != 0:
+            if WIDTH % PART != 0:
                 mask = mask & (cols_of_all < WIDTH)
             at = out + (rows * WIDTH)[:, None] + cols_of_all
             tl.store(at, narrowed(nothing, out), mask=mask)
@@ -132,7 +134,7 @@ def gradients_kernel(
     row_terms, scalars,
     grad_classification, stride_grad_classification, grad_regression, stride_grad_regression,
     grad_logits, grad_boxes, grad_extras,
-    n, ignore, num_groups,
+    n: tl.int64, ignore, num_groups,
     COLUMNS: tl.constexpr, WIDTH: tl.constexpr, BACKGROUND: tl.constexpr, LAST: tl.constexpr,
     SOFTMAX: tl.constexpr, CLASSIFY: tl.constexpr, CLASSIFY_PARAMS: tl.constexpr,
     REGRESS_0: tl.constexpr, REGRESS_1: tl.constexpr, REGRESS_2: tl.constexpr,
@@ -167,7 +169,7 @@ def gradients_kernel(
     if groups is None:
         of_all = load_group(scalars, upstream, 0, ACC)
 
-    for tile in range(tl.program_id(0), tl.cdiv(n, ROWS), tl.num_programs(0)):
+    for tile in range(tl.program_id(0), number_of_tiles(n, ROWS), tl.num_programs(0)):
         first, rows, samples, inside = tile_rows(tile, n, ROWS, DENSE)
         begin = first_block(first, COLUMNS, WIDE)
         table = to_block(logits, first, begin, stride_row, stride_col, COLUMNS, WIDE, DENSE)

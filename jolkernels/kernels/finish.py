@@ -1,9 +1,9 @@
 """From the programs' sums to the loss.
 
-Each program leaves its sums, [KINDS] numbers in the order of jolkernels.cpu.sums. The last program
-of BLOCK to arrive adds those of all BLOCK, and the last of these adds theirs, always in the same
-order and in float64: the same input gives the same bits, whoever comes last. Counters say who does;
-they are 0 before a launch and after it, and nobody waits for another.
+Each program leaves its sums, [KINDS] numbers in the order of jolkernels.cpu.sums. The last of TEAM
+programs to arrive adds the team's, and the last of these adds those of all teams, always in the
+same order and in float64: the same input gives the same bits, whoever comes last. Counters say who
+does; they are 0 before a launch and after it, and nobody waits for another.
 
     w_neg = W / P    L_cls = (A_pos + w_neg A_neg) / Z_cls    L_loc = R / Z_loc
 """
@@ -11,8 +11,10 @@ they are 0 before a launch and after it, and nobody waits for another.
 import triton
 import triton.language as tl
 
-BLOCK = tl.constexpr(64)
+TEAM = tl.constexpr(64)
 """Programs whose sums are added at a time."""
+BAD = tl.constexpr(6)
+"""Where the sums have the rows that are bad."""
 MOST_KINDS = 16
 """Sums of a program at most, rounded up to a power of two."""
 
@@ -35,11 +37,11 @@ def one_sum(sums, INDEX: tl.constexpr):
 
 
 @triton.jit
-def add_rows(table, rows, KINDS: tl.constexpr, MOST: tl.constexpr):
-    """The sum over the rows of a table [rows, KINDS] in float64, MOST at a time."""
+def add_rows(table, rows, KINDS: tl.constexpr):
+    """The sum over the rows of a table [rows, KINDS] in float64, TEAM at a time."""
     total = tl.zeros([KINDS], tl.float64)
-    for start in range(0, rows, MOST):
-        i = start + tl.arange(0, MOST)[:, None]
+    for start in range(0, rows, TEAM):
+        i = start + tl.arange(0, TEAM)[:, None]
         numbers = tl.load(
             table + i * KINDS + tl.arange(0, KINDS)[None, :],
             mask=i < rows, other=0.0, cache_modifier=".cg",
@@ -62,8 +64,8 @@ def arrive(counter, expected):
 def normalizer(value, number, group, counts, positives, ranks, KIND: tl.constexpr):
     """A normaliser of a group in float64.
 
-    By KIND: "tensor", `value` a pointer and its stride; "number"; or by name over `ranks`:
-    "samples", "positives" or "sum".
+    By KIND: "tensor", at `value`, a pointer and its stride; "number", itself; or by name, over
+    `ranks`: "samples", "positives" or "sum".
     """
     if KIND == "samples":
         z = tl.where(counts > 0, counts, 1.0) / ranks
@@ -86,7 +88,7 @@ def store_results(
     """Form a group's results from its sums, `total` over all ranks."""
     classification, regression, negative_weight, num_positives, extra_regression, scalars = results
     positives, samples = one_sum(total, 0), one_sum(total, 1)
-    weights, bad = one_sum(total, 2), one_sum(total, 6)
+    weights, bad = one_sum(total, 2), one_sum(total, BAD)
     a_pos, a_neg, r = one_sum(local, 3), one_sum(local, 4), one_sum(local, 5)
     counts, extra = samples, tl.zeros_like(r)
     if SUMS > 7:
@@ -111,38 +113,41 @@ def store_results(
 
 @triton.jit
 def finish_if_last(
-    partial_sums, block_sums, counters, groups, results,
+    partial_sums, team_sums, counters, groups, results,
     z_cls, z_loc, z_cls_number, z_loc_number, ranks,
     Z_CLS: tl.constexpr, Z_LOC: tl.constexpr, JOINT: tl.constexpr, SUMS: tl.constexpr,
     KINDS: tl.constexpr,
 ):  # fmt: skip
     """Add up and form the results of all groups, in the program that comes last.
 
-    partial_sums: [groups, programs, KINDS]; block_sums: float64 [groups, blocks, KINDS].
+    partial_sums: [groups, programs, KINDS]; team_sums: float64 [groups, teams, KINDS].
     """
     programs = tl.num_programs(0)
-    block, blocks = tl.program_id(0) // BLOCK, tl.cdiv(programs, BLOCK)
-    begin = block * BLOCK
-    size = tl.minimum(programs - begin, BLOCK)
+    team, teams = tl.program_id(0) // TEAM, tl.cdiv(programs, TEAM)
+    begin = team * TEAM
+    size = tl.minimum(programs - begin, TEAM)
     kind = tl.arange(0, KINDS)
-    if arrive(counters + 1 + block, size):
+    if arrive(counters + 1 + team, size):
         for group in range(groups):
-            sums = add_rows(partial_sums + (group * programs + begin) * KINDS, size, KINDS, BLOCK)
-            tl.store(block_sums + (group * blocks + block) * KINDS + kind, sums)
+            sums = add_rows(partial_sums + (group * programs + begin) * KINDS, size, KINDS)
+            tl.store(team_sums + (group * teams + team) * KINDS + kind, sums)
         tl.debug_barrier()  # between the stores of all threads and their loads
-        last = blocks == 1
+        last = teams == 1
         if not last:
-            last = arrive(counters, blocks)
+            last = arrive(counters, teams)
         if last:
             for group in range(groups):
-                sums = add_rows(block_sums + group * blocks * KINDS, blocks, KINDS, BLOCK)
+                sums = add_rows(team_sums + group * teams * KINDS, teams, KINDS)
                 store_results(
                     sums, sums, group, results, z_cls, z_loc, z_cls_number, z_loc_number, ranks,
                     Z_CLS, Z_LOC, JOINT, SUMS,
                 )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["programs", "ranks", "stride_z_cls", "stride_z_loc"])
+@triton.jit(
+    do_not_specialize=["programs", "ranks", "stride_z_cls", "stride_z_loc"],
+    do_not_specialize_on_alignment=["z_cls", "z_loc"],
+)
 def finish_kernel(
     partial_sums, programs, totals,
     classification, regression, negative_weight, num_positives, extra_regression, scalars,
@@ -157,7 +162,7 @@ def finish_kernel(
     without one.
     """
     group = tl.program_id(0).to(tl.int64)
-    local = add_rows(partial_sums + group * programs * KINDS, programs, KINDS, BLOCK)
+    local = add_rows(partial_sums + group * programs * KINDS, programs, KINDS)
     total = local
     if totals is not None:
         total = tl.load(totals + group * KINDS + tl.arange(0, KINDS))

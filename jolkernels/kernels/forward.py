@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from jolkernels.kernels.classification import exp, sigmoid
-from jolkernels.kernels.finish import finish_if_last, in_order
+from jolkernels.kernels.finish import BAD, finish_if_last, in_order
 from jolkernels.kernels.samples import box_terms, goals, load_factors, row_kinds, weight
 from jolkernels.kernels.tiles import (
     LANE,
@@ -22,6 +22,7 @@ from jolkernels.kernels.tiles import (
     in_block,
     load_block,
     load_narrow,
+    number_of_tiles,
     over_blocks,
     over_columns,
     tile_rows,
@@ -35,10 +36,10 @@ STRIDES = [
     "stride_group",
 ]  # fmt: skip
 SIZES = ["n", "ignore", "num_groups", *STRIDES]
-"""Arguments that may change without a new kernel; that is compiled in the midst of training."""
+"""May change without a new kernel, which would be compiled in the middle of training."""
 SELDOM_READ = [
     "labels", "alphas", "betas", "class_targets", "extras", "class_weights", "groups", "row_terms",
-    "scalars",
+    "scalars", "z_cls", "z_loc",
 ]  # fmt: skip
 """Tensors read a number a thread, for which it makes no difference where they begin."""
 
@@ -110,10 +111,10 @@ def logsumexp(blocks, table, begin, SHAPE: tl.constexpr, ACC: tl.constexpr):
         highest = tl.where(highest == -float("inf"), 0.0, highest)
         total = tl.sum(state[1] * exp(state[0] - highest), 0, keep_dims=True)
     else:
-        top = blocks[0]
+        top = blocks[0].to(ACC)
         for i in tl.static_range(1, len(blocks)):
-            top = tl.maximum(top, blocks[i])
-        highest = tl.max(top.to(ACC), 1)
+            top = tl.maximum(top, blocks[i].to(ACC))
+        highest = tl.max(top, 1)
         highest = tl.where(highest == -float("inf"), 0.0, highest)
         sums = exp(blocks[0].to(ACC) - highest[:, None])
         for i in tl.static_range(1, len(blocks)):
@@ -157,7 +158,7 @@ def add_to_groups(
         mine = valid & (group == g)
         added = ()
         for i in tl.static_range(SUMS):
-            if i == 6:
+            if i == BAD:
                 added = added + (wrong.to(ACC),)
             else:
                 added = added + (tl.sum(tl.where(mine, sums[i], 0), 0).to(ACC),)
@@ -182,11 +183,11 @@ def rows_kernel(
     extras, stride_extra,
     class_weights, stride_class_weight,
     groups, stride_group,
-    row_terms, partial_sums, block_sums, counters,
+    row_terms, partial_sums, team_sums, counters,
     classification, regression, negative_weight, num_positives, extra_regression, scalars,
     z_cls, stride_z_cls, z_loc, stride_z_loc,
     z_cls_number: tl.float64, z_loc_number: tl.float64, ranks,
-    n, ignore, num_groups,
+    n: tl.int64, ignore, num_groups,
     COLUMNS: tl.constexpr, WIDTH: tl.constexpr, BACKGROUND: tl.constexpr, LAST: tl.constexpr,
     SOFTMAX: tl.constexpr, CLASSIFY: tl.constexpr, CLASSIFY_PARAMS: tl.constexpr,
     REGRESS_0: tl.constexpr, REGRESS_1: tl.constexpr, REGRESS_2: tl.constexpr,
@@ -229,7 +230,7 @@ def rows_kernel(
             tl.store(partial_sums + g * step + tl.arange(0, KINDS), tl.zeros([KINDS], ACC))
         tl.debug_barrier()
 
-    for tile in range(program, tl.cdiv(n, ROWS), tl.num_programs(0)):
+    for tile in range(program, number_of_tiles(n, ROWS), tl.num_programs(0)):
         first, rows, samples, inside = tile_rows(tile, n, ROWS, DENSE)
         begin = first_block(first, COLUMNS, WIDE)
         table = to_block(logits, first, begin, stride_row, stride_col, COLUMNS, WIDE, DENSE)
@@ -322,7 +323,7 @@ def rows_kernel(
             classification, regression, negative_weight, num_positives, extra_regression, scalars
         )  # fmt: skip
         finish_if_last(
-            partial_sums, block_sums, counters, 1 if groups is None else num_groups, results,
+            partial_sums, team_sums, counters, 1 if groups is None else num_groups, results,
             (z_cls, stride_z_cls), (z_loc, stride_z_loc), z_cls_number, z_loc_number, ranks,
             Z_CLS, Z_LOC, JOINT, SUMS, KINDS,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """A forward and a backward pass as kernel launches: memory, numbers of programs, plans.
 
 Whatever the launches depend on is kept in a plan (jolkernels.kernels.direct), one for each kind of
-batch. Batches with tensors that are not contiguous have plans too, which the JIT launches.
+batch.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -38,7 +38,7 @@ class Launch(NamedTuple):
     programs: int
     arguments: tuple[Any, ...]
     device: int | None
-    """Of the GPU, where it may be launched directly."""
+    """The GPU; None: there is none, and kernels are interpreted."""
 
     def __call__(self) -> None:
         """Launch the kernel on the current device."""
@@ -52,7 +52,7 @@ class Workspace(NamedTuple):
     """int32 zeros, and zeros again after each launch."""
     partial_sums: dict[torch.dtype, Tensor]
     """[programs, sums], by their dtype."""
-    block_sums: Tensor
+    team_sums: Tensor
 
 
 class ForwardPlan(NamedTuple):
@@ -64,7 +64,6 @@ class ForwardPlan(NamedTuple):
     rows_a_tile: int
     sums: int
     """How many a program leaves, rounded up to a power of two."""
-    ranks: int
     dtype: torch.dtype
     """Of the arithmetic."""
 
@@ -91,16 +90,27 @@ def kept(key: tuple[Any, ...], make: Any, *arguments: Any) -> Any:
 
 def kind_of(batch: Batch, call: Call, *others: Any) -> tuple[bool, tuple[Any, ...]]:
     """Whether all tensors are contiguous, and that with all that a kernel is specialised for."""
-    key: list[Any] = [call, *others]
+    settings, z_cls, z_loc, groups = call
+    key: list[Any] = [settings, z_cls, z_loc, (groups or 0) > GROUPS_IN_ONE, *others]
     dense = True
     for t in batch:
         if t is None or isinstance(t, float):
             key.append(type(t))
         else:
             dense = dense and t.is_contiguous()
-            key += t.dtype, t.data_ptr() % 16
-    n, columns = batch.logits.shape
-    key += dense, batch.logits.get_device(), n >= 2**31, columns, batch.box_preds.shape[1]
+            key.append(t.dtype)
+    for t in (
+        batch.logits,
+        batch.box_preds,
+        batch.target_boxes,
+        batch.priors,
+    ):  # read 16 bytes wide
+        key.append(t is None or t.data_ptr() % 16 == 0)
+    if not dense:  # strides beyond 32 bits are other arguments
+        tensors = [t for t in batch if isinstance(t, Tensor)]
+        key += [stride >= 2**31 for t in tensors for stride in t.stride()]
+    logits, boxes = batch[:2]
+    key += dense, logits.get_device(), logits.shape[1], boxes.shape[1]
     return dense, tuple(key)
 
 
@@ -122,7 +132,6 @@ def make_forward_plan(batch: Batch, call: Call, dense: bool) -> ForwardPlan:
         None if in_one else Plan(finish_kernel, finishing | options),
         shared["ROWS"],
         finishing["KINDS"],
-        process_groups.size(settings.sync_group),
         accumulator(batch),
     )
 
@@ -144,27 +153,30 @@ def number_of_programs(rows: int, rows_a_tile: int, groups: int = 1) -> int:
     return max(1, min(tiles, most, MOST_SUMS // groups))
 
 
-def workspace(device: torch.device, stream: int) -> Workspace:
-    """What a forward pass on a stream of a device, one after the other, writes to."""
-    counters, most = 1 - (-PROGRAMS // finish.BLOCK.value), finish.MOST_KINDS
+def workspace(device: torch.device) -> Workspace:
+    """What the forward passes on a stream write to, one after the other."""
+    teams, most = -(-PROGRAMS // finish.TEAM.value), finish.MOST_KINDS
 
     def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     return Workspace(
-        torch.zeros(counters, dtype=torch.int32, device=device),
+        torch.zeros(1 + teams, dtype=torch.int32, device=device),
         {t: empty(PROGRAMS, most, dtype=t) for t in (torch.float32, torch.float64)},
-        empty(counters - 1, most),
+        empty(teams, most),
     )
 
 
-workspace_of_stream = lru_cache(maxsize=64)(workspace)
+@lru_cache(maxsize=64)
+def workspace_of_stream(device: torch.device, stream: int) -> Workspace:
+    """That of a stream of a device."""
+    return workspace(device)
 
 
 def workspace_for(device: torch.device, alone: bool) -> Workspace:
     """That of the current stream; `alone`, and while the stream is captured, one for this call."""
     if device.type != "cuda" or alone or torch.cuda.is_current_stream_capturing():
-        return workspace(device, 0)
+        return workspace(device)
     return workspace_of_stream(device, torch._C._cuda_getCurrentRawStream(device.index))
 
 
@@ -204,23 +216,23 @@ def plan_forward(
         result.new_empty((settings.kept, n)),
         scalars,
     )
-    counters, partial_sums, block_sums = workspace_for(device, alone)
+    counters, partial_sums, team_sums = workspace_for(device, alone)
     sums, totals = partial_sums[plan.dtype], None
     if groups > 1 or settings.sync_group is not None:
         sums = result.new_empty((groups, programs, plan.sums))
-        block_sums = scalars.new_empty((groups, -(-programs // finish.BLOCK.value), plan.sums))
+        team_sums = scalars.new_empty((groups, -(-programs // finish.TEAM.value), plan.sums))
         totals = None if settings.sync_group is None else scalars.new_empty((groups, plan.sums))
     z_cls, z_loc = batch[7:9]
     finishing = (
         *made[:5], made.scalars, *by_group(z_cls), *by_group(z_loc),
         z_cls if isinstance(z_cls, float) else 1.0, z_loc if isinstance(z_loc, float) else 1.0,
-        plan.ranks,
+        process_groups.size(settings.sync_group),
     )  # fmt: skip
     arguments = (
-        *inputs(batch, settings, dense), made.rows, sums, block_sums, counters, *finishing,
+        *inputs(batch, settings, dense), made.rows, sums, team_sums, counters, *finishing,
         n, settings.ignore_index, groups,
     )  # fmt: skip
-    launches = [Launch(plan.rows, programs, arguments, gpu(device) if dense else None)]
+    launches = [Launch(plan.rows, programs, arguments, gpu(device))]
     if plan.finish is not None:
         arguments = sums, programs, totals, *finishing
         launches.append(Launch(plan.finish, groups, arguments, None))
@@ -256,7 +268,7 @@ def plan_backward(
         n, call.settings.ignore_index, call.num_groups or 1,
     )  # fmt: skip
     programs = max(1, min(-(-n // plan.rows_a_tile), PROGRAMS))
-    launches = [Launch(plan.gradients, programs, arguments, gpu(device) if dense else None)]
+    launches = [Launch(plan.gradients, programs, arguments, gpu(device))]
     return gradients, launches  # type: ignore[return-value]  # three of them
 
 

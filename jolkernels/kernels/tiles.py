@@ -16,6 +16,11 @@ LANE = tl.constexpr(8)
 
 
 @triton.jit
+def number_of_tiles(n, ROWS: tl.constexpr):
+    return tl.cdiv(n.to(tl.int64), ROWS).to(tl.int32)  # n + ROWS may not fit in 32 bits
+
+
+@triton.jit
 def tile_rows(tile, n, ROWS: tl.constexpr, DENSE: tl.constexpr):
     """The first row of a tile, its rows counted from there and from 0, and which the batch has.
 
@@ -99,7 +104,8 @@ def over_blocks(
 ):  # fmt: skip
     """state = STEP(state, z, start, begin, given, HANGS_OVER, CHOICES, SHAPE) for each block z.
 
-    HANGS_OVER: some of the block's columns are not within the row. SHAPE: COLUMNS, BLOCK, WIDE.
+    HANGS_OVER: some of the block's columns are not within the row. SHAPE: COLUMNS, BLOCK, WIDE. A
+    STEP ignores what it does not need.
     """
     COLUMNS: tl.constexpr = SHAPE[0]
     BLOCK: tl.constexpr = SHAPE[1]

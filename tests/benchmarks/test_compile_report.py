@@ -20,7 +20,7 @@ from bench.compiled.variants import DTYPES
 from bench.ptx import Line, PtxError, compiled
 from bench.ptx.loss import execute_launch
 from bench.ptx.program import parse
-from jolkernels.kernels.finish import BLOCK
+from jolkernels.kernels.finish import TEAM
 
 KEYS = {"case", "rows", "columns", "dtype", "target", "direction"}
 
@@ -211,7 +211,7 @@ def test_samples_are_parts_of_the_case(name):
     for full, part in zip(whole, parts, strict=True):
         assert compiled(part) is compiled(full)
         assert part.programs / full.programs == pytest.approx(few[0] / case.rows, rel=0.02)
-    assert parts[0].programs == BLOCK.value
+    assert parts[0].programs == TEAM.value
 
 
 def test_what_is_done_once_is_not_scaled(monkeypatch):

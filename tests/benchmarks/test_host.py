@@ -1,4 +1,4 @@
-"""What a call costs the host: the counters count, nothing stays replaced, and what is too much."""
+"""What a call costs the host: the counters count, nothing stays replaced."""
 
 import json
 import time
@@ -38,14 +38,14 @@ def test_all_but_the_first_launches_are_direct():
     assert seen.launched == dict.fromkeys(OURS, 3) and seen.by_jit == dict.fromkeys(OURS, 1)
 
 
-def test_batches_with_gaps_are_launched_by_the_jit():
+def test_batches_with_gaps_are_launched_directly_too():
     with fake_gpu() as seen:
         step = host.Step(host.TIMED, 64)
         labels = step.arguments["labels"]
         step.arguments["labels"] = labels.repeat_interleave(2)[::2]
         for _ in range(3):
             step.both()
-    assert seen.launched == seen.by_jit == dict.fromkeys(OURS, 3)
+    assert seen.launched == dict.fromkeys(OURS, 3) and seen.by_jit == dict.fromkeys(OURS, 1)
 
 
 def test_arguments_that_a_launcher_would_not_take_are_seen(monkeypatch):

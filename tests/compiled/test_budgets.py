@@ -4,8 +4,9 @@ By `python -m bench compile` for sm_90, of Triton 3.9. Who makes a kernel cheape
 figures here: `pytest -s tests/compiled/test_budgets.py -k cost` prints the table.
 """
 
+from importlib.metadata import version
+
 import pytest
-import triton
 from cases import INTERPRETED
 
 pytest.importorskip("triton")
@@ -17,7 +18,7 @@ from bench.compiled.cases import CASES
 
 pytestmark = [
     pytest.mark.compiled,
-    pytest.mark.skipif(not triton.__version__.startswith("3.9."), reason="figures of Triton 3.9"),
+    pytest.mark.skipif(not version("triton").startswith("3.9."), reason="figures of Triton 3.9"),
 ]
 SLACK = 0.05
 

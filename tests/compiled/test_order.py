@@ -11,11 +11,11 @@ if INTERPRETED:
 
 from bench.ptx import compiled_kernels, in_all_orders
 from jolkernels.kernels import launch
-from jolkernels.kernels.finish import BLOCK
+from jolkernels.kernels.finish import TEAM
 
 pytestmark = pytest.mark.compiled
 
-PROGRAMS = BLOCK.value + 6
+PROGRAMS = TEAM.value + 6
 """Two blocks of programs, of which one is last."""
 ONE_BY_ONE = [{"order": order, "parts": PROGRAMS} for order in ("reverse", 1)]
 TOGETHER = [{"order": order, "parts": parts} for order, parts in (("forward", 1), (2, 1), (3, 7))]

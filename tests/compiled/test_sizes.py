@@ -9,7 +9,8 @@ pytest.importorskip("triton")
 if INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
 
-from small_kernels import far_apart
+import small_kernels as kernels
+from small_kernels import far_apart, launch
 
 from bench.ptx import run
 from bench.ptx.runs import named_arguments
@@ -34,6 +35,13 @@ def head(name: str, **given) -> tuple[JointOptimizationLoss, dict]:
     kind = coding if isinstance(coding, str) else "delta"
     made = {"dtype": torch.float32, "class_specific": name == "rcnn"} | given
     return criterion, random_batch((classification, background), kind, **made)
+
+
+@pytest.mark.parametrize("n", [0, 1, 32, 33, 2**31 - 1, 2**31, 2**32 + 5])
+def test_tiles_of_any_number_of_rows(n: int) -> None:
+    out = torch.empty(1, dtype=torch.int32)
+    run(launch(kernels.count_tiles, 1, out, n, warps=1, ROWS=32), ["out"])
+    assert int(out) == -(-n // 32)
 
 
 @pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 1000])

@@ -13,12 +13,18 @@ from bench.ptx.decode import Code
 from bench.ptx.program import parse
 from jolkernels.kernels.direct import Plan
 from jolkernels.kernels.launch import Launch
+from jolkernels.kernels.tiles import number_of_tiles
 
 
 @triton.jit
 def copy(x, out, n, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + i, tl.load(x + i, mask=i < n), mask=i < n)
+
+
+@triton.jit(do_not_specialize=["n"])
+def count_tiles(out, n: tl.int64, ROWS: tl.constexpr):
+    tl.store(out, number_of_tiles(n, ROWS))
 
 
 @triton.jit

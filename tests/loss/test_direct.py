@@ -176,38 +176,60 @@ def changed(name):
         norm = "positives"
     elif name == "settings":
         settings = JointOptimizationLoss("cross_entropy", coding="delta", lam=3).settings
-    elif name == "integers":
-        batch["labels"] = batch["labels"].to("meta")[:1].expand(2**31)
-        fields, call = make_batch(settings, **changed_rows(2**31, columns))
-        return fields, call
     return make_batch(settings, **batch, classification_normalizer=norm)
 
 
-def changed_rows(n, columns):
-    """Tensors without memory for as many rows as need 64 bits."""
-    meta = {"device": "meta"}
-    boxes = torch.empty(n, 4, **meta)
-    return {
-        "logits": torch.empty(n, columns, **meta),
-        "box_preds": boxes,
-        "labels": torch.empty(n, dtype=torch.int64, **meta),
-        "target_boxes": boxes,
-        "priors": boxes,
-    }
-
-
 KINDS = ["dtype", "alignment", "strides", "columns", "slots", "an input", "a number",
-         "a number's dtype", "a name", "settings", "integers"]  # fmt: skip
+         "a number's dtype", "a name", "settings"]  # fmt: skip
 
 
 def test_whatever_makes_another_kernel_makes_another_plan():
     keys = [launch.kind_of(*changed(name))[1] for name in (None, *KINDS)]
     assert len(set(keys)) == len(keys)
     assert keys[0] == launch.kind_of(*changed(None))[1]
+
+
+def test_whatever_makes_no_other_kernel_makes_no_other_plan():
     batch, call = changed(None)
+    key = launch.kind_of(batch, call)[1]
     more = batch._replace(**{n: torch.cat([t, t]) for n, t in batch._asdict().items()
                              if isinstance(t, torch.Tensor) and t.ndim})  # fmt: skip
-    assert launch.kind_of(more, call)[1] == keys[0]  # as many rows as you like
+    assert launch.kind_of(more, call)[1] == key  # as many rows as you like
+    moved = torch.zeros(25, dtype=torch.int64)[1:]
+    assert launch.kind_of(batch._replace(labels=moved), call)[1] == key  # read one by one
+    groups = torch.zeros(24, dtype=torch.int64)
+    keys = [launch.kind_of(batch._replace(groups=groups), call._replace(num_groups=g))[1]
+            for g in (1, 2, launch.GROUPS_IN_ONE, launch.GROUPS_IN_ONE + 1)]  # fmt: skip
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+
+
+def test_strides_beyond_32_bits_make_another_plan():
+    batch, call = changed("strides")
+    memory = torch.empty(1, device="meta").expand(2**34)
+    far = batch._replace(target_boxes=memory.as_strided((24, 4), (2**31, 1)))
+    near = batch._replace(target_boxes=memory.as_strided((24, 4), (2**31 - 1, 1)))
+    assert launch.kind_of(far, call)[1] != launch.kind_of(near, call)[1]
+
+
+def test_devices_have_plans_of_their_own(monkeypatch):
+    batch, call = changed(None)
+    keys = set()
+    for device in (0, 1):
+        monkeypatch.setattr(torch.Tensor, "get_device", lambda self, d=device: d)
+        keys.add(launch.kind_of(batch, call)[1])
+    assert len(keys) == 2
+
+
+def test_a_group_of_ranks_is_asked_its_size_at_each_call(monkeypatch):
+    """Names of groups come again, after destroy_process_group, for groups of another size."""
+    batch, call = changed(None)
+    found = []
+    for size in (1, 4):
+        monkeypatch.setattr(launch.process_groups, "size", lambda group, n=size: n)
+        (rows, *_), _ = launch.plan_forward(batch, call)[1:]
+        names = [p.name for p in rows.plan.kernel.params if not p.is_constexpr]
+        found.append(dict(zip(names, rows.arguments, strict=True))["ranks"])
+    assert found == [1, 4]
 
 
 def test_plans_are_bounded(monkeypatch):
