@@ -9,6 +9,8 @@ from jolkernels import ops
 from jolkernels.batch import Batch
 from jolkernels.settings import Call
 
+DIFFERENTIABLE = ("logits", "box_preds", "extra_regression")
+
 
 def joint_optimization(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     """The fields of a JointLoss, 0-dim each or [G].
@@ -34,16 +36,15 @@ def joint_optimization(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     )
 
 
-DIFFERENTIABLE = ("logits", "box_preds", "extra_regression")
 Z_CLS, Z_LOC = map(Batch._fields.index, ("classification_normalizer", "regression_normalizer"))
 
 
 class JointOptimizationFunction(torch.autograd.Function):
     """The operators of jolkernels.ops as a differentiable function.
 
-    The batch has the three tensors too that gradients are for; within a tuple autograd takes no
-    time for the constants. Keeps the inputs, the rows' terms (Settings.kept numbers each) and the
-    scalars, which have the normalisers in them.
+    apply(logits, box_preds, extra_regression, batch, call): the batch has these three too; of its
+    constants autograd sees nothing, which would take time. Keeps the inputs, the rows' terms
+    (Settings.kept numbers each) and the scalars, which have the normalisers in them.
     """
 
     @staticmethod

@@ -95,15 +95,16 @@ def store_gradients(
     out, class_weights, valid, inside, scale, poison, y, highest, log_total, goal = given
     SOFTMAX: tl.constexpr = CHOICES[0]
     CLASSIFY: tl.constexpr = CHOICES[1]
+    PARAMS: tl.constexpr = CHOICES[2]
     COLUMNS: tl.constexpr = SHAPE[0]
-    at = in_block(start, SHAPE[1], SHAPE[2])
+    at = in_block(start, SHAPE)
     cols = begin + at
     z = z.to(scale.dtype)
     if SOFTMAX:
         p = exp((z - highest[:, None]) - log_total[:, None])
         d = p - (cols == y[:, None]).to(p.dtype)
     else:
-        _loss, d = CLASSIFY(z, tl.full(z.shape, False, tl.int1), goal, CHOICES[2])
+        _loss, d = CLASSIFY(z, tl.full(z.shape, False, tl.int1), goal, PARAMS)
         if class_weights[0] is not None:
             within = (cols >= 0) & (cols < COLUMNS)
             d *= load_factors(class_weights[0], class_weights[1], cols, within, d.dtype)

@@ -54,7 +54,7 @@ def reciprocal(d):
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for 0 <= x <= 1; in float32 by a polynomial within 3e-8 of it, relative."""
+    """log(1 + x) for 0 <= x <= 1; in float32 by a polynomial, off by 2.3 ulp at most."""
     if x.dtype == tl.float32:
         q = 0.00523269 * x - 0.02950524
         q = (0.07822597 + x * q) * x - 0.13663248

@@ -52,15 +52,17 @@ def add_losses(
     """`total` and a block's sigmoid losses; not LABELED: as if no column were true."""
     class_weights, y, positive, goal = given
     CLASSIFY: tl.constexpr = CHOICES[0]
+    PARAMS: tl.constexpr = CHOICES[1]
     LABELED: tl.constexpr = CHOICES[2]
-    cols = begin + in_block(start, SHAPE[1], SHAPE[2])
+    COLUMNS: tl.constexpr = SHAPE[0]
+    cols = begin + in_block(start, SHAPE)
     z = z.to(total.dtype)
     if LABELED:
         is_true = positive[:, None] & (cols == y[:, None])
     else:
         is_true = tl.full(z.shape, False, tl.int1)
-    loss, _d = CLASSIFY(z, is_true, goal, CHOICES[1])
-    inside = (cols >= 0) & (cols < SHAPE[0])
+    loss, _d = CLASSIFY(z, is_true, goal, PARAMS)
+    inside = (cols >= 0) & (cols < COLUMNS)
     if class_weights[0] is not None:
         loss *= load_factors(class_weights[0], class_weights[1], cols, inside, total.dtype)
     if HANGS_OVER:
@@ -75,16 +77,19 @@ def sigmoid_losses(
 ):  # fmt: skip
     """The classification losses of a tile's rows; not LABELED: as if all were negative."""
     given = (class_weights, y, positive, goal)
-    total = tl.zeros((y[:, None] + in_block(0, SHAPE[1], SHAPE[2])).shape, ACC)
+    COLUMNS: tl.constexpr = SHAPE[0]
+    BLOCK: tl.constexpr = SHAPE[1]
+    WIDE: tl.constexpr = SHAPE[2]
+    total = tl.zeros((y[:, None] + in_block(0, SHAPE)).shape, ACC)
     CHOICES: tl.constexpr = (CLASSIFY, PARAMS, LABELED)
     if LABELED:  # in a dense head seldom: a loop, not unrolled
-        HANGS_OVER: tl.constexpr = SHAPE[2] or SHAPE[0] % SHAPE[1] != 0
-        for start in range(0, SHAPE[0] - begin, SHAPE[1]):
+        HANGS_OVER: tl.constexpr = WIDE or COLUMNS % BLOCK != 0
+        for start in range(0, COLUMNS - begin, BLOCK):
             z = load_block(table, start, begin, HANGS_OVER, SHAPE)
             total = add_losses(total, z, start, begin, given, HANGS_OVER, CHOICES, SHAPE)
     else:
         total = over_blocks(add_losses, total, blocks, table, begin, given, CHOICES, SHAPE)
-    return over_columns(total, SHAPE[2])
+    return over_columns(total, WIDE)
 
 
 @triton.jit
@@ -290,7 +295,7 @@ def rows_kernel(
             to_r = w * load_factors(betas, stride_beta, samples, positive, ACC)
             r, extra = tl.where(positive, to_r * r, 0.0), tl.where(positive, to_r * extra, 0.0)
 
-        # 3. The sums.
+        # 3. The sums. The backward reads positives' losses; the others make the output repeatable.
         if not SOFTMAX:
             tl.store(terms, tl.where(valid, a, 0.0), mask=inside)
         if alphas is not None:

@@ -216,11 +216,13 @@ def plan_forward(
         result.new_empty((settings.kept, n)),
         scalars,
     )
-    counters, partial_sums, team_sums = workspace_for(device, alone)
+    counters, partial_sums, of_teams = workspace_for(device, alone)
     sums, totals = partial_sums[plan.dtype], None
+    team_sums: Tensor | None = of_teams
     if groups > 1 or settings.sync_group is not None:
         sums = result.new_empty((groups, programs, plan.sums))
-        team_sums = scalars.new_empty((groups, -(-programs // finish.TEAM.value), plan.sums))
+        teams = -(-programs // finish.TEAM.value)
+        team_sums = None if plan.finish else scalars.new_empty((groups, teams, plan.sums))
         totals = None if settings.sync_group is None else scalars.new_empty((groups, plan.sums))
     z_cls, z_loc = batch[7:9]
     finishing = (

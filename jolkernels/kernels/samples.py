@@ -14,7 +14,7 @@ def row_kinds(
     labels, stride_label, groups, stride_group, num_groups, rows, inside, ignore,
     BACKGROUND: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Which rows are valid, positive or bad, and labels and groups that are safe as indices."""
+    """valid, positive, bad, and label y and group of rows, safe as indices: 0 where not valid."""
     label = tl.load(labels + rows * stride_label)
     counted = inside & (label != ignore)
     bad = counted & ((label < 0) | (label > LAST))
@@ -113,10 +113,10 @@ def box_terms(
     use. Reads boxes, targets and priors of positive rows only.
     """
     b = load_four(boxes, rows, 4 * slot, positive, DENSE, ACC)
-    c = load_four(targets, rows, 0 * slot, positive, DENSE, ACC)
+    c = load_four(targets, rows, 0, positive, DENSE, ACC)
     p = c
     if priors[0] is not None:
-        p = load_four(priors, rows, 0 * slot, positive, DENSE, ACC)
+        p = load_four(priors, rows, 0, positive, DENSE, ACC)
     t = c
     if CODED_TARGETS:
         t = DECODE(c, p, CODING_PARAMS)

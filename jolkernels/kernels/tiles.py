@@ -6,7 +6,8 @@ narrow: ROWS rows; a block is [ROWS, BLOCK] of their numbers;
 wide: one row; a block is BLOCK numbers of it as [BLOCK / LANE, LANE]. Blocks begin where 16 bytes
 do in a contiguous tensor, up to LANE - 1 numbers before the row.
 
-Offsets of logits within a tile are 32-bit where tensors are contiguous (DENSE), others 64-bit.
+A SHAPE is (COLUMNS, BLOCK, WIDE). Offsets of logits within a tile are 32-bit where tensors are
+contiguous (DENSE), others 64-bit.
 """
 
 import triton
@@ -62,8 +63,10 @@ def to_block(
 
 
 @triton.jit
-def in_block(start, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+def in_block(start, SHAPE: tl.constexpr):
     """Where a block's numbers lie in their rows, counted from the tile's first block."""
+    BLOCK: tl.constexpr = SHAPE[1]
+    WIDE: tl.constexpr = SHAPE[2]
     if WIDE:
         at = (tl.arange(0, BLOCK // LANE) * LANE)[:, None] + tl.arange(0, LANE)[None, :]
     else:
@@ -78,7 +81,7 @@ def load_block(table, start, begin, HANGS_OVER: tl.constexpr, SHAPE: tl.constexp
     table: pointers [ROWS, 1] to the tile's first block, and the stride of columns.
     """
     COLUMNS: tl.constexpr = SHAPE[0]
-    at = in_block(start, SHAPE[1], SHAPE[2])
+    at = in_block(start, SHAPE)
     if HANGS_OVER:
         cols = begin + at
         inside = (cols >= 0) & (cols < COLUMNS)
@@ -91,9 +94,11 @@ def load_block(table, start, begin, HANGS_OVER: tl.constexpr, SHAPE: tl.constexp
 @triton.jit
 def load_narrow(table, SHAPE: tl.constexpr):
     """All blocks of a narrow tile, as a tuple: no load waits for the numbers of another."""
+    COLUMNS: tl.constexpr = SHAPE[0]
+    BLOCK: tl.constexpr = SHAPE[1]
     blocks = ()
-    for start in tl.static_range(0, SHAPE[0], SHAPE[1]):
-        blocks = blocks + (load_block(table, start, 0, start + SHAPE[1] > SHAPE[0], SHAPE),)
+    for start in tl.static_range(0, COLUMNS, BLOCK):
+        blocks = blocks + (load_block(table, start, 0, start + BLOCK > COLUMNS, SHAPE),)
     return blocks
 
 
@@ -109,7 +114,8 @@ def over_blocks(
     """
     COLUMNS: tl.constexpr = SHAPE[0]
     BLOCK: tl.constexpr = SHAPE[1]
-    if SHAPE[2]:
+    WIDE: tl.constexpr = SHAPE[2]
+    if WIDE:
         whole = tl.maximum(COLUMNS - begin - BLOCK, 0) // BLOCK
         z = load_block(table, 0, begin, True, SHAPE)
         state = STEP(state, z, 0, begin, given, True, CHOICES, SHAPE)
