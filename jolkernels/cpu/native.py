@@ -24,14 +24,13 @@ import torch
 from torch import Tensor
 
 from jolkernels.batch import Batch, Forward, check_labels
-from jolkernels.cpu.rows_call import RowsCall, describe, template
+from jolkernels.cpu.rows_call import RowsCall, chunk_rows, describe, template
 from jolkernels.cpu.sums import Sums, finish
 from jolkernels.settings import Call, Settings
 
 FOLDER = Path(__file__).parent
 VARIANTS = {"AVX512": ("rows_avx512", "rows_avx2", "rows"), "AVX2": ("rows_avx2", "rows")}
 """What runs on a processor by what PyTorch calls it, the fastest first."""
-CHUNK = 4096  # as in rows.c; sums are added chunk by chunk: the bits do not depend on the threads
 SERIAL = 32768  # elements of logits below which threads cost more than they save
 SECTION_HEADERS = slice(40, 48), slice(58, 60), slice(60, 62)  # offset, size, number; in 64 bits
 LARGE = 2**20  # elements of logits from which a missing library is worth a warning
@@ -123,7 +122,7 @@ def run(function: str, c: RowsCall, dtype: torch.dtype) -> None:
     `c.alive` holds all that the pass reads and writes: after an interrupt a thread may still do so.
     """
     passes, call = getattr(library(), function + SUFFIXES[dtype]), ctypes.byref(c)
-    helpers = -(-c.count // CHUNK) - 1
+    helpers = -(-c.count // c.chunk) - 1
     if helpers > 0:
         pays = c.count * c.columns >= SERIAL
         helpers = min(helpers, torch.get_num_threads() - 1) if pays else 0
@@ -142,7 +141,8 @@ def forward(batch: Batch, call: Call) -> Forward:
     """As jolkernels.cpu.tensors.forward."""
     logits, each = batch.logits, len(Sums._fields)
     n = logits.shape[0]
-    chunks, numbers = max(1, -(-n // CHUNK)), (call.num_groups or 1) * each
+    chunk = chunk_rows(logits.shape[1], call.num_groups)
+    chunks, numbers = max(1, -(-n // chunk)), (call.num_groups or 1) * each
     rows = logits.new_empty(call.settings.kept, n)  # torch.empty takes twice as long
     sums = (ctypes.c_double * (chunks * numbers))()
     c = describe(batch, call, rows)

@@ -31,7 +31,6 @@ enum { NO_SCORE, IOU_SCORE, GIOU_SCORE, NWD_SCORE, SIMD_SCORE, DOTD_SCORE };
 enum { P, N, W, A_POS, A_NEG, R, BAD, COUNTS, EXTRA, SUMS }; /* as Sums of sums.py */
 enum { W_NEG, MEAN_NEG, G_CLS, G_LOC, SCALARS }; /* the last two: upstream over normalisers */
 enum { TERMS = 4 }; /* MOST_TERMS of registry.py */
-enum { CHUNK = 4096 }; /* rows a thread takes at a time; their sums do not depend on the threads */
 enum { TILE = 2048 };  /* logits whose exp is taken in one loop */
 
 const uint64_t jolkernels_source = SOURCE; /* of which files: native.py takes no other */
@@ -58,7 +57,8 @@ struct call {
     double code_weights[4], clip, low_clip; /* of the coding */
     double score_a, score_b;
     struct term term[TERMS];
-    int64_t count, next;   /* rows, and the first chunk that no thread has taken */
+    int64_t count, chunk;  /* rows, and how many a thread takes at a time */
+    int64_t next;          /* the first chunk that no thread has taken */
     int64_t bad;           /* backward: labels and groups out of range */
     double *sums;          /* forward: SUMS numbers a chunk and group */
     const double *scalars; /* backward: SCALARS numbers a group */
@@ -67,8 +67,8 @@ struct call {
 /* Take the next chunk of rows: its number, or -1 when there are none left. */
 static int64_t take(struct call *c, int64_t *first, int64_t *end) {
     int64_t chunk = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED);
-    *first = chunk * CHUNK;
-    *end = *first + CHUNK < c->count ? *first + CHUNK : c->count;
+    *first = chunk * c->chunk;
+    *end = *first + c->chunk < c->count ? *first + c->chunk : c->count;
     return *first < c->count ? chunk : -1;
 }
 

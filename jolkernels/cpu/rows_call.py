@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -40,7 +41,7 @@ INTEGERS = ("logits_row", "boxes_row", "boxes_col", "labels_row", "targets_row",
             "on_corners")  # fmt: skip
 NUMBERS = ("lam", "wrong_factor", "gamma", "alpha", "weight_0", "weight_1", "weight_2", "weight_3",
            "clip", "low_clip", "score_a", "score_b")  # fmt: skip
-PROGRESS = ("count", "next", "bad")
+PROGRESS = ("count", "chunk", "next", "bad")
 
 
 class Term(ctypes.Structure):
@@ -154,6 +155,17 @@ def describe_coding(c: RowsCall, choice: spec.Coding) -> None:
         c.weight_0, c.weight_1 = choice.pixels
 
 
+@lru_cache
+def chunk_rows(columns: int, num_groups: int | None) -> int:
+    """Rows that a thread takes at a time; sums are added chunk by chunk.
+
+    2^18 logits at most, but with groups, each of which has sums in every chunk. By shape alone:
+    the bits do not depend on the threads.
+    """
+    most = 2**12
+    return most if num_groups else min(most, 2 ** max(0, int(math.log2(2**18 / columns))))
+
+
 def describe(batch: Batch, call: Call, rows: Tensor) -> RowsCall:
     """What rows.c needs to know of a call; `batch` and `rows` must stay alive.
 
@@ -165,7 +177,7 @@ def describe(batch: Batch, call: Call, rows: Tensor) -> RowsCall:
     known = template(settings, columns, box_columns)
     assert known is not None  # or this would not be available
     c = RowsCall.from_buffer_copy(known)
-    c.count = n
+    c.count, c.chunk = n, chunk_rows(columns, call.num_groups)
     c.logits, (c.logits_row, _) = memory("logits", batch.logits, n, columns, size)
     c.boxes, (c.boxes_row, c.boxes_col) = memory("box_preds", batch.box_preds, n, box_columns, size)
     c.labels, (c.labels_row,) = memory("labels", batch.labels, n, 1, 8)

@@ -202,7 +202,7 @@ def gradients_kernel(
 
         # 1. The positives: weights, boxes, and the true column of a sigmoid loss.
         d, to_r, d_true = (zero, zero, zero, zero), zero, zero
-        slot = tl.where(positive, y, 0) if WIDTH > 4 else y * 0
+        slot = tl.where(positive, y, 0) if WIDTH > 4 else 0
         if some:
             row = logits + samples * stride_row
             z_y = tl.load(row + y * stride_col, mask=positive, other=0.0).to(ACC)

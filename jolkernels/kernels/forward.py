@@ -113,14 +113,12 @@ def logsumexp(blocks, table, begin, SHAPE: tl.constexpr, ACC: tl.constexpr):
         state = (tl.full([THREADS], -float("inf"), ACC), tl.zeros([THREADS], ACC))
         state = over_blocks(add_exponentials, state, blocks, table, begin, (), (), SHAPE)
         highest = tl.max(state[0], 0, keep_dims=True)
-        highest = tl.where(highest == -float("inf"), 0.0, highest)
         total = tl.sum(state[1] * exp(state[0] - highest), 0, keep_dims=True)
     else:
         top = blocks[0].to(ACC)
         for i in tl.static_range(1, len(blocks)):
             top = tl.maximum(top, blocks[i].to(ACC))
         highest = tl.max(top, 1)
-        highest = tl.where(highest == -float("inf"), 0.0, highest)
         sums = exp(blocks[0].to(ACC) - highest[:, None])
         for i in tl.static_range(1, len(blocks)):
             sums += exp(blocks[i].to(ACC) - highest[:, None])
@@ -270,7 +268,7 @@ def rows_kernel(
         # 2. Box loss, scores and weights of the positives.
         w, r, extra, a_pos = zero, zero, zero, zero
         if some:
-            slot = tl.where(positive, y, 0) if WIDTH > 4 else y * 0
+            slot = tl.where(positive, y, 0) if WIDTH > 4 else 0
             r, _dr, v, _dv, quality = box_terms(
                 (boxes, stride_box_row, stride_box_col),
                 (targets, stride_target_row, stride_target_col),
@@ -309,7 +307,7 @@ def rows_kernel(
         a_neg = tl.where(valid & (positive == 0), a, 0.0)
         numbers = (positive.to(tl.int32), valid.to(tl.int32), w, a_pos, a_neg, r, bad.to(tl.int32))
         if SUMS > 7:
-            numbers = numbers + (tl.where(valid, counts, 0.0), extra)
+            numbers = numbers + (counts, extra)
         if groups is None:
             sums = add_each(sums, numbers)
         else:

@@ -51,7 +51,7 @@ def test_rows(name: str, n: int) -> None:
     assert_exact(criterion, batch)
 
 
-@pytest.mark.parametrize("columns", [1, 2, 8, 9, 80, 81, 91, 1204])
+@pytest.mark.parametrize("columns", [1, 2, 8, 9, 80, 81, 91, 511, 1204])
 @pytest.mark.parametrize("name", ["rcnn", "focal"])
 def test_columns(name: str, columns: int) -> None:
     softmax = name == "rcnn"

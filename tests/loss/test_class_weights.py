@@ -27,12 +27,13 @@ def test_ones_change_nothing(head):
     torch.testing.assert_close(gradients(b, batch), gradients(a, batch), rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("scale", [1, 1e-3])
 @pytest.mark.parametrize("background", ["last", "first"])
 @pytest.mark.parametrize("weighting", ["joint", "none"])
-def test_with_cross_entropy_they_are_weights_of_rows(background, weighting):
-    """And "samples" is their sum, for the classification loss alone."""
+def test_with_cross_entropy_they_are_weights_of_rows(background, weighting, scale):
+    """And "samples" is their sum, below 1 too, for the classification loss alone."""
     batch = random_batch(("cross_entropy", background))
-    weights, labels = factors(6), batch["labels"]
+    weights, labels = scale * factors(6), batch["labels"]
     valid = labels != -100
     of_rows = torch.where(valid, weights[labels.clamp(min=0)], 1)
     by_rows = batch | {

@@ -101,6 +101,17 @@ def test_who_watches_sees_every_launch(watching, monkeypatch):
     assert len(kernel.jit) == 3 and len(kernel.ran) == 1
 
 
+def test_a_first_launch_that_is_watched_is_not_kept(monkeypatch):
+    """What the JIT compiled for instrumentation or debugging must not run without them."""
+    kernel = Kernel()
+    plan, arguments = direct.Plan(kernel, dict(CONSTANTS)), (torch.zeros(4), 1, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(triton.knobs.runtime, "debug", True)
+        plan.launch(1, arguments, 0)
+    plan.launch(1, arguments, 0)
+    assert len(kernel.jit) == 2 and not kernel.ran
+
+
 @pytest.mark.parametrize("version", ["3.5.1", "3.10.0", "4.0.0"])
 def test_a_triton_that_nobody_has_looked_at_launches_by_itself(version, monkeypatch):
     monkeypatch.setattr(triton, "__version__", version)
@@ -187,6 +198,30 @@ def test_whatever_makes_another_kernel_makes_another_plan():
     keys = [launch.kind_of(*changed(name))[1] for name in (None, *KINDS)]
     assert len(set(keys)) == len(keys)
     assert keys[0] == launch.kind_of(*changed(None))[1]
+
+
+def test_a_backward_has_a_plan_for_what_it_needs_and_is_given(monkeypatch):
+    batch, call = changed(None)
+    keys = []
+    monkeypatch.setattr(launch, "kept", lambda key, *_: keys.append(key) or STOP)
+    saved = torch.zeros(2, 24), torch.zeros(5, dtype=torch.float64)
+    one, half = torch.ones(()), torch.ones((), dtype=torch.float16)
+    for g_cls, g_loc, needs in (
+        (one, one, (True, True, False)),
+        (one, one, (True, False, False)),
+        (one, one, (False, True, False)),
+        (one, half, (True, True, False)),
+        (half, one, (True, True, False)),
+        (one, None, (True, True, False)),
+        (None, one, (True, True, False)),
+    ):
+        with pytest.raises(AttributeError):
+            launch.plan_backward(batch, call, *saved, g_cls, g_loc, needs)
+    assert len(set(keys)) == len(keys) == 7
+
+
+STOP = object()
+"""No plan: who asks it for anything fails."""
 
 
 def test_whatever_makes_no_other_kernel_makes_no_other_plan():

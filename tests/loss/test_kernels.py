@@ -5,7 +5,7 @@ What the loss computes with them is in the tests that every implementation passe
 
 import pytest
 import torch
-from cases import INTERPRETED, boxes, gradients
+from cases import INTERPRETED, boxes, gradients, random_batch
 from inputs import FURTHER, everything, leaves, results
 from torch import Tensor
 
@@ -255,6 +255,31 @@ def test_a_bad_group_poisons_everything(value, label):
     assert all(g.isnan().all() for g in backward(given[0]))
     with pytest.raises(ValueError, match=f"groups: got {value} at index"):
         criterion(**batch)
+
+
+def test_a_bad_label_poisons_groups_without_rows_too():
+    criterion, batch = everything()
+    batch["groups"][:], batch["num_groups"] = 1, 4
+    batch["labels"][3] = 77
+    for name in ("classification_normalizer", "regression_normalizer"):
+        batch[name] = "positives"
+    forward, _ = run(*make_batch(criterion.settings, **batch))
+    assert forward.classification.isnan().all() and forward.regression.isnan().all()
+
+
+@pytest.mark.parametrize("constant", [{"detach_weights": True}, {"weighting": "none"}])
+def test_weights_without_gradient_spread_no_nan(constant):
+    """A positive's NaN box reaches its logits through its weight alone."""
+    batch = random_batch(("focal", "last"), "delta", n=40)
+    row = int((batch["labels"] == 1).nonzero()[0])
+    batch["box_preds"].data[row] = torch.nan
+    criterion = JointOptimizationLoss("focal", coding="delta", location_score=None, **constant)
+    got = gradients(criterion(**batch), batch)
+    wanted = gradients(
+        reference.joint_optimization_loss(*make_batch(criterion.settings, **batch)), batch
+    )
+    torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-12, equal_nan=True)
+    assert got[0][row].isfinite().all()
 
 
 def test_a_group_that_goes_bad_between_the_passes_poisons_its_row():
