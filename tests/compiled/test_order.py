@@ -16,7 +16,7 @@ from jolkernels.kernels.finish import TEAM
 pytestmark = pytest.mark.compiled
 
 PROGRAMS = TEAM.value + 6
-"""Two blocks of programs, of which one is last."""
+"""Two teams of programs, of which one is last."""
 ONE_BY_ONE = [{"order": order, "parts": PROGRAMS} for order in ("reverse", 1)]
 TOGETHER = [{"order": order, "parts": parts} for order, parts in (("forward", 1), (2, 1), (3, 7))]
 
@@ -25,9 +25,9 @@ TOGETHER = [{"order": order, "parts": parts} for order, parts in (("forward", 1)
     "name", ["row weights", "groups", pytest.param("yolo", marks=pytest.mark.slow)]
 )
 def test_no_order_of_the_programs_changes_a_bit(name, monkeypatch) -> None:
-    """Each of which has several tiles; counters are zeros again each time."""
+    """Each of which has three tiles or more; counters are zeros again each time."""
     monkeypatch.setattr(launch, "PROGRAMS", PROGRAMS)
-    criterion, batch = case(name, n=5_000, dtype=torch.float32)
+    criterion, batch = case(name, n=7_000, dtype=torch.float32)
 
     def compute(**options):
         with compiled_kernels(**options) as ran:
