@@ -99,13 +99,8 @@ def kind_of(batch: Batch, call: Call, *others: Any) -> tuple[bool, tuple[Any, ..
         else:
             dense = dense and t.is_contiguous()
             key.append(t.dtype)
-    for t in (
-        batch.logits,
-        batch.box_preds,
-        batch.target_boxes,
-        batch.priors,
-    ):  # read 16 bytes wide
-        key.append(t is None or t.data_ptr() % 16 == 0)
+    read_wide = batch.logits, batch.box_preds, batch.target_boxes, batch.priors
+    key += [t is None or t.data_ptr() % 16 == 0 for t in read_wide]
     if not dense:  # strides beyond 32 bits are other arguments
         tensors = [t for t in batch if isinstance(t, Tensor)]
         key += [stride >= 2**31 for t in tensors for stride in t.stride()]
@@ -143,7 +138,7 @@ def make_backward_plan(batch: Batch, call: Call, dense: bool) -> BackwardPlan:
     return BackwardPlan(Plan(gradients_kernel, shared), shared["ROWS"])
 
 
-def number_of_programs(rows: int, rows_a_tile: int, groups: int = 1) -> int:
+def number_of_programs(rows: int, rows_a_tile: int, groups: int) -> int:
     """Of the forward kernel, by shape alone: half as many where each would have but few tiles.
 
     To leave its sums takes a program as long as a tile.
@@ -237,7 +232,7 @@ def plan_forward(
     launches = [Launch(plan.rows, programs, arguments, gpu(device))]
     if plan.finish is not None:
         arguments = sums, programs, totals, *finishing
-        launches.append(Launch(plan.finish, groups, arguments, None))
+        launches.append(Launch(plan.finish, groups, arguments, gpu(device)))
     return made, launches, (sums, totals)
 
 

@@ -48,6 +48,16 @@ def test_batches_with_gaps_are_launched_directly_too():
     assert seen.launched == dict.fromkeys(OURS, 3) and seen.by_jit == dict.fromkeys(OURS, 1)
 
 
+def test_a_finish_of_many_groups_is_launched_directly_too():
+    with fake_gpu() as seen:
+        step = host.Step(host.TIMED, 64)
+        step.arguments |= {"groups": torch.zeros(64, dtype=torch.int64), "num_groups": 65}
+        for _ in range(3):
+            step.forward()
+    names = {"rows_kernel", "finish_kernel"}
+    assert seen.launched == dict.fromkeys(names, 3) and seen.by_jit == dict.fromkeys(names, 1)
+
+
 def test_arguments_that_a_launcher_would_not_take_are_seen(monkeypatch):
     plan = launch.plan_backward
 
