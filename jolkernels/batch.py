@@ -79,6 +79,21 @@ def number_of_sums(batch: Batch, settings: Settings) -> int:
     return 9 if counted or batch.extra_regression is not None else 7
 
 
+def empty_gradients(
+    batch: Batch, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Where the gradients for logits, box_preds and extra_regression go, those that are needed."""
+    logits, boxes, extra = (
+        torch.empty_like(x, memory_format=torch.contiguous_format)
+        if x is not None and needed
+        else None
+        for x, needed in zip(
+            (batch.logits, batch.box_preds, batch.extra_regression), needs, strict=True
+        )
+    )
+    return logits, boxes, extra
+
+
 def check_batch(batch: Batch, settings: Settings) -> None:
     """Raise unless every tensor has the shape, dtype and device that JointOptimizationLoss takes.
 

@@ -39,9 +39,9 @@ def sample(case: Case, dtype: str, rows: int, whole: Sequence[Launch]) -> list[L
 
 
 def sizes(case: Case, programs: int) -> list[int]:
-    """Rows of samples: all, or those of 32 of a launch's programs, and of some times 32.
+    """Rows of samples: all, or those of a team of a launch's programs, and of some teams.
 
-    What a program does for its tiles and what 32 do for each other grows with the rows; what the
+    What a program does for its tiles and a team's for each other grows with the rows; what the
     last one does for all is the same in both.
     """
     step = case.rows * TEAM.value // programs

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jolkernels.batch import Batch, Forward, check_labels
+from jolkernels.batch import Batch, Forward, check_labels, empty_gradients
 from jolkernels.cpu.rows_call import RowsCall, chunk_rows, describe, template
 from jolkernels.cpu.sums import Sums, finish
 from jolkernels.settings import Call, Settings
@@ -170,8 +170,7 @@ def backward(
     """As jolkernels.cpu.tensors.backward."""
     c = describe(batch, call, rows)
     of_groups = upstream(scalars, grad_classification, grad_regression)
-    leaves = batch.logits, batch.box_preds, batch.extra_regression
-    grad_logits, grad_boxes, grad_extra = map(empty, leaves, needs)
+    grad_logits, grad_boxes, grad_extra = empty_gradients(batch, needs)
     c.scalars = ctypes.addressof(of_groups)
     c.grad_logits = None if grad_logits is None else grad_logits.data_ptr()
     c.grad_boxes = None if grad_boxes is None else grad_boxes.data_ptr()
@@ -181,13 +180,6 @@ def backward(
     if c.bad:
         check_labels(batch, call)
     return grad_logits, grad_boxes, grad_extra
-
-
-def empty(x: Tensor | None, needed: bool) -> Tensor | None:
-    """Where the gradient for x goes, if it is needed."""
-    if x is None or not needed:
-        return None
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def upstream(

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from jolkernels import process_groups
-from jolkernels.batch import Batch, Forward, accumulator, number_of_sums
+from jolkernels.batch import Batch, Forward, accumulator, empty_gradients, number_of_sums
 from jolkernels.kernels import finish
 from jolkernels.kernels.arguments import by_group, constants, inputs, normalizer_kind
 from jolkernels.kernels.backward import gradients_kernel
@@ -249,15 +249,7 @@ def plan_backward(
     upstream = grad_classification, grad_regression
     dense, key = kind_of(batch, call, needs, *[None if g is None else g.dtype for g in upstream])
     plan: BackwardPlan = kept(key, make_backward_plan, batch, call, dense)
-    leaves = batch.logits, batch.box_preds, batch.extra_regression
-    gradients = tuple(
-        [
-            torch.empty_like(x, memory_format=torch.contiguous_format)
-            if x is not None and needed
-            else None
-            for x, needed in zip(leaves, needs, strict=True)
-        ]
-    )
+    gradients = empty_gradients(batch, needs)
     n, device = batch.labels.shape[0], batch.logits.device
     arguments = (
         *inputs(batch, call.settings, dense), rows, scalars,
@@ -266,7 +258,7 @@ def plan_backward(
     )  # fmt: skip
     programs = max(1, min(-(-n // plan.rows_a_tile), PROGRAMS))
     launches = [Launch(plan.gradients, programs, arguments, gpu(device))]
-    return gradients, launches  # type: ignore[return-value]  # three of them
+    return gradients, launches
 
 
 def forward(batch: Batch, call: Call, alone: bool = False) -> Forward:
