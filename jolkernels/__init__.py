@@ -12,9 +12,16 @@ if TYPE_CHECKING:
         JointOptimizationLoss,
         PerSample,
         joint_optimization_loss,
+        joint_optimization_loss_dense,
     )
 
-__all__ = ["JointLoss", "JointOptimizationLoss", "PerSample", "joint_optimization_loss"]
+__all__ = [
+    "JointLoss",
+    "JointOptimizationLoss",
+    "PerSample",
+    "joint_optimization_loss",
+    "joint_optimization_loss_dense",
+]
 
 
 def __getattr__(name: str) -> Any:

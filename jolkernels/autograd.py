@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jolkernels import ops
+from jolkernels import dense_ops, ops
 from jolkernels.batch import Batch
+from jolkernels.dense import DenseBatch
 from jolkernels.settings import Call
 
 DIFFERENTIABLE = ("logits", "box_preds", "extra_regression")
@@ -106,3 +107,43 @@ class JointOptimizationBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise RuntimeError("the Joint Optimization Loss has no second derivative")
+
+
+def dense_joint_optimization(batch: DenseBatch, call: Call) -> tuple[Tensor, ...]:
+    """As joint_optimization, of a dense batch; differentiable with respect to all levels."""
+    return DenseFunction.apply(*batch.logits, *batch.box_preds, batch.extra_regression, batch, call)
+
+
+class DenseFunction(torch.autograd.Function):
+    """The operators of jolkernels.dense_ops as a differentiable function.
+
+    apply(*logits, *box_preds, extra_regression, batch, call).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        *_, batch, call = args
+        result = dense_ops.forward(batch, call)
+        ctx.call, ctx.levels = call, len(batch.logits)
+        ctx.save_for_backward(
+            *batch.logits, *batch.box_preds, *batch[2:8], *batch[10:], result.rows, result.scalars
+        )
+        ctx.mark_non_differentiable(*result[2:5])
+        ctx.set_materialize_grads(False)
+        return result[:5]
+
+    @staticmethod
+    def backward(
+        ctx: Any, g_cls: Tensor | None, g_loc: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        *fields, rows, scalars = ctx.saved_tensors
+        n = ctx.levels
+        logits, boxes, others = fields[:n], fields[n : 2 * n], fields[2 * n :]
+        batch = DenseBatch(tuple(logits), tuple(boxes), *others[:6], None, None, *others[6:])
+        needs = ctx.needs_input_grad
+        gradients = dense_ops.backward(
+            batch, ctx.call, rows, scalars, g_cls, g_loc,
+            (any(needs[:n]), any(needs[n : 2 * n]), needs[2 * n]),
+        )  # fmt: skip
+        found = [*gradients[0], *gradients[1], gradients[2]]
+        return (*(g if n else None for g, n in zip(found, needs, strict=False)), None, None)

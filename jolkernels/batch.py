@@ -67,9 +67,15 @@ class Forward(NamedTuple):
     # a label or group is bad
 
 
-def accumulator(batch: Batch) -> torch.dtype:
-    """The dtype of the arithmetic and the losses: float64 if logits or boxes are, else float32."""
-    double = torch.float64 in (batch.logits.dtype, batch.box_preds.dtype)
+def accumulator(batch: Any) -> torch.dtype:
+    """The dtype of the arithmetic and the losses: float64 if logits or boxes are, else float32.
+
+    Of a Batch, or of a DenseBatch, whose levels are of one dtype.
+    """
+    logits, boxes = batch[:2]
+    if not isinstance(logits, Tensor):
+        logits, boxes = logits[0], boxes[0]
+    double = torch.float64 in (logits.dtype, boxes.dtype)
     return torch.float64 if double else torch.float32
 
 

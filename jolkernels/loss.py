@@ -4,14 +4,16 @@ Letters in shapes: N rows (samples), C class columns, K = C - 1 (cross entropy) 
 losses) foreground classes, S = 1 or as many box slots a row as there are classes.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from jolkernels import reference
-from jolkernels.autograd import joint_optimization
+from jolkernels.autograd import dense_joint_optimization, joint_optimization
 from jolkernels.batch import Inputs, check_labels, make_batch
+from jolkernels.dense import DenseInputs, make_dense_batch
 from jolkernels.settings import Arguments, Settings, hands_on, show_arguments
 
 
@@ -129,6 +131,16 @@ class JointOptimizationLoss(nn.Module):
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's returns Any
 
+    @hands_on(DenseInputs)
+    def dense(self, *args: Any, **kwargs: Any) -> JointLoss:
+        """The loss of a dense head's predictions, read where they lie.
+
+        The same loss as `forward` of the flattened predictions, without the copies.
+        """
+        return JointLoss(
+            *dense_joint_optimization(*make_dense_batch(self.settings, *args, **kwargs))
+        )
+
     @hands_on(Inputs)
     @torch.no_grad()
     def per_sample(self, *args: Any, **kwargs: Any) -> PerSample:
@@ -161,3 +173,21 @@ def joint_optimization_loss(
 
 
 show_arguments(joint_optimization_loss, Inputs, Arguments)
+
+
+def joint_optimization_loss_dense(
+    logits: Sequence[Tensor],
+    box_preds: Sequence[Tensor],
+    labels: Tensor | Sequence[Tensor],
+    target_boxes: Tensor | Sequence[Tensor],
+    **others: Any,
+) -> JointLoss:
+    """JointOptimizationLoss.dense as a function: see there for arguments, shapes and errors.
+
+    By name it takes both those of JointOptimizationLoss and the others of its `dense`.
+    """
+    inputs = {name: others.pop(name) for name in DenseInputs._fields[4:] if name in others}
+    return JointOptimizationLoss(**others).dense(logits, box_preds, labels, target_boxes, **inputs)
+
+
+show_arguments(joint_optimization_loss_dense, DenseInputs, Arguments)
