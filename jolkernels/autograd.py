@@ -1,5 +1,6 @@
 """The autograd Function of the loss: the only place that saves for backward."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,19 +23,25 @@ def joint_optimization(batch: Batch, call: Call) -> tuple[Tensor, ...]:
     Raises:
         RuntimeError: under a transform of torch.func, such as vmap or grad.
     """
+    batch = for_apply(batch)
+    return JointOptimizationFunction.apply(
+        batch.logits, batch.box_preds, batch.extra_regression, batch, call
+    )
+
+
+def for_apply(batch: Any) -> Any:
+    """The batch, flat or dense, as an autograd Function can be given it; raises if none can."""
     if torch.compiler.is_compiling():  # its autograd Functions take no tensor twice
-        batch = batch._replace(
+        return batch._replace(
             **{name: t.detach() for name, t in batch._asdict().items()
-               if t is not None and name not in DIFFERENTIABLE}
+               if isinstance(t, Tensor) and name not in DIFFERENTIABLE}
         )  # fmt: skip
-    elif torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "the Joint Optimization Loss has no vmap and no transforms of torch.func: use its "
             "groups for several losses at once, torch.autograd for gradients"
         )
-    return JointOptimizationFunction.apply(
-        batch.logits, batch.box_preds, batch.extra_regression, batch, call
-    )
+    return batch
 
 
 Z_CLS, Z_LOC = map(Batch._fields.index, ("classification_normalizer", "regression_normalizer"))
@@ -69,7 +76,13 @@ class JointOptimizationFunction(torch.autograd.Function):
         needs = logits_needed, boxes_needed, extra_needed = ctx.needs_input_grad[:3]
         saved = rows, scalars, g_cls, g_loc  # None: a part that nothing uses
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            gradients = JointOptimizationBackward.apply(ctx.call, needs, *saved, *fields)
+            call = ctx.call
+
+            def compute(*tensors: Any) -> ops.Gradients:
+                rows, scalars, g_cls, g_loc, *fields = tensors
+                return ops.backward(Batch._make(fields), call, rows, scalars, g_cls, g_loc, needs)
+
+            gradients = JointOptimizationBackward.apply(compute, *saved, *fields)
         else:
             gradients = ops.backward(Batch._make(fields), ctx.call, *saved, needs)
         logits, boxes, extra = gradients
@@ -90,19 +103,8 @@ class JointOptimizationBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        call: Call,
-        needs: ops.Needs,
-        rows: Tensor,
-        scalars: Tensor,
-        grad_classification: Tensor | None,
-        grad_regression: Tensor | None,
-        *fields: Any,
-    ) -> ops.Gradients:
-        return ops.backward(
-            Batch._make(fields), call, rows, scalars, grad_classification, grad_regression, needs
-        )
+    def forward(ctx: Any, compute: Callable[..., Any], *tensors: Any) -> Any:
+        return compute(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
@@ -111,22 +113,24 @@ class JointOptimizationBackward(torch.autograd.Function):
 
 def dense_joint_optimization(batch: DenseBatch, call: Call) -> tuple[Tensor, ...]:
     """As joint_optimization, of a dense batch; differentiable with respect to all levels."""
+    batch = for_apply(batch)
     return DenseFunction.apply(*batch.logits, *batch.box_preds, batch.extra_regression, batch, call)
 
 
 class DenseFunction(torch.autograd.Function):
     """The operators of jolkernels.dense_ops as a differentiable function.
 
-    apply(*logits, *box_preds, extra_regression, batch, call).
+    apply(*logits, *box_preds, extra_regression, batch, call), as JointOptimizationFunction.
     """
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        *_, batch, call = args
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
+        *_, batch, call = given
         result = dense_ops.forward(batch, call)
+        constants = batch._replace(classification_normalizer=None, regression_normalizer=None)[2:]
         ctx.call, ctx.levels = call, len(batch.logits)
         ctx.save_for_backward(
-            *batch.logits, *batch.box_preds, *batch[2:8], *batch[10:], result.rows, result.scalars
+            *batch.logits, *batch.box_preds, *constants, result.rows, result.scalars
         )
         ctx.mark_non_differentiable(*result[2:5])
         ctx.set_materialize_grads(False)
@@ -136,14 +140,23 @@ class DenseFunction(torch.autograd.Function):
     def backward(
         ctx: Any, g_cls: Tensor | None, g_loc: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
+        n, call, needed = ctx.levels, ctx.call, ctx.needs_input_grad
         *fields, rows, scalars = ctx.saved_tensors
-        n = ctx.levels
-        logits, boxes, others = fields[:n], fields[n : 2 * n], fields[2 * n :]
-        batch = DenseBatch(tuple(logits), tuple(boxes), *others[:6], None, None, *others[6:])
-        needs = ctx.needs_input_grad
-        gradients = dense_ops.backward(
-            batch, ctx.call, rows, scalars, g_cls, g_loc,
-            (any(needs[:n]), any(needs[n : 2 * n]), needs[2 * n]),
-        )  # fmt: skip
-        found = [*gradients[0], *gradients[1], gradients[2]]
-        return (*(g if n else None for g, n in zip(found, needs, strict=False)), None, None)
+        needs = any(needed[:n]), any(needed[n : 2 * n]), needed[2 * n]
+
+        def compute(
+            rows: Tensor, scalars: Tensor, g_cls: Tensor | None, g_loc: Tensor | None, *fields: Any
+        ) -> tuple[Tensor | None, ...]:
+            batch = DenseBatch(fields[:n], fields[n : 2 * n], *fields[2 * n :])
+            logits, boxes, extra = dense_ops.backward(
+                batch, call, rows, scalars, g_cls, g_loc, needs
+            )
+            return *(logits or (None,) * n), *(boxes or (None,) * n), extra
+
+        saved = rows, scalars, g_cls, g_loc
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            gradients = JointOptimizationBackward.apply(compute, *saved, *fields)
+        else:
+            gradients = compute(*saved, *fields)
+        kept = [g if need else None for g, need in zip(gradients, needed[:-2], strict=True)]
+        return *kept, None, None

@@ -194,31 +194,37 @@ def make_batch(settings: Settings, *args: Any, **kwargs: Any) -> tuple[Batch, Ca
 
 
 def make_normalizer(
-    name: str, choice: float | Tensor | str, num_groups: int | None, logits: Tensor
+    name: str,
+    choice: float | Tensor | str,
+    num_groups: int | None,
+    logits: Tensor,
+    names: tuple[str, ...] = NORMALIZERS,
 ) -> tuple[str, Tensor | float | None]:
     """How Call describes a normaliser, and its value if it is a number."""
     if isinstance(choice, str):
-        return one_of(name, choice, NORMALIZERS), None
+        return one_of(name, choice, names), None
     if isinstance(choice, Tensor):
         check_normalizer(name, choice, num_groups, logits)
         return "number", choice.detach()
     if isinstance(choice, bool) or not isinstance(choice, int | float | Real):
         shape = "[]" if num_groups is None else f"[] or [{num_groups}]"
-        wanted = f"a number, a tensor of shape {shape} or one of {', '.join(NORMALIZERS)}"
+        wanted = f"a number, a tensor of shape {shape} or one of {', '.join(names)}"
         raise TypeError(f"{name}: got {choice!r}, wanted {wanted}")
     if isinstance(choice, int) and abs(choice) > sys.float_info.max:
         raise ValueError(f"{name}: got an integer beyond the range of float64")
     return "number", float(choice)
 
 
-def in_tensors(batch: Batch) -> Batch:
-    """The batch with tensors in place of plain numbers."""
+def in_tensors(batch: Any) -> Any:
+    """The batch, flat or dense, with tensors in place of plain numbers."""
 
     def tensor(number: float) -> Tensor:
         # By arithmetic: torch.full would make every number a constant of a compiled graph.
-        return torch.ones((), dtype=torch.float64, device=batch.logits.device) * number
+        return torch.ones((), dtype=torch.float64, device=batch.labels.device) * number
 
-    return Batch._make([x if x is None or isinstance(x, Tensor) else tensor(x) for x in batch])
+    return batch._make(
+        [x if x is None or isinstance(x, Tensor | tuple) else tensor(x) for x in batch]
+    )
 
 
 def check_normalizer(name: str, number: Tensor, num_groups: int | None, logits: Tensor) -> None:

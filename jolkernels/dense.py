@@ -1,4 +1,4 @@
-"""What a call of the dense entrance is given, and how it is checked.
+"""What a call of the dense entrance is given, and how it becomes a batch.
 
 A dense head's predictions stay where they lie: levels [B, A * C, H, W], or [B, A * C, P], whose
 samples come in torchvision's order (level, position, anchor).
@@ -12,18 +12,33 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from jolkernels.batch import (
-    make_normalizer,
+from jolkernels.batch import in_tensors, make_normalizer, wrong
+from jolkernels.dense_checks import (
+    BACKGROUND,
+    IGNORED,
+    INTEGERS,
+    NORMALIZERS,
+    Levels,
+    check_dense_batch,
+    check_levels,
+    check_list,
+    read_levels,
+    samples_text,
 )
 from jolkernels.settings import Call, Settings
 
-INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-BACKGROUND, IGNORED = -1, -2
-"""What `matched` says of samples that have no object."""
-OF_SAMPLES = ("classification_weights", "regression_weights", "class_targets", "extra_regression")
-Levels = tuple[Tensor, ...]
+__all__ = [
+    "BACKGROUND",
+    "IGNORED",
+    "INTEGERS",
+    "DenseBatch",
+    "DenseInputs",
+    "Levels",
+    "anchors",
+    "make_dense_batch",
+    "positions",
+]
 
 
 class DenseInputs(NamedTuple):
@@ -45,7 +60,7 @@ class DenseInputs(NamedTuple):
 
 
 class DenseBatch(NamedTuple):
-    """The tensors of one call, in the order of DenseInputs."""
+    """The tensors of one call, in the order of DenseInputs; normalisers may be plain numbers."""
 
     logits: Levels
     box_preds: Levels
@@ -58,7 +73,7 @@ class DenseBatch(NamedTuple):
     matched: Tensor | None
     classification_weights: Tensor | None
     regression_weights: Tensor | None
-    classification_normalizer: Tensor | float | None
+    classification_normalizer: Tensor | float | None  # 0-dim; None: Call says which it is
     regression_normalizer: Tensor | float | None
     class_targets: Tensor | None = None
     extra_regression: Tensor | None = None
@@ -77,7 +92,7 @@ class DenseBatch(NamedTuple):
     @property
     def samples(self) -> int:
         """M."""
-        return sum(positions(x) * x.shape[1] // 4 for x in self.box_preds)
+        return sum(positions(x) * anchors(x) for x in self.box_preds)
 
     @property
     def labels_of_objects(self) -> bool:
@@ -102,63 +117,76 @@ def make_dense_batch(settings: Settings, *args: Any, **kwargs: Any) -> tuple[Den
     Raises what JointOptimizationLoss.dense does.
     """
     given = DenseInputs(*args, **kwargs)
-    logits, boxes = levels("logits", given.logits), levels("box_preds", given.box_preds)
+    logits, boxes = read_levels("logits", given.logits), read_levels("box_preds", given.box_preds)
     check_levels(logits, boxes, settings)
-    labels, targets, matched = given.labels, given.target_boxes, given.matched
-    if matched is not None and not isinstance(matched, Tensor):
-        matched = stacked("matched", matched)
-    if not isinstance(labels, Tensor):
-        if matched is None:
-            raise TypeError("labels: got a list without matched, wanted a tensor [B, M]")
-        labels = padded("labels", labels, -1 if settings.ignore_index != -1 else -2)
-    if not isinstance(targets, Tensor):
-        if matched is None:
-            raise TypeError("target_boxes: got a list without matched, wanted a tensor [B, M, 4]")
-        targets = padded("target_boxes", targets, torch.nan)
-    priors = given.priors
-    if priors is not None and not isinstance(priors, Tensor):
-        first = priors[0]
-        priors = first if all(p is first for p in priors) else stacked("priors", priors)
-    batch = DenseBatch(
-        logits, boxes, labels, targets, priors, matched, *given[6:8], None, None, *given[10:]
-    )
+    batch = DenseBatch(logits, boxes, *given[2:8], None, None, *given[10:])  # type: ignore[arg-type]
+    batch = in_one(batch, settings)
     check_dense_batch(batch, settings)
-    kinds = []
-    numbers = []
-    for name in ("classification_normalizer", "regression_normalizer"):
-        choice = getattr(given, name)
-        if choice == "image":
-            kind, number = "image", None
-        else:
-            kind, number = make_normalizer(name, choice, None, logits[0])
-        kinds.append(kind)
-        numbers.append(number)
-    batch = batch._replace(classification_normalizer=numbers[0], regression_normalizer=numbers[1])
+    kind_cls, z_cls = make_normalizer(
+        "classification_normalizer", given.classification_normalizer, None, logits[0], NORMALIZERS
+    )
+    kind_loc, z_loc = make_normalizer(
+        "regression_normalizer", given.regression_normalizer, None, logits[0], NORMALIZERS
+    )
+    if z_cls is not None or z_loc is not None:
+        batch = batch._replace(classification_normalizer=z_cls, regression_normalizer=z_loc)
+        if torch.compiler.is_compiling():
+            batch = in_tensors(batch)
     if batch.priors is not None and not settings.coding.uses_priors:
         batch = batch._replace(priors=None)
-    return batch, Call(settings, *kinds)
+    return batch, Call(settings, kind_cls, kind_loc)
 
 
-def levels(name: str, given: Sequence[Tensor]) -> Levels:
-    """The levels of an argument."""
-    if isinstance(given, Tensor) or not isinstance(given, Sequence) or not given:
-        raise TypeError(f"{name}: got {type(given).__name__}, wanted a list of levels")
-    return tuple(given)
+def in_one(batch: DenseBatch, settings: Settings) -> DenseBatch:
+    """The batch with one tensor in place of each list; what is in none is checked later."""
+    like, samples, why = batch.logits[0], batch.samples, samples_text(batch.samples)
+    matched: Any = batch.matched
+    priors: Any = batch.priors
+    if is_list(matched):
+        check_list("matched", matched, (samples,), like, why)
+        matched = torch.stack(list(matched))
+    if is_list(priors):
+        check_list("priors", priors, (samples, 4), like, why)
+        shared = all(x is priors[0] for x in priors) or not settings.coding.uses_priors
+        priors = priors[0] if shared else torch.stack(list(priors))
+    labels, targets = read_objects(batch, settings)
+    return batch._replace(labels=labels, target_boxes=targets, matched=matched, priors=priors)
 
 
-def stacked(name: str, given: Sequence[Tensor]) -> Tensor:
-    """A list of tensors of one shape as one."""
-    return torch.stack(list(given))
+def read_objects(batch: DenseBatch, settings: Settings) -> tuple[Any, Any]:
+    """labels and target_boxes, padded where they are lists: an index of padding finds neither."""
+    labels: Any = batch.labels
+    targets: Any = batch.target_boxes
+    like = batch.logits[0]
+    both = is_list(labels), is_list(targets)
+    for name, of_objects in zip(("labels", "target_boxes"), both, strict=True):
+        if of_objects and batch.matched is None:
+            raise TypeError(f"{name}: got a list without matched, wanted a tensor")
+    if not both[1]:
+        if both[0]:
+            raise TypeError("labels: got a list, wanted a tensor, as target_boxes are one")
+        return labels, targets
+    check_list("target_boxes", targets, ("G_i", 4), like)
+    most = max(map(len, targets))
+    if both[0]:
+        check_list("labels", labels, ("G_i",), like)
+        for i, (y, boxes) in enumerate(zip(labels, targets, strict=True)):
+            if len(y) != len(boxes):
+                raise wrong(f"labels[{i}]", y, f"[{len(boxes)}], as target_boxes[{i}] says")
+        if labels[0].dtype is torch.uint8:  # which has no number that is no label
+            labels = [y.short() for y in labels]
+        most += most == batch.samples  # labels of that shape would be those of samples
+        labels = padded(labels, most, -1 if settings.ignore_index != -1 else -2)
+    return labels, padded(targets, most, torch.nan)
 
 
-def padded(name: str, given: Sequence[Tensor], value: float) -> Tensor:
-    """A list of tensors [G_i, ...] as [B, G, ...] with `value` where an image has no more."""
-    return pad_sequence(list(given), batch_first=True, padding_value=value)
+def is_list(given: object) -> bool:
+    """Whether this is a list, or another sequence, in place of a tensor."""
+    return isinstance(given, Sequence) and not isinstance(given, str)
 
 
-def check_levels(logits: Levels, boxes: Levels, settings: Settings) -> None:
-    """Raise unless the levels of logits and boxes belong together."""
-
-
-def check_dense_batch(batch: DenseBatch, settings: Settings) -> None:
-    """Raise unless every tensor has the shape, dtype and device that the dense entrance takes."""
+def padded(given: Sequence[Tensor], most: int, value: float) -> Tensor:
+    """Tensors [G_i, ...] as [B, most, ...] with `value` beyond G_i; on a GPU in two launches."""
+    padding = given[0].new_full((most, *given[0].shape[1:]), value)
+    parts = [part for x in given for part in (x, padding[len(x) :])]
+    return torch.cat(parts).unflatten(0, (len(given), most))

@@ -3,17 +3,63 @@
 It costs the copies that the dense entrance is there to avoid.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from jolkernels import process_groups
-from jolkernels.batch import Batch, accumulator
+from jolkernels import cpu, ops, process_groups
+from jolkernels.batch import Batch, Forward, accumulator
 from jolkernels.dense import BACKGROUND, IGNORED, DenseBatch, Levels
 from jolkernels.settings import Call
 
 
+def forward(batch: DenseBatch, call: Call, alone: bool = False) -> Forward:
+    """The flat entrance's forward pass, which looks at no labels."""
+    flat, flat_call = flatten(batch, call)
+    chosen = ops.implementation(flat, call.settings)
+    if chosen is cpu:
+        return cpu.forward(flat, flat_call)
+    return chosen.forward(flat, flat_call, alone=alone)
+
+
+def backward(
+    batch: DenseBatch,
+    call: Call,
+    rows: Tensor,
+    scalars: Tensor,
+    grad_classification: Tensor | None,
+    grad_regression: Tensor | None,
+    needs: ops.Needs,
+) -> tuple[Any, Any, Tensor | None]:
+    """The flat entrance's backward pass, and its gradients in the levels' memory formats."""
+    flat, flat_call = flatten_samples(batch, call)
+    saved = rows, scalars, grad_classification, grad_regression
+    logits, boxes, extra = ops.backward_pass(flat, flat_call, *saved, needs)
+    return (
+        None if logits is None else in_levels(logits, batch.logits),
+        None if boxes is None else in_levels(boxes, batch.box_preds),
+        None if extra is None else extra.view(batch.images, batch.samples),
+    )
+
+
 def flatten(batch: DenseBatch, call: Call) -> tuple[Batch, Call]:
     """The batch of B * M samples, and the call of the flat entrance that is the same loss."""
+    flat, flat_call = flatten_samples(batch, call)
+    kinds, (z_cls, z_loc) = call[1:3], batch[8:10]
+    if "image" in kinds:
+        count = images(batch, call)
+        z_cls, z_loc = (
+            count if kind == "image" else z for kind, z in zip(kinds, (z_cls, z_loc), strict=True)
+        )
+    return flat._replace(classification_normalizer=z_cls, regression_normalizer=z_loc), flat_call
+
+
+def flatten_samples(batch: DenseBatch, call: Call) -> tuple[Batch, Call]:
+    """The same without normalisers, which a backward pass does not need.
+
+    An image's own normaliser is in the weights of its samples.
+    """
     rows = batch.images * batch.samples
     labels, targets = labels_and_targets(batch, call)
     priors = batch.priors
@@ -24,27 +70,28 @@ def flatten(batch: DenseBatch, call: Call) -> tuple[Batch, Call]:
         return None if of_samples is None else of_samples.reshape(rows)
 
     weights = [flat(batch.classification_weights), flat(batch.regression_weights)]
-    normalizers = [batch.classification_normalizer, batch.regression_normalizer]
-    kinds = [call.classification_normalizer, call.regression_normalizer]
+    kinds = list(call[1:3])
     if "image" in kinds:
-        by_image, images = image_weights(batch, call, labels)
+        by_image = image_weights(batch, call, labels)
         for i, kind in enumerate(kinds):
             if kind == "image":
                 given = weights[i]
                 weights[i] = by_image if given is None else given * by_image
-                kinds[i], normalizers[i] = "number", images
+                kinds[i] = "number"
     return Batch(
         in_rows(batch.logits, batch.columns),
         in_rows(batch.box_preds, 4),
         labels,
         targets,
         priors,
-        *weights,
-        *normalizers,
+        weights[0],
+        weights[1],
+        None,
+        None,
         flat(batch.class_targets),
         flat(batch.extra_regression),
         batch.class_weights,
-    ), Call(call.settings, *kinds)
+    ), Call(call.settings, kinds[0], kinds[1])
 
 
 def in_rows(levels: Levels, columns: int) -> Tensor:
@@ -97,13 +144,18 @@ def labels_and_targets(batch: DenseBatch, call: Call) -> tuple[Tensor, Tensor]:
     return labels.reshape(rows), targets.reshape(rows, 4)
 
 
-def image_weights(batch: DenseBatch, call: Call, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """1 / max(1, positives of the image) of each sample [B * M], and the images of a rank."""
+def image_weights(batch: DenseBatch, call: Call, labels: Tensor) -> Tensor:
+    """1 / max(1, positives of the image) of each sample [B * M]."""
     settings = call.settings
     positive = (labels != settings.background_label(batch.columns)) & (
         labels != settings.ignore_index
     )
-    counts = positive.view(batch.images, -1).sum(1, keepdim=True).clamp(min=1)
-    weights = (1 / counts.to(accumulator(batch))).expand(-1, batch.samples).reshape(-1)
-    images = torch.full((), float(max(1, batch.images)), device=labels.device)
-    return weights, process_groups.mean(images, settings.sync_group)
+    counts = positive.view(batch.images, batch.samples).sum(1, keepdim=True).clamp(min=1)
+    return (1 / counts.to(accumulator(batch))).expand(-1, batch.samples).reshape(-1)
+
+
+def images(batch: DenseBatch, call: Call) -> Tensor:
+    """What the sum over the images is divided by: max(1, those of all ranks) / ranks."""
+    group = call.settings.sync_group
+    own = torch.full((), float(batch.images), dtype=torch.float64, device=batch.labels.device)
+    return process_groups.total(own, group).clamp(min=1) / process_groups.size(group)

@@ -132,10 +132,47 @@ class JointOptimizationLoss(nn.Module):
         __call__ = forward  # nn.Module's returns Any
 
     @hands_on(DenseInputs)
-    def dense(self, *args: Any, **kwargs: Any) -> JointLoss:
-        """The loss of a dense head's predictions, read where they lie.
+    def dense(self, *args: Any, **kwargs: Any) -> JointLoss:  # noqa: D417  those of DenseInputs
+        """The loss of a dense head's predictions, read where they lie: no flattened copies.
 
-        The same loss as `forward` of the flattened predictions, without the copies.
+        It is that of `forward` with the levels permuted, reshaped and joined, and the same number
+        of box slots, 1, for every class. Letters: B images, L levels, A anchors of a position, M =
+        the sum of H * W * A over the levels, the samples of an image, in torchvision's order
+        (level, position, anchor), G objects of an image.
+
+        Args:
+            logits: list of L tensors [B, A * C, H, W] or [B, A * C, P] (as if H * W = P) floating,
+                of one dtype, in any memory format; the columns of an anchor are neighbours. A may
+                differ by level. Gradients have the memory format of their level.
+            box_preds: list of L tensors [B, A * 4, H, W] or [B, A * 4, P] floating.
+            labels: [B, M] of int8, uint8, int16, int32 or int64, as in `forward`. With `matched`
+                also [B, G], or a list of B tensors [G_i]: the objects' labels. Those that have the
+                shape of `matched` are the samples' own.
+            target_boxes: [B, M, 4] x1 y1 x2 y2 in pixels, as in `forward`. With `matched` [B, G, 4]
+                or a list of B tensors [G_i, 4]: the objects' boxes.
+            priors: [M, 4], of all images, [B, M, 4] or a list of B tensors [M, 4], x1 y1 x2 y2 in
+                pixels, for "delta" and "ltrb".
+            matched: [B, M] of an integer dtype, or a list of B tensors [M]: the index of the object
+                whose box, and whose label if labels are the objects', a sample has. With the
+                objects' labels -1 says background and -2 ignored; with the samples' own it is read
+                for positives only.
+            classification_weights: [B, M] floating, as in `forward`; so are all others below.
+            regression_weights: [B, M] floating.
+            classification_normalizer: as in `forward`, or "image": the sum over an image is divided
+                by max(1, positives of the image), then the mean is taken over the images, as in
+                torchvision's RetinaNet; w_neg stays that of the whole batch.
+            regression_normalizer: the same for the box loss.
+            class_targets: [B, M] floating.
+            extra_regression: [B, M] floating, differentiable.
+            class_weights: [C] floating.
+
+        Raises:
+            ValueError, TypeError: a wrong shape, dtype, device or name; the message names it.
+            ValueError: a label or an index of `matched` out of range, on the CPU or with
+                JOLKERNELS_VALIDATE=1; the message has its image and sample. Otherwise losses and
+                gradients on a GPU are NaN.
+            ValueError: with JOLKERNELS_VALIDATE=1, what `forward` refuses then; an index in the
+                message is image * M + sample.
         """
         return JointLoss(
             *dense_joint_optimization(*make_dense_batch(self.settings, *args, **kwargs))
