@@ -105,9 +105,9 @@ def in_rows(levels: Levels, columns: int) -> Tensor:
 def in_levels(rows: Tensor, like: Levels) -> Levels:
     """Rows [B * M, columns] as levels of these shapes and memory formats."""
     columns, images, found, start = rows.shape[1], like[0].shape[0], [], 0
-    rows = rows.unflatten(0, (images, -1))
+    rows = rows.view(images, len(rows) // max(1, images), columns)
     for x in like:
-        count = x[0].numel() // columns
+        count = x.shape[1:].numel() // columns
         part = rows[:, start : start + count].unflatten(1, (-1, x.shape[1] // columns))
         found.append(torch.empty_like(x).copy_(part.permute(0, 2, 3, 1).reshape(x.shape)))
         start += count

@@ -135,8 +135,8 @@ class JointOptimizationLoss(nn.Module):
     def dense(self, *args: Any, **kwargs: Any) -> JointLoss:  # noqa: D417  those of DenseInputs
         """The loss of a dense head's predictions, read where they lie: no flattened copies.
 
-        It is that of `forward` with the levels permuted, reshaped and joined, and the same number
-        of box slots, 1, for every class. Letters: B images, L levels, A anchors of a position, M =
+        It is that of `forward` with the levels permuted, reshaped and joined, with one box for all
+        classes. Letters: B images, L levels, A anchors of a position, M =
         the sum of H * W * A over the levels, the samples of an image, in torchvision's order
         (level, position, anchor), G objects of an image.
 
