@@ -8,7 +8,7 @@ from cases import DEVICE, boxes, centered, random_batch
 from inputs import with_inputs
 from torch import Tensor
 
-SIZES = (3, 4), (2, 2), (1, 1)
+SIZES = (2, 3), (2, 1), (1, 1)
 PER_SAMPLE = ("classification_weights", "regression_weights", "class_targets",
               "extra_regression")  # fmt: skip
 LAYOUTS = ("nchw", "channels_last", "channels", "channels of channels_last", "images",
