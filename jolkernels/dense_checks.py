@@ -36,8 +36,10 @@ def read_levels(name: str, given: object) -> Levels:
         if not isinstance(level, Tensor) or level.ndim not in (3, 4):
             shapes = f"[B, {channels}, H, W] or [B, {channels}, P]"
             raise wrong(f"{name}[{i}]", level, f"a tensor of shape {shapes}")
-        alike(f"{name}[{i}]", level, given[0], f"{name}[0]'s")
-    check(f"{name}[0]", given[0], given[0].shape, given[0])
+        if i == 0:
+            check(f"{name}[0]", level, level.shape, level)
+        else:
+            alike(f"{name}[{i}]", level, given[0], f"{name}[0]'s")
     return tuple(given)
 
 
