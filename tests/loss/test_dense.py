@@ -91,7 +91,9 @@ def test_numbers_of_images_and_anchors_and_sizes_of_levels(shape, layout, head):
     [1, 2, 8, 80, 81],
 )
 def test_numbers_of_classes(classes, layout, head):
-    assert_equal_to_flat(loss_of(head), dense_batch(head, classes=classes, layouts=layout))
+    assert_equal_to_flat(
+        loss_of(head), dense_batch(head, classes=classes, layouts=layout, sizes=((2, 2), (1, 1)))
+    )
 
 
 @every(
@@ -319,8 +321,7 @@ def test_boxes_of_another_dtype_than_the_logits():
     assert loss_of().dense(**batch).total.dtype == torch.float64
 
 
-@SOME_HEADS
-@pytest.mark.parametrize("matched", [None, "objects"])
+@every(1, ("matched", "head"), [None, "objects"], [FOCAL, ENTROPY])
 def test_gradcheck(head, matched):
     batch = dense_batch(head, images=1, sizes=((1, 2), (1, 1)), anchors=2, classes=2, seed=5,
                         matched=matched, inputs=("extra_regression",))  # fmt: skip
