@@ -23,8 +23,8 @@ from jolkernels.dense_checks import (
     check_dense_batch,
     check_levels,
     check_list,
+    of_levels,
     read_levels,
-    samples_text,
 )
 from jolkernels.settings import Call, Settings
 
@@ -139,14 +139,14 @@ def make_dense_batch(settings: Settings, *args: Any, **kwargs: Any) -> tuple[Den
 
 def in_one(batch: DenseBatch, settings: Settings) -> DenseBatch:
     """The batch with one tensor in place of each list; what is in none is checked later."""
-    like, samples, why = batch.logits[0], batch.samples, samples_text(batch.samples)
+    like = batch.logits[0]
     matched: Any = batch.matched
     priors: Any = batch.priors
     if is_list(matched):
-        check_list("matched", matched, (samples,), like, why)
+        check_list("matched", matched, (batch.samples,), like, of_levels(batch.samples))
         matched = torch.stack(list(matched))
     if is_list(priors):
-        check_list("priors", priors, (samples, 4), like, why)
+        check_list("priors", priors, (batch.samples, 4), like, of_levels(batch.samples))
         shared = all(x is priors[0] for x in priors) or not settings.coding.uses_priors
         priors = priors[0] if shared else torch.stack(list(priors))
     labels, targets = read_objects(batch, settings)

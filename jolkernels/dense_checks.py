@@ -93,8 +93,10 @@ def check_list(name: str, given: Sequence[Any], shape: Shape, like: Tensor, why:
         alike(of_one, x, given[0], f"{name}[0]'s")
 
 
-def fits(got: Sequence[int], shape: Shape) -> bool:
+def fits(got: torch.Size, shape: Shape) -> bool:
     """Whether a shape is the wanted one."""
+    if got == shape:  # a torch.Size is a tuple
+        return True
     return len(got) == len(shape) and all(
         isinstance(n, str) or n == m for m, n in zip(got, shape, strict=True)
     )
@@ -105,7 +107,7 @@ def listed(shape: Shape) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def samples_text(samples: int) -> str:
+def of_levels(samples: int) -> str:
     """Where M comes from, for messages."""
     return f", as the levels have {samples} samples an image"
 
@@ -117,7 +119,7 @@ def check_dense_batch(batch: "DenseBatch", settings: Settings) -> None:
     means to wait for a GPU.
     """
     like, b, m, c = batch.logits[0], batch.images, batch.samples, batch.columns
-    why = samples_text(m)
+    why = of_levels(m)
 
     def of_shape(
         name: str, *shapes: Shape, dtypes: tuple[torch.dtype, ...] = FLOATS, why: str = why

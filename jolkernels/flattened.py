@@ -104,13 +104,15 @@ def in_rows(levels: Levels, columns: int) -> Tensor:
 
 def in_levels(rows: Tensor, like: Levels) -> Levels:
     """Rows [B * M, columns] as levels of these shapes and memory formats."""
-    columns, images, found, start = rows.shape[1], like[0].shape[0], [], 0
-    rows = rows.view(images, len(rows) // max(1, images), columns)
-    for x in like:
-        count = x.shape[1:].numel() // columns
-        part = rows[:, start : start + count].unflatten(1, (-1, x.shape[1] // columns))
-        found.append(torch.empty_like(x).copy_(part.permute(0, 2, 3, 1).reshape(x.shape)))
-        start += count
+    columns, found = rows.shape[1], []
+    counts = [x.shape[1:].numel() // columns for x in like]
+    parts = rows.view(like[0].shape[0], sum(counts), columns).split(counts, 1)
+    for x, part in zip(like, parts, strict=True):
+        anchors = x.shape[1] // columns
+        level = torch.empty_like(x)
+        part = part.unflatten(1, (*x.shape[2:], anchors)).movedim((-2, -1), (1, 2))
+        level.unflatten(1, (anchors, columns)).copy_(part)
+        found.append(level)
     return tuple(found)
 
 
