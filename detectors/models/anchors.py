@@ -29,9 +29,11 @@ class LevelledAnchors(AnchorGenerator):
         self.levels: list[Level] = []
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """Anchors [A, 4] of each image, as AnchorGenerator returns them."""
+        """Anchors [A, 4] of each image as AnchorGenerator returns them, but one tensor of all."""
         self.levels = self.describe([m.shape[-2:] for m in feature_maps])
-        return super().forward(image_list, feature_maps)
+        sizes = image_list.image_sizes
+        shared = super().forward(ImageList(image_list.tensors, sizes[:1]), feature_maps)
+        return shared * len(sizes)
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
         """In float32 at least: above 512 pixels bfloat16 has steps of 4 pixels."""

@@ -7,27 +7,26 @@ the names of the losses, and inference. With ``weighting="none"`` and the settin
     model = fasterrcnn_resnet50_fpn(num_classes=9)
     model.roi_heads = JointRoIHeads.from_roi_heads(model.roi_heads, roi_criterion())
 
-    head = JointFCOSHead(256, 1, num_classes=8, criterion=fcos_criterion())
-    model = FCOS(backbone, num_classes=8, head=head)
+    model = fcos_resnet50_fpn(num_classes=8)
+    model.head = JointFCOSHead.from_head(model.head, fcos_criterion())
 
 With a criterion that has a sync_group, every normaliser of a head's losses is that of all ranks:
 the mean over the ranks of a loss and of its gradients is that of the joined batch.
 
-Letters: B images, A anchors (points) of an image, K classes, N samples of the batch.
+Letters: B images, N samples of the batch.
 """
 
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.models.detection._utils import Matcher
-from torchvision.models.detection.fcos import FCOSHead
-from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from jolkernels import process_groups
-from jolkernels.integrations.matching import gather, match_as, matched_boxes, matched_labels
+from jolkernels.integrations.fcos import JointFCOSHead as JointFCOSHead
+from jolkernels.integrations.levels import at_least_float32
+from jolkernels.integrations.matching import gather, match_as, matched_boxes
+from jolkernels.integrations.retinanet import JointRetinaNetHead as JointRetinaNetHead
 from jolkernels.loss import JointLoss, JointOptimizationLoss
 from jolkernels.spec import LTRB, Delta, Focal, Regression, SmoothL1
 
@@ -226,186 +225,3 @@ class JointRoIHeads(RoIHeads):
         found = self.postprocess_detections(class_logits, box_regression, proposals, image_shapes)
         keys = ("boxes", "scores", "labels")
         return [dict(zip(keys, image, strict=True)) for image in zip(*found, strict=True)]
-
-
-class JointRetinaNetHead(RetinaNetHead):
-    """torchvision's RetinaNetHead trained with `criterion`.
-
-    Args:
-        args: RetinaNetHead's arguments: in_channels, num_anchors, num_classes.
-        criterion: a loss with a sigmoid classification and coding Delta(), see
-            `retinanet_criterion`.
-        normalizer: what the losses are divided by. "image": an image's by its own positives, then
-            their mean, as torchvision; "batch": the batch's positives, as MMDetection.
-        kwargs: RetinaNetHead's arguments by name.
-
-    Attributes:
-        negative_weight: w⁻ of the last training batch, 0-dim and without gradient; None before.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        criterion: JointOptimizationLoss,
-        normalizer: str = "image",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        if normalizer not in ("image", "batch"):
-            raise ValueError(f"normalizer: got {normalizer!r}, wanted one of image, batch")
-        self.criterion = criterion
-        self.normalizer = normalizer
-        self.negative_weight: Tensor | None = None
-
-    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
-        """RetinaNetHead.forward; for inference in float32 at least."""
-        return _outputs(self, super().forward(x))
-
-    def compute_loss(
-        self,
-        targets: list[dict[str, Tensor]],
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
-    ) -> dict[str, Tensor]:
-        """RetinaNetHead.compute_loss with the criterion, over the anchors of the whole batch.
-
-        Args:
-            targets: B dicts of boxes [G, 4] and 0-based labels [G].
-            head_outputs: cls_logits [B, A, K], bbox_regression [B, A, 4].
-            anchors: B tensors [A, 4], pixels.
-            matched_idxs: B tensors [A]: the box an anchor is matched to, -1 background, -2 ignored.
-        """
-        logits, priors = head_outputs["cls_logits"], torch.cat(anchors)
-        matched = torch.stack(matched_idxs)
-        labels = matched_labels(targets, matched, logits.shape[-1])
-        target_boxes = torch.cat(matched_boxes(targets, matched_idxs))
-        choices: dict[str, Any] = {
-            "classification_normalizer": "positives",
-            "regression_normalizer": "positives",
-        }
-        if self.normalizer == "image":
-            positives = (matched >= 0).sum(1, keepdim=True).clamp(min=1).to(priors.dtype)
-            weights = (1 / positives).expand_as(matched).flatten()
-            images = torch.full((), len(targets), device=priors.device)
-            images = process_groups.mean(images, self.criterion.settings.sync_group)
-            choices = {
-                "classification_weights": weights,
-                "regression_weights": weights,
-                "classification_normalizer": images,
-                "regression_normalizer": images,
-            }
-        loss: JointLoss = self.criterion(
-            logits.flatten(0, 1),
-            head_outputs["bbox_regression"].flatten(0, 1),
-            labels.flatten(),
-            target_boxes,
-            priors,
-            **choices,
-        )
-        self.negative_weight = loss.negative_weight
-        return {"classification": loss.classification, "bbox_regression": loss.regression}
-
-
-class JointFCOSHead(FCOSHead):
-    """torchvision's FCOSHead trained with `criterion`; centreness keeps its own loss.
-
-    Args:
-        args: FCOSHead's arguments: in_channels, num_anchors, num_classes, num_convs.
-        criterion: a loss with a sigmoid classification and coding LTRB, see `fcos_criterion`.
-        weigh_boxes: weigh each point's box loss by its centreness and divide by their sum, as
-            MMDetection; False (default): all positive points equally, as torchvision.
-        kwargs: FCOSHead's arguments by name.
-
-    Attributes:
-        negative_weight: w⁻ of the last training batch, 0-dim and without gradient; None before.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        criterion: JointOptimizationLoss,
-        weigh_boxes: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.criterion = criterion
-        self.weigh_boxes = weigh_boxes
-        self.negative_weight: Tensor | None = None
-
-    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
-        """FCOSHead.forward; for inference in float32 at least."""
-        return _outputs(self, super().forward(x))
-
-    def compute_loss(
-        self,
-        targets: list[dict[str, Tensor]],
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
-    ) -> dict[str, Tensor]:
-        """FCOSHead.compute_loss with the criterion, over the points of the whole batch.
-
-        Args:
-            targets: B dicts of boxes [G, 4] and 0-based labels [G].
-            head_outputs: cls_logits [B, A, K], bbox_regression [B, A, 4], bbox_ctrness [B, A, 1].
-            anchors: B tensors [A, 4], pixels.
-            matched_idxs: B tensors [A]: the box a point is matched to, -1 background, -2 ignored.
-        """
-        logits = head_outputs["cls_logits"].flatten(0, 1)
-        priors = torch.cat(anchors)
-        target_boxes = torch.cat(matched_boxes(targets, matched_idxs))
-        matched = torch.stack(matched_idxs)
-        positive = matched.flatten() >= 0
-        centreness = self._centreness(priors, target_boxes, positive)
-        group = self.criterion.settings.sync_group
-        normalizer: Tensor | str = "positives"
-        if self.weigh_boxes:
-            normalizer = process_groups.mean(centreness.sum(), group).clamp(min=1e-6)
-        loss: JointLoss = self.criterion(
-            logits,
-            head_outputs["bbox_regression"].flatten(0, 1),
-            matched_labels(targets, matched, logits.shape[-1]).flatten(),
-            target_boxes,
-            priors,
-            regression_weights=centreness if self.weigh_boxes else None,
-            classification_normalizer="positives",
-            regression_normalizer=normalizer,
-        )
-        self.negative_weight = loss.negative_weight
-        # FCOSHead's centreness loss without its host sync.
-        own = F.binary_cross_entropy_with_logits(
-            head_outputs["bbox_ctrness"].flatten(), centreness, reduction="none"
-        )
-        ranks = process_groups.size(group)
-        return {
-            "classification": loss.classification,
-            "bbox_regression": loss.regression,
-            "bbox_ctrness": ranks * (own * positive).sum() / loss.num_positives.clamp(min=1),
-        }
-
-    def _centreness(self, priors: Tensor, target_boxes: Tensor, positive: Tensor) -> Tensor:
-        """The centreness that points [N] should have, 0 for those without an object."""
-        ltrb = self.box_coder.encode(priors, target_boxes)
-        # Slices: a list of columns would be copied to a GPU, which waits for it.
-        left_right, top_bottom = ltrb[:, 0::2], ltrb[:, 1::2]
-        wanted = torch.sqrt(
-            (left_right.amin(-1) / left_right.amax(-1))
-            * (top_bottom.amin(-1) / top_bottom.amax(-1))
-        )
-        # A point outside every box has a square root of a negative number as its target.
-        return wanted.where(positive, 0.0)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """`x`, in float32 if autocast made it float16 or bfloat16.
-
-    Boxes are decoded, and scores ranked, in the predictions' dtype: of half precision, bfloat16
-    would leave multiples of 4 pixels beyond 512, and many scores equal.
-    """
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _outputs(head: torch.nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A dense head's outputs; in training as they are: the criterion computes in float32."""
-    return found if head.training else {k: at_least_float32(v) for k, v in found.items()}

@@ -233,7 +233,7 @@ def test_weighing_boxes_by_centreness_divides_by_its_sum():
     caught = []
     criterion = model.head.criterion
     criterion.register_forward_pre_hook(lambda _, args: caught.append(args))
-    model.head.weigh_boxes = True
+    model.head.weigh_boxes, model.head.dense = True, False
     losses = model(images, targets)
     _, _, labels, target_boxes, priors = caught[0]
     r = criterion.per_sample(*caught[0]).regression

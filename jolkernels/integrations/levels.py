@@ -1,0 +1,76 @@
+"""What torchvision's RetinaNet and FCOS heads share when trained with a JointOptimizationLoss.
+
+In training they hand their levels over as the convolutions leave them: the loss reads these where
+they lie, and nothing is flattened. Inference is torchvision's.
+
+Letters: B images, M anchors (points) of an image over all levels, A of a position, K classes, G
+objects of an image.
+"""
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from jolkernels.loss import JointOptimizationLoss
+
+Targets = list[dict[str, Tensor]]
+Outputs = dict[str, Any]
+"""Levels by name, lists of tensors [B, A * C, H, W]; or, flattened, tensors [B, M, C]."""
+
+
+class LevelsInTraining(nn.Module):
+    """What the two heads share, before torchvision's head in the order of bases.
+
+    A part whose forward is not torchvision's, or which has hooks, is called as it is, and its
+    outputs are flattened: only it knows what it does.
+    """
+
+    own_parts: ClassVar[tuple[Any, Any]]
+    """torchvision's classes of the two parts."""
+    classification_head: Any
+    regression_head: Any
+    criterion: JointOptimizationLoss
+    dense: bool
+
+    def forward(self, x: list[Tensor]) -> Outputs:
+        """The head's outputs: levels in training, else torchvision's in float32 at least."""
+        parts = self.classification_head, self.regression_head
+        if self.training and self.dense and all(map(runs_as, parts, self.own_parts)):
+            return self.levels(x)
+        found: Outputs = super().forward(x)
+        # In training as they are: the criterion computes in float32.
+        return found if self.training else {k: at_least_float32(v) for k, v in found.items()}
+
+    def levels(self, x: list[Tensor]) -> Outputs:
+        """The outputs of torchvision's parts before they flatten them."""
+        raise NotImplementedError
+
+    def _check_criterion(self, wanted: str, decodes: bool) -> None:
+        settings = self.criterion.settings
+        if settings.classification.softmax:
+            raise ValueError(
+                f"criterion: got classification {settings.classification}, wanted a sigmoid loss"
+            )
+        if not decodes:
+            raise ValueError(f"criterion: got coding {settings.coding}, wanted {wanted}")
+
+    def _take_over(self, head: nn.Module) -> Self:
+        for name, child in head.named_children():
+            setattr(self, name, child)
+        return self.train(head.training)
+
+
+def runs_as(part: nn.Module, own: type[nn.Module]) -> bool:
+    """Whether a call of `part` is `own`'s forward and nothing else."""
+    hooks = part._forward_hooks, part._forward_pre_hooks, part._backward_hooks
+    return getattr(part.forward, "__func__", None) is own.forward and not any(hooks)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x`, in float32 if autocast made it float16 or bfloat16.
+
+    Boxes are decoded, and scores ranked, in the predictions' dtype: of half precision, bfloat16
+    would leave multiples of 4 pixels beyond 512, and many scores equal.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))

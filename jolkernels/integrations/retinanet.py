@@ -1,0 +1,151 @@
+"""torchvision's RetinaNet head, trained with a JointOptimizationLoss.
+
+Letters as in levels.py.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.retinanet import (
+    RetinaNetClassificationHead,
+    RetinaNetHead,
+    RetinaNetRegressionHead,
+)
+
+from jolkernels import process_groups
+from jolkernels.integrations.levels import LevelsInTraining, Outputs, Targets
+from jolkernels.integrations.matching import matched_boxes, matched_labels
+from jolkernels.loss import JointLoss, JointOptimizationLoss
+from jolkernels.spec import Delta
+
+
+class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
+    """torchvision's RetinaNetHead trained with `criterion`.
+
+    Args:
+        args: RetinaNetHead's arguments: in_channels, num_anchors, num_classes.
+        criterion: a loss with a sigmoid classification and coding Delta(), see
+            `retinanet_criterion`.
+        normalizer: what the losses are divided by. "image": an image's by its own positives, then
+            their mean, as torchvision; "batch": the batch's positives, as MMDetection.
+        dense: in training, outputs are lists of levels [B, A * K, H, W] and [B, A * 4, H, W];
+            False: torchvision's flattened ones, which cost several copies.
+        kwargs: RetinaNetHead's arguments by name.
+
+    Attributes:
+        negative_weight: w⁻ of the last training batch, 0-dim and without gradient; None before.
+
+    Raises:
+        ValueError: a criterion or normalizer that is none of these.
+    """
+
+    own_parts = RetinaNetClassificationHead, RetinaNetRegressionHead
+
+    def __init__(
+        self,
+        *args: Any,
+        criterion: JointOptimizationLoss,
+        normalizer: str = "image",
+        dense: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if normalizer not in ("image", "batch"):
+            raise ValueError(f"normalizer: got {normalizer!r}, wanted one of image, batch")
+        self.criterion = criterion
+        coding = criterion.settings.coding
+        self._check_criterion("Delta()", isinstance(coding, Delta) and coding.weights == (1,) * 4)
+        self.normalizer = normalizer
+        self.dense = dense
+        self.negative_weight: Tensor | None = None
+
+    @classmethod
+    def from_head(
+        cls, head: RetinaNetHead, criterion: JointOptimizationLoss, **choices: Any
+    ) -> Self:
+        """The same head, its layers and weights shared, with `criterion` as the loss.
+
+        Args:
+            head: torchvision's, of version 1 or 2.
+            criterion: as above.
+            choices: normalizer, dense.
+        """
+        with torch.device("meta"):  # draws no random numbers
+            made = cls(1, 1, 1, criterion=criterion, **choices)
+        return made._take_over(head)
+
+    def levels(self, x: list[Tensor]) -> Outputs:
+        """cls_logits, levels [B, A * K, H, W], and bbox_regression, [B, A * 4, H, W]."""
+        classes, boxes = self.classification_head, self.regression_head
+        return {
+            "cls_logits": [classes.cls_logits(classes.conv(level)) for level in x],
+            "bbox_regression": [boxes.bbox_reg(boxes.conv(level)) for level in x],
+        }
+
+    def compute_loss(
+        self,
+        targets: Targets,
+        head_outputs: Outputs,
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """RetinaNetHead.compute_loss with the criterion, over the anchors of the whole batch.
+
+        Args:
+            targets: B dicts of boxes [G, 4] and 0-based labels [G].
+            head_outputs: cls_logits and bbox_regression, levels or [B, M, K] and [B, M, 4].
+            anchors: B tensors [M, 4], pixels; one tensor B times is read as one.
+            matched_idxs: B tensors [M]: the box an anchor is matched to, -1 background, -2 ignored.
+        """
+        logits, boxes = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        if isinstance(logits, Tensor):
+            loss = self._flat_loss(targets, logits, boxes, anchors, matched_idxs)
+        else:
+            normalizer = "image" if self.normalizer == "image" else "positives"
+            loss = self.criterion.dense(
+                logits,
+                boxes,
+                [t["labels"] for t in targets],
+                [t["boxes"] for t in targets],
+                priors=anchors,
+                matched=matched_idxs,
+                classification_normalizer=normalizer,
+                regression_normalizer=normalizer,
+            )
+        self.negative_weight = loss.negative_weight
+        return {"classification": loss.classification, "bbox_regression": loss.regression}
+
+    def _flat_loss(
+        self,
+        targets: Targets,
+        logits: Tensor,
+        boxes: Tensor,
+        anchors: list[Tensor],
+        matches: list[Tensor],
+    ) -> JointLoss:
+        priors, matched = torch.cat(anchors), torch.stack(matches)
+        choices: dict[str, Any] = {
+            "classification_normalizer": "positives",
+            "regression_normalizer": "positives",
+        }
+        if self.normalizer == "image":
+            positives = (matched >= 0).sum(1, keepdim=True).clamp(min=1).to(priors.dtype)
+            weights = (1 / positives).expand_as(matched).flatten()
+            images = torch.full((), len(targets), device=priors.device)
+            images = process_groups.mean(images, self.criterion.settings.sync_group)
+            choices = {
+                "classification_weights": weights,
+                "regression_weights": weights,
+                "classification_normalizer": images,
+                "regression_normalizer": images,
+            }
+        loss: JointLoss = self.criterion(
+            logits.flatten(0, 1),
+            boxes.flatten(0, 1),
+            matched_labels(targets, matched, logits.shape[-1]).flatten(),
+            torch.cat(matched_boxes(targets, matches)),
+            priors,
+            **choices,
+        )
+        return loss
