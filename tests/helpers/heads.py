@@ -16,9 +16,12 @@ from jolkernels.integrations.torchvision import (
     roi_criterion,
 )
 
-HEADS = ("retinanet", "retinanet-batch", "fcos", "fcos-weighed", "roi", "roi-agnostic")
+FLAT = ("retinanet", "retinanet-batch", "fcos", "fcos-weighed", "roi", "roi-agnostic")
+LEVELS = tuple(f"{name}-levels" for name in FLAT if not name.startswith("roi"))
+HEADS = FLAT + LEVELS
 LOSSES = ("jol", "base")
 K = 3
+GRIDS = ((4, 7), (3, 4))
 
 
 def head_loss(
@@ -26,7 +29,7 @@ def head_loss(
 ) -> tuple[Callable[..., list[Tensor]], list[Tensor], list]:
     """A head's loss as run(*leaves, *rest) -> losses; the leaves are its predictions."""
     random = torch.Generator().manual_seed(5)
-    images, priors = 2, 40
+    images, priors = 2, sum(h * w for h, w in GRIDS)
 
     def leaf(*shape: int, scale: float = 1.0) -> Tensor:
         made = scale * torch.randn(*shape, generator=random)
@@ -63,22 +66,31 @@ def head_loss(
             return list(heads.joint_loss(logits, deltas, given, labels, wanted)[:2])
 
         return joint, leaves, [given, labels, wanted]
-    leaves = [leaf(images, priors, K), leaf(images, priors, 4, scale=0.3)]
+    in_levels = name.endswith("-levels")
+    columns = {"cls_logits": (K, 1.0), "bbox_regression": (4, 0.3), "bbox_ctrness": (1, 1.0)}
     if name.startswith("fcos"):
-        leaves.append(leaf(images, priors, 1))
         head = JointFCOSHead(
-            32, 1, K, 1, criterion=fcos_criterion(**choices), weigh_boxes=name == "fcos-weighed"
+            32, 1, K, 1, criterion=fcos_criterion(**choices), weigh_boxes="weighed" in name
         )
     else:
-        normalizer = "batch" if name == "retinanet-batch" else "image"
+        del columns["bbox_ctrness"]
+        normalizer = "batch" if "batch" in name else "image"
         head = JointRetinaNetHead(
             8, 1, K, criterion=retinanet_criterion(**choices), normalizer=normalizer
         )
+    leaves = [
+        leaf(images, *shape, scale=scale)
+        for c, scale in columns.values()
+        for shape in ([(c, *grid) for grid in GRIDS] if in_levels else [(priors, c)])
+    ]
 
     def dense(*everything):
         *predictions, targets, given, matched = everything
-        names = ("cls_logits", "bbox_regression", "bbox_ctrness")
-        outputs = dict(zip(names, predictions, strict=False))
+        if in_levels:
+            predictions = [
+                predictions[i : i + len(GRIDS)] for i in range(0, len(leaves), len(GRIDS))
+            ]
+        outputs = dict(zip(columns, predictions, strict=True))
         return list(head.compute_loss(targets, outputs, given, matched).values())
 
     return dense, leaves, [targets, given, matched]
