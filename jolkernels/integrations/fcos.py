@@ -12,7 +12,7 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, 
 
 from jolkernels import process_groups
 from jolkernels.dense import padded
-from jolkernels.integrations.levels import LevelsInTraining, Outputs, Targets
+from jolkernels.integrations.levels import LevelsInTraining, Outputs, Targets, at_least_float32
 from jolkernels.integrations.matching import matched_boxes, matched_labels
 from jolkernels.loss import JointLoss, JointOptimizationLoss
 from jolkernels.spec import LTRB
@@ -176,7 +176,7 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
 
 def centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:
     """The centreness [...] that points should have in boxes [..., 4], NaN outside of them."""
-    centres = priors.unflatten(-1, (2, 2)).mean(-2)
+    centres = at_least_float32(priors).unflatten(-1, (2, 2)).mean(-2)
     near, far = centres - boxes[..., :2], boxes[..., 2:] - centres
     horizontal, vertical = (torch.minimum(near, far) / torch.maximum(near, far)).unbind(-1)
     return (horizontal * vertical).sqrt()

@@ -14,7 +14,7 @@ from torchvision.models.detection.retinanet import (
 )
 
 from jolkernels import process_groups
-from jolkernels.integrations.levels import LevelsInTraining, Outputs, Targets
+from jolkernels.integrations.levels import LevelsInTraining, Outputs, Targets, at_least_float32
 from jolkernels.integrations.matching import matched_boxes, matched_labels
 from jolkernels.loss import JointLoss, JointOptimizationLoss
 from jolkernels.spec import Delta
@@ -130,8 +130,10 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
             "regression_normalizer": "positives",
         }
         if self.normalizer == "image":
-            positives = (matched >= 0).sum(1, keepdim=True).clamp(min=1).to(priors.dtype)
-            weights = (1 / positives).expand_as(matched).flatten()
+            positives = (matched >= 0).sum(1, keepdim=True).clamp(min=1)
+            weights = (
+                (1 / positives.to(at_least_float32(priors).dtype)).expand_as(matched).flatten()
+            )
             images = torch.full((), len(targets), device=priors.device)
             images = process_groups.mean(images, self.criterion.settings.sync_group)
             choices = {
