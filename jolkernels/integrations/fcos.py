@@ -110,7 +110,7 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
     def _dense_losses(
         self, targets: Targets, outputs: Outputs, anchors: list[Tensor], matched: Tensor
     ) -> tuple[JointLoss, Tensor]:
-        boxes = padded("boxes", [t["boxes"] for t in targets], torch.nan)
+        labels, boxes = objects(targets, matched.shape[1])
         shared = all(a is anchors[0] for a in anchors)
         priors = anchors[0] if shared else torch.stack(anchors)
         wanted = objects_of(boxes, matched)
@@ -118,7 +118,7 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
         loss = self.criterion.dense(
             outputs["cls_logits"],
             outputs["bbox_regression"],
-            [t["labels"] for t in targets],
+            labels,
             boxes,
             priors=priors,
             matched=matched,
@@ -172,6 +172,14 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
             choices["regression_weights"] = weights
             choices["regression_normalizer"] = total.clamp(min=1e-6)
         return choices
+
+
+def objects(targets: Targets, samples: int) -> tuple[Tensor, Tensor]:
+    """Labels [B, G] and boxes [B, G, 4] of the images' objects; G is not M, the samples."""
+    most = max(len(t["boxes"]) for t in targets)
+    most += most == samples
+    labels = padded([t["labels"] for t in targets], most, -1)
+    return labels, padded([t["boxes"] for t in targets], most, torch.nan)
 
 
 def centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:

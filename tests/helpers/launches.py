@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jolkernels import dense_ops
 
-FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
-"""These write nothing, as views do."""
+FREE = {"empty", "empty_like", "empty_strided", "new_empty", "promote_types", "_unsafe_view"}
+"""These write nothing, as views do not."""
 
 
 def is_view(function: Any) -> bool:

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from launches import launches
 from scenes import K, losses_and_gradients, scene
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -309,3 +310,47 @@ def test_criteria_of_another_head_are_refused():
     coded = retinanet_criterion()
     with pytest.raises(ValueError, match="normalizer: got 'mean'"):
         JointRetinaNetHead.from_head(made[JointRetinaNetHead], coded, normalizer="mean")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tenth_of_torchvisions_launches(kind):
+    """From the levels of two images and the matcher's results to the levels' gradients.
+
+    torchvision's have flattening in them: a copy of each of 5 levels and one that joins them.
+    """
+    model = stock(kind)
+    columns = {"cls_logits": K, "bbox_regression": 4, "bbox_ctrness": 1}
+    found, given = {}, {}
+    model.head.compute_loss = lambda *arguments: given.update(all=arguments) or {}
+    model(*scene([5, 3], (64, 96), torch.float64))
+    del model.head.compute_loss
+    ours = joined(model, kind, JOINT)
+    targets, _, anchors, matched = given["all"]
+    maps = list(model.backbone(torch.rand(2, 3, 64, 96).double()).values())
+    made = ours.head(maps)
+    assert len(made["cls_logits"]) == 5
+
+    def flattened(levels: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        return {
+            name: torch.cat(
+                [
+                    x.unflatten(1, (-1, columns[name])).permute(0, 3, 4, 1, 2).flatten(1, 3)
+                    for x in maps
+                ],
+                1,
+            )
+            for name, maps in levels.items()
+        }
+
+    for name, head in {"ours": ours.head, "theirs": model.head}.items():
+        levels = {k: [x.detach().requires_grad_() for x in v] for k, v in made.items()}
+
+        def run(head=head, levels=levels):
+            outputs = levels if head is ours.head else flattened(levels)
+            return sum(head.compute_loss(targets, outputs, anchors, matched).values())
+
+        found[name] = launches(run)
+        assert all(x.grad is not None for maps in levels.values() for x in maps)
+    assert found["ours"]["ours_forward"] == found["ours"]["ours_backward"] == 1 + (kind == "fcos")
+    assert found["theirs"].total() > 200
+    assert found["ours"].total() <= found["theirs"].total() / 10, found["ours"]
