@@ -11,6 +11,7 @@ from detectors.errors import DataError
 from detectors.inference.detect import as_inputs, read_image
 from detectors.utils.progress import Progress
 from jolkernels import JointOptimizationLoss
+from jolkernels.integrations.levels import LevelsInTraining
 
 
 class Samples(NamedTuple):
@@ -68,8 +69,11 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
     def note_objects(_: nn.Module, __: tuple[Any, ...], result: tuple[Any, Any]) -> None:
         boxes.append(torch.cat([target["boxes"] for target in result[1]]))
 
-    heads = [m for m in model.modules() if isinstance(m, JointOptimizationLoss)]
-    hooks = [head.register_forward_hook(look, with_kwargs=True) for head in heads]
+    losses = [m for m in model.modules() if isinstance(m, JointOptimizationLoss)]
+    hooks = [loss.register_forward_hook(look, with_kwargs=True) for loss in losses]
+    heads = [m for m in model.modules() if isinstance(m, LevelsInTraining) and m.dense]
+    for head in heads:
+        head.dense = False  # levels have no rows to look at
     transform = model.get_submodule("transform")
     hooks.append(transform.register_forward_hook(note_objects))
     torch.manual_seed(0)
@@ -85,6 +89,8 @@ def collect(model: nn.Module, dataset: CocoDetection, device: str, images: int) 
     finally:
         for hook in hooks:
             hook.remove()
+        for head in heads:
+            head.dense = True
     columns = [torch.cat(column).cpu() for column in zip(*found, strict=True)]
     if not columns or len(columns[0]) == 0:
         raise DataError(f"{dataset.source}: no positive sample in {count} images")

@@ -141,13 +141,14 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
     def _flat_losses(
         self, targets: Targets, outputs: Outputs, anchors: list[Tensor], matched: Tensor
     ) -> tuple[JointLoss, Tensor]:
+        settings = self.criterion.settings
         logits, priors = outputs["cls_logits"], torch.cat(anchors)
         target_boxes = torch.cat(matched_boxes(targets, list(matched)))
         centreness = centreness_of(priors, target_boxes)
         loss: JointLoss = self.criterion(
             logits.flatten(0, 1),
             outputs["bbox_regression"].flatten(0, 1),
-            matched_labels(targets, matched, logits.shape[-1]).flatten(),
+            matched_labels(targets, matched, logits.shape[-1], settings.ignore_index).flatten(),
             target_boxes,
             priors,
             **self._normalizers(centreness, matched.flatten()),
@@ -157,7 +158,7 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
         own = F.binary_cross_entropy_with_logits(
             outputs["bbox_ctrness"].flatten(), centreness.where(positive, 0.0), reduction="none"
         )
-        ranks = process_groups.size(self.criterion.settings.sync_group)
+        ranks = process_groups.size(settings.sync_group)
         return loss, ranks * (own * positive).sum() / loss.num_positives.clamp(min=1)
 
     def _normalizers(self, centreness: Tensor, matched: Tensor) -> dict[str, Any]:

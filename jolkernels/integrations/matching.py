@@ -18,8 +18,6 @@ TIE = 1e-6
 """Similarities within this share of each other are tied: float32 rounds equal ones apart."""
 LEAST = 1e-5
 """Below this similarity to every prior an object has no best prior: all would be tied."""
-IGNORE_INDEX = -100
-"""JointOptimizationLoss's default."""
 Similarity = Callable[[Tensor, Tensor], Tensor]
 """boxes [G, 4], priors [A, 4] → [G, A], larger is more similar."""
 
@@ -90,10 +88,12 @@ def matched_boxes(targets: list[dict[str, Tensor]], matches: list[Tensor]) -> li
     return [gather(t["boxes"], m) for t, m in zip(targets, matches, strict=True)]
 
 
-def matched_labels(targets: list[dict[str, Tensor]], matched: Tensor, background: int) -> Tensor:
+def matched_labels(
+    targets: list[dict[str, Tensor]], matched: Tensor, background: int, ignore: int
+) -> Tensor:
     """Labels [B, A] of priors matched [B, A] to objects, to -1 (background) or -2 (ignored)."""
     found = torch.stack([gather(t["labels"], m) for t, m in zip(targets, matched, strict=True)])
-    return found.where(matched >= 0, background).masked_fill(matched == -2, IGNORE_INDEX)
+    return found.where(matched >= 0, background).masked_fill(matched == -2, ignore)
 
 
 def gather(values: Tensor, matches: Tensor) -> Tensor:

@@ -124,6 +124,7 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
         anchors: list[Tensor],
         matches: list[Tensor],
     ) -> JointLoss:
+        settings = self.criterion.settings
         priors, matched = torch.cat(anchors), torch.stack(matches)
         choices: dict[str, Any] = {
             "classification_normalizer": "positives",
@@ -135,7 +136,7 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
                 (1 / positives.to(at_least_float32(priors).dtype)).expand_as(matched).flatten()
             )
             images = torch.full((), len(targets), device=priors.device)
-            images = process_groups.mean(images, self.criterion.settings.sync_group)
+            images = process_groups.mean(images, settings.sync_group)
             choices = {
                 "classification_weights": weights,
                 "regression_weights": weights,
@@ -145,7 +146,7 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
         loss: JointLoss = self.criterion(
             logits.flatten(0, 1),
             boxes.flatten(0, 1),
-            matched_labels(targets, matched, logits.shape[-1]).flatten(),
+            matched_labels(targets, matched, logits.shape[-1], settings.ignore_index).flatten(),
             torch.cat(matched_boxes(targets, matches)),
             priors,
             **choices,

@@ -15,6 +15,7 @@ from detectors.cli import main
 from detectors.commands.demo import DemoSize, demo_settings
 from detectors.data import CocoDetection
 from detectors.data.synthetic import write_scenes
+from detectors.models import build_detector
 from detectors.paper import figures, loss_samples, side_by_side
 from detectors.paper.loss_samples import Samples
 from detectors.training import checkpoints, loop, run_folder
@@ -158,6 +159,15 @@ def test_samples_are_the_losses_terms(runs: Path) -> None:
         own = found.object[found.own]  # one of every object, in each of the images
         assert sorted(own.tolist()) == list(range(len(found.objects)))
         assert not criterion._forward_hooks
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_samples_of_heads_that_hand_their_levels_over(runs: Path, name: str) -> None:
+    data = CocoDetection(*map(Path, json.loads((runs / "paths.json").read_text())))
+    model = build_detector(name, len(data.class_names), preset="slim")
+    found = loss_samples.collect(model, data, "cpu", images=2)
+    assert len(found.loss) > 0 and found.loss.isfinite().all() and not found.own.any()
+    assert model.head.dense
 
 
 def test_the_most_crowded_images_come_first(runs: Path) -> None:
