@@ -57,8 +57,10 @@ class LevelsInTraining(nn.Module):
 
     def _take_over(self, head: nn.Module) -> Self:
         for name, child in head.named_children():
-            setattr(self, name, child)
-        return self.train(head.training)
+            if name != "criterion":  # of a head that is one of ours already
+                setattr(self, name, child)
+        self.training = head.training  # train() would change the layers'
+        return self
 
 
 def runs_as(part: nn.Module, own: type[nn.Module]) -> bool:

@@ -10,14 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jolkernels import dense_ops
 
-FREE = {"empty", "empty_like", "empty_strided", "new_empty", "promote_types", "_unsafe_view"}
-"""These write nothing, as views do not."""
 
-
-def is_view(function: Any) -> bool:
-    """Whether the result of an operator is an argument's memory, unwritten."""
+def writes(function: Any) -> bool:
+    """Whether an operator writes memory: not if its result is an argument's, or unwritten."""
+    name = function._overloadpacket.__name__
     alias = [a.alias_info for a in function._schema.returns]
-    return any(a is not None and not a.is_write for a in alias)
+    view = any(a is not None and not a.is_write for a in alias) or name == "_unsafe_view"
+    return not (view or "empty" in name or name == "promote_types")
 
 
 class Launches(TorchDispatchMode):
@@ -29,9 +28,8 @@ class Launches(TorchDispatchMode):
         self.inside = False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._overloadpacket.__name__
-        if not (self.inside or is_view(function) or name in FREE):
-            self.found[name] += 1
+        if writes(function) and not self.inside:
+            self.found[function._overloadpacket.__name__] += 1
         return function(*args, **(kwargs or {}))
 
     def as_one(self, name: str, inner: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,17 +2,14 @@
 
 import copy
 import pickle
-from functools import partial
 
 import pytest
 import torch
-from launches import launches
+from heads import GRIDS, LEVELS, head_loss
 from scenes import K, losses_and_gradients, scene
+from stock import KINDS, joined, stock
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.models.detection import FCOS, RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead
+from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 
 from detectors.models import build_detector
 from jolkernels.integrations.torchvision import (
@@ -23,64 +20,8 @@ from jolkernels.integrations.torchvision import (
     roi_criterion,
 )
 
-KINDS = ("retinanet", "retinanet-v2", "fcos")
 JOINT = {"weighting": "joint"}
 BASE = {"weighting": "none"}
-
-
-class Pyramid(nn.Module):
-    """Five maps of 64 channels, down to 1 x 1."""
-
-    out_channels = 64
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Conv2d(3 if i == 0 else 64, 64, 3, 8 if i == 0 else 2, 1) for i in range(5)
-        )
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = {}
-        for i, layer in enumerate(self.layers):
-            x = F.relu(layer(x))
-            maps[str(i)] = x
-        return maps
-
-
-def stock(kind: str) -> nn.Module:
-    """torchvision's model for images of 64 pixels, in float64, with scores that differ."""
-    torch.manual_seed(0)
-    sizes = [(4.0 * 2**i,) if kind == "fcos" else (8.0 * 2**i, 11.0 * 2**i) for i in range(5)]
-    ratios = ((1.0,) if kind == "fcos" else (0.5, 1.0, 2.0),) * 5
-    settings = {"min_size": 64, "max_size": 128, "score_thresh": 0.0}
-    settings["anchor_generator"] = AnchorGenerator(sizes, ratios)
-    if kind == "fcos":
-        model = FCOS(Pyramid(), K, **settings)
-    else:
-        norm = partial(nn.GroupNorm, 8) if kind == "retinanet-v2" else None
-        head = RetinaNetHead(64, 6, K, norm_layer=norm)
-        if kind == "retinanet-v2":
-            head.regression_head._loss_type = "giou"
-        model = RetinaNet(Pyramid(), K, head=head, **settings)
-    for name, parameter in model.head.named_parameters():
-        if name.endswith("weight") and parameter.ndim == 4:
-            nn.init.normal_(parameter, std=0.05)
-    if kind == "fcos":  # the boxes end in a ReLU
-        nn.init.constant_(model.head.regression_head.bbox_reg.bias, 2.0)
-    return model.double().train()
-
-
-def joined(model: nn.Module, kind: str, settings: dict, **choices) -> nn.Module:
-    """A copy with our head in its place, and a criterion with these settings."""
-    model = copy.deepcopy(model)
-    if kind == "fcos":
-        head = JointFCOSHead.from_head(model.head, fcos_criterion(**settings), **choices)
-    else:
-        regression = "giou" if kind == "retinanet-v2" else "l1"
-        criterion = retinanet_criterion(regression, **settings)
-        head = JointRetinaNetHead.from_head(model.head, criterion, **choices)
-    model.head = head
-    return model
 
 
 def step(model: nn.Module, objects: list[int], sizes: list[tuple[int, int]]):
@@ -143,6 +84,27 @@ def test_levels_are_as_flattened(kind, choices, objects, sizes):
         dense.head.negative_weight, flat.head.negative_weight, rtol=1e-12, atol=0
     )
     assert not any(objects) or dense.head.negative_weight != 1
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_anchors_may_differ_between_images(name):
+    """Losses and the levels' gradients, of matches to ignored objects too."""
+    found = []
+    run, levels, (targets, anchors, matched) = head_loss(name, "jol")
+    assert not torch.equal(*anchors)
+    anchors = [a.double() for a in anchors]
+    targets = [{**t, "boxes": t["boxes"].double()} for t in targets]
+    for flat in (False, True):
+        leaves = [x.detach().double().requires_grad_() for x in levels]
+        given = leaves
+        if flat:
+            run, _, _ = head_loss(name.removesuffix("-levels"), "jol")
+            given = [x.flatten(2).transpose(1, 2) for x in leaves]
+            given = [torch.cat(given[i : i + len(GRIDS)], 1) for i in range(0, len(given), 2)]
+        losses = run(*given, targets, anchors, matched)
+        gradients = torch.autograd.grad(sum(losses), leaves)
+        found.append([dict(enumerate(losses)), dict(enumerate(gradients))])
+    assert_same(*found)
 
 
 @pytest.mark.parametrize("preset", ["slim", "torchvision", "paper"])
@@ -277,18 +239,19 @@ def test_copies_and_pickles_train_as_well(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_head_shares_a_head(kind):
-    """Its layers, whether it trains, and what it lacks: no random number is drawn for these."""
+    """Its layers and their modes; no random number is drawn. A head of ours has one criterion."""
     model = stock(kind)
-    model.head.eval()
+    model.head.classification_head.eval()
     before = torch.get_rng_state()
     kinds = {"fcos": JointFCOSHead}.get(kind, JointRetinaNetHead)
-    criterion = {"fcos": fcos_criterion}.get(kind, retinanet_criterion)()
-    head = kinds.from_head(model.head, criterion, dense=False)
+    criteria = [{"fcos": fcos_criterion}.get(kind, retinanet_criterion)() for _ in range(2)]
+    head = kinds.from_head(kinds.from_head(model.head, criteria[0]), criteria[1], dense=False)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not head.training and not head.dense and head.criterion is criterion
+    assert not head.dense and head.criterion is criteria[1]
+    assert head.training and head.regression_head.training and not head.classification_head.training
+    assert not kinds.from_head(model.head.eval(), criteria[0]).training
     shared = dict(model.head.named_parameters())
     assert all(p is shared.pop(name) for name, p in head.named_parameters()) and not shared
-    assert not any(module.training for module in head.modules() if module is not criterion)
     if kind == "fcos":
         assert head.box_coder is model.head.box_coder
 
@@ -311,47 +274,3 @@ def test_criteria_of_another_head_are_refused():
     coded = retinanet_criterion()
     with pytest.raises(ValueError, match="normalizer: got 'mean'"):
         JointRetinaNetHead.from_head(made[JointRetinaNetHead], coded, normalizer="mean")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_tenth_of_torchvisions_launches(kind):
-    """From the levels of two images and the matcher's results to the levels' gradients.
-
-    torchvision's have flattening in them: a copy of each of 5 levels and one that joins them.
-    """
-    model = stock(kind)
-    columns = {"cls_logits": K, "bbox_regression": 4, "bbox_ctrness": 1}
-    found, given = {}, {}
-    model.head.compute_loss = lambda *arguments: given.update(all=arguments) or {}
-    model(*scene([5, 3], (64, 96), torch.float64))
-    del model.head.compute_loss
-    ours = joined(model, kind, JOINT)
-    targets, _, anchors, matched = given["all"]
-    maps = list(model.backbone(torch.rand(2, 3, 64, 96).double()).values())
-    made = ours.head(maps)
-    assert len(made["cls_logits"]) == 5
-
-    def flattened(levels: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-        return {
-            name: torch.cat(
-                [
-                    x.unflatten(1, (-1, columns[name])).permute(0, 3, 4, 1, 2).flatten(1, 3)
-                    for x in maps
-                ],
-                1,
-            )
-            for name, maps in levels.items()
-        }
-
-    for name, head in {"ours": ours.head, "theirs": model.head}.items():
-        levels = {k: [x.detach().requires_grad_() for x in v] for k, v in made.items()}
-
-        def run(head=head, levels=levels):
-            outputs = levels if head is ours.head else flattened(levels)
-            return sum(head.compute_loss(targets, outputs, anchors, matched).values())
-
-        found[name] = launches(run)
-        assert all(x.grad is not None for maps in levels.values() for x in maps)
-    assert found["ours"]["ours_forward"] == found["ours"]["ours_backward"] == 1 + (kind == "fcos")
-    assert found["theirs"].total() > 200
-    assert found["ours"].total() <= found["theirs"].total() / 10, found["ours"]
