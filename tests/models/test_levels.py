@@ -93,7 +93,8 @@ def test_anchors_may_differ_between_images(name):
     run, levels, (targets, anchors, matched) = head_loss(name, "jol")
     assert not torch.equal(*anchors)
     anchors = [a.double() for a in anchors]
-    targets = [{**t, "boxes": t["boxes"].double()} for t in targets]
+    targets = 2 * [targets[0] | {"boxes": targets[0]["boxes"].double()}]
+    matched = [matched[0], matched[0].flip(0)]
     for flat in (False, True):
         leaves = [x.detach().double().requires_grad_() for x in levels]
         given = leaves
