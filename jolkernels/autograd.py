@@ -151,7 +151,7 @@ class DenseFunction(torch.autograd.Function):
             logits, boxes, extra = dense_ops.backward(
                 batch, call, rows, scalars, g_cls, g_loc, needs
             )
-            return *(logits or (None,) * n), *(boxes or (None,) * n), extra
+            return *logits, *boxes, extra
 
         saved = rows, scalars, g_cls, g_loc
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True

@@ -19,6 +19,7 @@ from jolkernels.dense_checks import (
     IGNORED,
     INTEGERS,
     NORMALIZERS,
+    OF_SAMPLES,
     Levels,
     check_dense_batch,
     check_levels,
@@ -32,12 +33,14 @@ __all__ = [
     "BACKGROUND",
     "IGNORED",
     "INTEGERS",
+    "OF_SAMPLES",
     "DenseBatch",
     "DenseInputs",
     "Levels",
     "anchors",
     "make_dense_batch",
     "positions",
+    "scalars_shape",
 ]
 
 
@@ -108,6 +111,11 @@ def positions(level: Tensor) -> int:
 def anchors(boxes: Tensor) -> int:
     """A of a level of box_preds."""
     return boxes.shape[1] // 4
+
+
+def scalars_shape(batch: DenseBatch, call: Call) -> tuple[int, ...]:
+    """Of the scalars of a forward pass: those of each image where it has its own normaliser."""
+    return (max(1, batch.images), 5) if "image" in call[1:3] else (5,)
 
 
 def make_dense_batch(settings: Settings, *args: Any, **kwargs: Any) -> tuple[DenseBatch, Call]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jolkernels import batch as flat
-from jolkernels.batch import FLOATS, check, check_normalizer, wrong
+from jolkernels.batch import FLOATS, OF_ROWS, check, check_normalizer, wrong
 from jolkernels.checks import one_of
 from jolkernels.settings import Call, Settings
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Levels = tuple[Tensor, ...]
 Shape = tuple[int | str, ...]  # a letter: any size
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+OF_SAMPLES = OF_ROWS
 NORMALIZERS = (*flat.NORMALIZERS, "image")
 BACKGROUND, IGNORED = -1, -2
 """What `matched` says of samples that have no object, where labels are the objects'."""
@@ -146,7 +147,7 @@ def check_dense_batch(batch: "DenseBatch", settings: Settings) -> None:
             f"class_targets: got a tensor, wanted None for {settings.classification}, whose "
             "targets are labels"
         )
-    for name in flat.OF_ROWS:
+    for name in OF_SAMPLES:
         if getattr(batch, name) is not None:
             of_shape(name, (b, m))
     if batch.class_weights is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jolkernels import flattened, ops
 from jolkernels.batch import Forward, accumulator, check, in_tensors
-from jolkernels.dense import DenseBatch, Levels
+from jolkernels.dense import DenseBatch, Levels, scalars_shape
 from jolkernels.dense_checks import check_dense_call, check_dense_labels
 from jolkernels.settings import Call
 
@@ -37,7 +37,7 @@ torch.library.define(
     f"({BATCH}, *, str call, Tensor rows, Tensor scalars, Tensor grad_classification, "
     "Tensor grad_regression, bool needs_logits, bool needs_boxes, bool needs_extra) -> Tensor[]",
 )
-Gradients = tuple[Levels | None, Levels | None, Tensor | None]
+Gradients = tuple[Levels | tuple[None, ...], Levels | tuple[None, ...], Tensor | None]
 
 
 def forward(batch: DenseBatch, call: Call) -> Forward:
@@ -80,10 +80,8 @@ def backward(
         needs_boxes=needs[1],
         needs_extra=needs[2],
     )
-    levels, given = len(batch.logits), iter(found)
-    logits, boxes = (
-        tuple(next(given) for _ in range(levels)) if needed else None for needed in needs[:2]
-    )
+    levels, given = range(len(batch.logits)), iter(found)
+    logits, boxes = (tuple(next(given) if needed else None for _ in levels) for needed in needs[:2])
     return logits, boxes, next(given) if needs[2] else None
 
 
@@ -113,7 +111,9 @@ def forward_pass(batch: DenseBatch, call: Call, in_operator: bool = False) -> Fo
     else:
         result = chosen.forward(batch, call, alone=in_operator)
     may_wait = validate or batch.labels.is_cpu
-    if may_wait and math.isnan(result.scalars.tolist()[4]):  # of all ranks: they raise together
+    if may_wait and math.isnan(
+        result.scalars.view(-1)[4].item()
+    ):  # of all ranks: they raise together
         check_dense_labels(batch, call)
         raise ValueError("labels: a label or index is out of range on another rank of sync_group")
     if validate:
@@ -131,11 +131,8 @@ def backward_pass(
     needs: ops.Needs,
 ) -> Gradients:
     """The backward pass on real tensors."""
-    upstream = grad_classification, grad_regression
-    chosen = implementation(batch, call)
-    if chosen is dense_rows:
-        upstream = ops.filled(upstream, rows, call)
-    return chosen.backward(batch, call, rows.contiguous(), scalars.contiguous(), *upstream, needs)
+    saved = rows.contiguous(), scalars.contiguous(), grad_classification, grad_regression
+    return implementation(batch, call).backward(batch, call, *saved, needs)
 
 
 def run_forward(batch: DenseBatch, call: Call) -> tuple[Tensor, ...]:
@@ -159,7 +156,7 @@ def run_backward(
     check_dense_call(batch, call)
     like, size = batch.logits[0], batch.images * batch.samples
     check("rows", rows, (call.settings.kept, size), like, (accumulator(batch),))
-    check("scalars", scalars, (5,), like, (torch.float64,))
+    check("scalars", scalars, scalars_shape(batch, call), like, (torch.float64,))
     check("grad_classification", grad_classification, (), like)
     check("grad_regression", grad_regression, (), like)
     if needs_extra and batch.extra_regression is None:
@@ -167,7 +164,7 @@ def run_backward(
     saved = rows, scalars, grad_classification, grad_regression
     needs = needs_logits, needs_boxes, needs_extra
     logits, boxes, extra = backward_pass(batch, call, *saved, needs)
-    return [*(logits or ()), *(boxes or ()), *([] if extra is None else [extra])]
+    return [g for g in (*logits, *boxes, extra) if g is not None]
 
 
 def fake_forward(batch: DenseBatch, call: Call) -> tuple[Tensor, ...]:
@@ -185,7 +182,7 @@ def fake_forward(batch: DenseBatch, call: Call) -> tuple[Tensor, ...]:
             num_positives=like.new_empty((), dtype=torch.int64),
             extra_regression=empty(),
             rows=empty(call.settings.kept, batch.images * batch.samples),
-            scalars=like.new_empty(5, dtype=torch.float64),
+            scalars=like.new_empty(scalars_shape(batch, call), dtype=torch.float64),
         )
     )
 

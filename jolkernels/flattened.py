@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jolkernels import cpu, ops, process_groups
 from jolkernels.batch import Batch, Forward, accumulator
-from jolkernels.dense import BACKGROUND, IGNORED, DenseBatch, Levels
+from jolkernels.dense import BACKGROUND, IGNORED, DenseBatch, Levels, scalars_shape
 from jolkernels.settings import Call
 
 
@@ -19,8 +19,11 @@ def forward(batch: DenseBatch, call: Call, alone: bool = False) -> Forward:
     flat, flat_call = flatten(batch, call)
     chosen = ops.implementation(flat, call.settings)
     if chosen is cpu:
-        return cpu.forward(flat, flat_call)
-    return chosen.forward(flat, flat_call, alone=alone)
+        result = cpu.forward(flat, flat_call)
+    else:
+        result = chosen.forward(flat, flat_call, alone=alone)
+    images = scalars_shape(batch, call)[:-1]
+    return result._replace(scalars=result.scalars.repeat(*images, 1)) if images else result
 
 
 def backward(
@@ -34,11 +37,13 @@ def backward(
 ) -> tuple[Any, Any, Tensor | None]:
     """The flat entrance's backward pass, and its gradients in the levels' memory formats."""
     flat, flat_call = flatten_samples(batch, call)
+    scalars = scalars.view(-1, 5)[0]  # what differs by image is in the weights
     saved = rows, scalars, grad_classification, grad_regression
     logits, boxes, extra = ops.backward_pass(flat, flat_call, *saved, needs)
+    nothing = (None,) * len(batch.logits)
     return (
-        None if logits is None else in_levels(logits, batch.logits),
-        None if boxes is None else in_levels(boxes, batch.box_preds),
+        nothing if logits is None else in_levels(logits, batch.logits),
+        nothing if boxes is None else in_levels(boxes, batch.box_preds),
         None if extra is None else extra.view(batch.images, batch.samples),
     )
 
