@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jolkernels import process_groups
 from jolkernels.batch import in_tensors, make_normalizer, wrong
 from jolkernels.dense_checks import (
     BACKGROUND,
@@ -38,6 +39,7 @@ __all__ = [
     "DenseInputs",
     "Levels",
     "anchors",
+    "images_of_a_rank",
     "make_dense_batch",
     "positions",
     "scalars_shape",
@@ -116,6 +118,13 @@ def anchors(boxes: Tensor) -> int:
 def scalars_shape(batch: DenseBatch, call: Call) -> tuple[int, ...]:
     """Of the scalars of a forward pass: those of each image where it has its own normaliser."""
     return (max(1, batch.images), 5) if "image" in call[1:3] else (5,)
+
+
+def images_of_a_rank(batch: DenseBatch, call: Call) -> Tensor:
+    """What the sum over the images is divided by, float64: max(1, those of all ranks) / ranks."""
+    group = call.settings.sync_group
+    own = torch.full((), float(batch.images), dtype=torch.float64, device=batch.labels.device)
+    return process_groups.total(own, group).clamp(min=1) / process_groups.size(group)
 
 
 def make_dense_batch(settings: Settings, *args: Any, **kwargs: Any) -> tuple[DenseBatch, Call]:

@@ -8,9 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jolkernels import cpu, ops, process_groups
+from jolkernels import cpu, ops
 from jolkernels.batch import Batch, Forward, accumulator
-from jolkernels.dense import BACKGROUND, IGNORED, DenseBatch, Levels, scalars_shape
+from jolkernels.dense import (
+    BACKGROUND,
+    IGNORED,
+    DenseBatch,
+    Levels,
+    images_of_a_rank,
+    scalars_shape,
+)
 from jolkernels.settings import Call
 
 
@@ -53,7 +60,7 @@ def flatten(batch: DenseBatch, call: Call) -> tuple[Batch, Call]:
     flat, flat_call = flatten_samples(batch, call)
     kinds, (z_cls, z_loc) = call[1:3], batch[8:10]
     if "image" in kinds:
-        count = images(batch, call)
+        count = images_of_a_rank(batch, call)
         z_cls, z_loc = (
             count if kind == "image" else z for kind, z in zip(kinds, (z_cls, z_loc), strict=True)
         )
@@ -159,10 +166,3 @@ def image_weights(batch: DenseBatch, call: Call, labels: Tensor) -> Tensor:
     )
     counts = positive.view(batch.images, batch.samples).sum(1, keepdim=True).clamp(min=1)
     return (1 / counts.to(accumulator(batch))).expand(-1, batch.samples).reshape(-1)
-
-
-def images(batch: DenseBatch, call: Call) -> Tensor:
-    """What the sum over the images is divided by: max(1, those of all ranks) / ranks."""
-    group = call.settings.sync_group
-    own = torch.full((), float(batch.images), dtype=torch.float64, device=batch.labels.device)
-    return process_groups.total(own, group).clamp(min=1) / process_groups.size(group)
