@@ -1,10 +1,10 @@
 """Checks of a call of the dense entrance; an error names the argument, what came, what was wanted.
 
-Letters as in jolkernels.dense.
+`batch` is a DenseBatch; letters as in jolkernels.dense.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from jolkernels import batch as flat
 from jolkernels.batch import FLOATS, OF_ROWS, check, check_normalizer, wrong
 from jolkernels.checks import one_of
 from jolkernels.settings import Call, Settings
-
-if TYPE_CHECKING:
-    from jolkernels.dense import DenseBatch
 
 Levels = tuple[Tensor, ...]
 Shape = tuple[int | str, ...]  # a letter: any size
@@ -113,7 +110,7 @@ def of_levels(samples: int) -> str:
     return f", as the levels have {samples} samples an image"
 
 
-def check_dense_batch(batch: "DenseBatch", settings: Settings) -> None:
+def check_dense_batch(batch: Any, settings: Settings) -> None:
     """Raise unless every tensor has the shape, dtype and device that the dense entrance takes.
 
     The levels are checked before. What labels and `matched` say is another matter: to look at them
@@ -154,7 +151,7 @@ def check_dense_batch(batch: "DenseBatch", settings: Settings) -> None:
         of_shape("class_weights", (c,), why="")
 
 
-def check_dense_call(batch: "DenseBatch", call: Call) -> None:
+def check_dense_call(batch: Any, call: Call) -> None:
     """All of these checks, and that the batch holds what the call announces, and nothing else."""
     for name in ("logits", "box_preds"):
         read_levels(name, getattr(batch, name))
@@ -172,7 +169,7 @@ def check_dense_call(batch: "DenseBatch", call: Call) -> None:
             check_normalizer(name, number, None, batch.logits[0])
 
 
-def check_dense_labels(batch: "DenseBatch", call: Call) -> None:
+def check_dense_labels(batch: Any, call: Call) -> None:
     """Raise for a label, or an index of `matched`, out of range.
 
     As jolkernels.batch.check_labels: every implementation then makes losses and gradients NaN.

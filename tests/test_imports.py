@@ -27,9 +27,13 @@ FLOORS = (
     {"jolkernels"},  # what users import
     {"jolkernels.loss"},
     {"jolkernels.autograd"},
+    {"jolkernels.dense_ops"},
+    {"jolkernels.flattened"},
     {"jolkernels.ops"},
     {"jolkernels.kernels", "jolkernels.cpu"},
     {"jolkernels.reference"},
+    {"jolkernels.dense"},
+    {"jolkernels.dense_checks"},
     {"jolkernels.batch"},
     {"jolkernels.settings"},
     {"jolkernels.formulas"},
