@@ -78,14 +78,14 @@ def tiles(columns: int, softmax: bool) -> dict[str, Any]:
     No autotuner: ranks would pick different winners and add in different orders.
     """
     if columns > MOST_NARROW:
-        return {"ROWS": 1, "BLOCK": 512, "WIDE": True, "num_warps": 1}
+        return {"ROWS": 1, "BLOCK": 512, "KIND": "wide", "num_warps": 1}
     blocks = [b for b in (16, 8) if b < 2 * columns] or [triton.next_power_of_2(columns)]
     block = min(blocks, key=lambda b: triton.cdiv(columns, b) * b)  # fewest idle lanes
     padded = triton.cdiv(columns, block) * block
     # Softmax takes few registers besides, unless columns are masked.
     most = 2 * TILE if softmax and padded == columns else TILE
     rows = min(32, 2 ** int(math.log2(most / padded)))
-    return {"ROWS": rows, "BLOCK": block, "WIDE": False, "num_warps": 1}
+    return {"ROWS": rows, "BLOCK": block, "KIND": "narrow", "num_warps": 1}
 
 
 def constants(batch: Batch, call: Call, dense: bool) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from jolkernels.kernels.samples import box_terms, goals, load_factors, row_kinds
 from jolkernels.kernels.tiles import (
     first_block,
     in_block,
-    load_narrow,
+    in_planes,
+    load_first,
     number_of_tiles,
     over_blocks,
     tile_rows,
@@ -87,6 +88,14 @@ def store_box_gradient(out, rows, slot, d, poison, inside, positive, WIDTH: tl.c
 
 
 @triton.jit
+def store_planes(p, d, there, cols, HANGS_OVER: tl.constexpr, COLUMNS: tl.constexpr):
+    """Store a block in planes."""
+    if HANGS_OVER:
+        there = there & (cols < COLUMNS)
+    tl.store(p, narrowed(d, p), mask=there)
+
+
+@triton.jit
 def store_gradients(
     state, z, start, begin, given, HANGS_OVER: tl.constexpr, CHOICES: tl.constexpr,
     SHAPE: tl.constexpr,
@@ -101,8 +110,8 @@ def store_gradients(
     cols = begin + at
     z = z.to(scale.dtype)
     if SOFTMAX:
-        p = exp((z - highest[:, None]) - log_total[:, None])
-        d = p - (cols == y[:, None]).to(p.dtype)
+        d = exp((z - highest[:, None]) - log_total[:, None])
+        d -= (cols == y[:, None]).to(d.dtype)
     else:
         _loss, d = CLASSIFY(z, tl.full(z.shape, False, tl.int1), goal, PARAMS)
         if class_weights[0] is not None:
@@ -112,8 +121,117 @@ def store_gradients(
     mask = inside[:, None]
     if HANGS_OVER:
         mask = mask & (cols >= 0) & (cols < COLUMNS)
-    tl.store(out + at, narrowed(d, out), mask=mask)
+    if SHAPE[2] == "planes":
+        if out[4]:
+            p, there = in_planes(out, at, SHAPE[4], SHAPE[3])
+            store_planes(p, d, there, cols, HANGS_OVER, COLUMNS)
+        else:
+            p, there = in_planes(out, at, 1, SHAPE[3])
+            store_planes(p, d, there, cols, HANGS_OVER, COLUMNS)
+    else:
+        tl.store(out[0] + at * out[1], narrowed(d, out[0]), mask=mask)
     return state
+
+
+@triton.jit
+def tile_gradients(
+    place, rows, boxes, targets, priors, factors, row_terms, n, of_group, grad_extras,
+    CLASS: tl.constexpr, BOX: tl.constexpr, WEIGHT: tl.constexpr, CONSTANT: tl.constexpr,
+    SHAPE: tl.constexpr, TOGETHER: tl.constexpr, ACC: tl.constexpr, SOME: tl.constexpr = None,
+):  # fmt: skip
+    """Write the gradients of a tile's logits and extras.
+
+    Returns those of its positives' codes, and what is added to those of all rows: 0, or NaN. SOME
+    as for tile_numbers.
+    """
+    table, blocks, begin, at_y, out, out_y = place
+    samples, inside, valid, positive, bad, y = rows
+    alphas, stride_alpha, betas, stride_beta, class_targets, stride_class_target = factors[:6]
+    extras, stride_extra, class_weights, stride_class_weight = factors[6:]
+    w_neg, mean_neg, g_cls, g_loc, poison = of_group
+    SOFTMAX: tl.constexpr = CLASS[0]
+    CLASSIFY: tl.constexpr = CLASS[1]
+    PARAMS: tl.constexpr = CLASS[2]
+    SOFT: tl.constexpr = CLASS[3]
+    if SOME is None:
+        some = tl.max(positive.to(tl.int32), 0) > 0
+    else:
+        some: tl.constexpr = SOME
+    zero = tl.zeros(samples.shape, ACC)
+    # By row: labels may have changed since the forward pass, whose poison is in the scalars.
+    poison = tl.where(bad, float("nan"), zero + poison)
+    terms = row_terms + samples
+    alpha = load_factors(alphas, stride_alpha, samples, valid, ACC)
+    if SOFTMAX:
+        if class_weights is not None:
+            alpha = alpha * load_factors(class_weights, stride_class_weight, y, valid, ACC)
+        highest = tl.load(terms, mask=valid, other=0.0)
+        log_total = tl.load(terms + n, mask=valid, other=0.0)
+    else:
+        highest, log_total = zero, zero
+    scale = g_cls * alpha * w_neg
+
+    # 1. The positives: weights, boxes, and the true column of a sigmoid loss.
+    d, to_r, d_true = (zero, zero, zero, zero), zero, zero
+    if some:
+        z_y = tl.load(at_y, mask=positive, other=0.0).to(ACC)
+        if SOFTMAX:
+            a = (highest - z_y) + log_total
+            s = exp(-a)
+        else:
+            a = tl.load(terms, mask=positive, other=0.0)
+            s = sigmoid(z_y)
+        r, dr, v, dv, quality = box_terms(
+            boxes, targets, priors, positive, BOX, SOFT, TOGETHER, ACC
+        )
+        w = weight(s, v, WEIGHT[0], WEIGHT[1], WEIGHT[2])
+        beta = load_factors(betas, stride_beta, samples, positive, ACC)
+        if extras is not None:
+            r += load_factors(extras, stride_extra, samples, positive, ACC)
+        d_w = g_cls * (alpha * a + mean_neg) + g_loc * beta * r
+        if CONSTANT:  # not 0 times d_w and s, which may be NaN
+            to_v, d_s = zero, zero
+        elif WEIGHT[2]:
+            to_v, d_s = d_w * s, d_w * v * s
+        else:
+            to_v, d_s = d_w, zero
+        to_r = g_loc * beta * w
+        d = (
+            to_r * dr[0] - to_v * dv[0], to_r * dr[1] - to_v * dv[1],
+            to_r * dr[2] - to_v * dv[2], to_r * dr[3] - to_v * dv[3],
+        )  # fmt: skip
+        scale = tl.where(positive, g_cls * alpha * w, scale)
+        if SOFTMAX:
+            scale += tl.where(positive, d_s, 0.0)
+        elif out[0] is not None:
+            goal = goals(class_targets, stride_class_target, samples, positive, quality, SOFT, ACC)
+            _loss, slope = CLASSIFY(z_y[:, None], positive[:, None], goal, PARAMS)
+            slope = tl.sum(slope, 1)
+            if class_weights is not None:
+                slope *= load_factors(class_weights, stride_class_weight, y, positive, ACC)
+            d_true = scale * slope - d_s * (1.0 - s)
+
+    # 2. The extra terms of the box losses.
+    if grad_extras is not None:
+        extra = grad_extras + samples
+        tl.store(extra, narrowed(tl.where(positive, to_r, 0.0) + poison, extra), mask=inside)
+
+    # 3. The logits, a block of columns at a time.
+    if out[0] is not None:
+        given = (
+            out, (class_weights, stride_class_weight),
+            valid, inside, scale + poison, poison, y, highest, log_total,
+            None if class_targets is None and not SOFT else zero[:, None],
+        )  # fmt: skip
+        CHOICES: tl.constexpr = (SOFTMAX, CLASSIFY, PARAMS)
+        over_blocks(
+            store_gradients, tl.full([], 0, tl.int32), blocks, table, begin, given, CHOICES, SHAPE
+        )
+        if not SOFTMAX:
+            if some:  # over what the blocks hold there, after them
+                tl.debug_barrier()
+                tl.store(out_y, narrowed(d_true + poison, out_y), mask=positive)
+    return d, poison
 
 
 @triton.jit(do_not_specialize=[*SIZES, "stride_grad_classification", "stride_grad_regression"],
@@ -146,7 +264,7 @@ def gradients_kernel(
     CODED_TARGETS: tl.constexpr,
     JOINT: tl.constexpr, CLASS_SCORE: tl.constexpr, LAM: tl.constexpr, CONSTANT: tl.constexpr,
     ACC: tl.constexpr, DENSE: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """Gradients: grad_logits [N, C], grad_boxes [N, WIDTH] and grad_extras [N].
 
@@ -160,10 +278,13 @@ def gradients_kernel(
     else:  # those that numbers of 32 bits are multiplied with
         stride_col, stride_box_col = stride_col.to(tl.int64), stride_box_col.to(tl.int64)
         stride_class_weight = stride_class_weight.to(tl.int64)
-    SHAPE: tl.constexpr = (COLUMNS, BLOCK, WIDE)
-    REGRESS: tl.constexpr = (REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3)
-    REGRESS_PARAMS: tl.constexpr = (PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3)
-    zero = tl.zeros([ROWS], ACC)
+    SHAPE: tl.constexpr = (COLUMNS, BLOCK, KIND)
+    CLASS: tl.constexpr = (SOFTMAX, CLASSIFY, CLASSIFY_PARAMS, SOFT)
+    BOX: tl.constexpr = (
+        (REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3), (PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3),
+        FACTORS, ON_CODES, SCORE, SCORE_PARAMS, DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS,
+    )  # fmt: skip
+    WEIGHT: tl.constexpr = (LAM, JOINT, CLASS_SCORE)
     upstream = (
         grad_classification, stride_grad_classification, grad_regression, stride_grad_regression
     )  # fmt: skip
@@ -172,105 +293,37 @@ def gradients_kernel(
 
     for tile in range(tl.program_id(0), number_of_tiles(n, ROWS), tl.num_programs(0)):
         first, rows, samples, inside = tile_rows(tile, n, ROWS, DENSE)
-        begin = first_block(first, COLUMNS, WIDE)
-        table = to_block(logits, first, begin, stride_row, stride_col, COLUMNS, WIDE, DENSE)
+        begin = first_block(first, COLUMNS, KIND)
+        table = to_block(logits, first, begin, stride_row, stride_col, COLUMNS, KIND, DENSE)
         table = (table + (rows * stride_row)[:, None], stride_col)
-        blocks = ()
-        if not WIDE:
-            blocks = load_narrow(table, SHAPE)
+        blocks = load_first(table, begin, SHAPE)
         valid, positive, bad, y, group = row_kinds(
             labels, stride_label, groups, stride_group, num_groups, samples, inside, ignore,
             BACKGROUND, LAST,
         )  # fmt: skip
-        some = tl.max(positive.to(tl.int32), 0) > 0
         if groups is None:
-            w_neg, mean_neg, g_cls, g_loc, poison = of_all
+            of_group = of_all
         else:
-            w_neg, mean_neg, g_cls, g_loc, poison = load_group(scalars, upstream, group, ACC)
-        # By row: labels may have changed since the forward pass, whose poison is in the scalars.
-        poison = tl.where(bad, float("nan"), zero + poison)
-        terms = row_terms + samples
-        alpha = load_factors(alphas, stride_alpha, samples, valid, ACC)
-        if SOFTMAX:
-            if class_weights is not None:
-                alpha = alpha * load_factors(class_weights, stride_class_weight, y, valid, ACC)
-            highest = tl.load(terms, mask=valid, other=0.0)
-            log_total = tl.load(terms + n, mask=valid, other=0.0)
-        else:
-            highest, log_total = zero, zero
-        scale = g_cls * alpha * w_neg
-
-        # 1. The positives: weights, boxes, and the true column of a sigmoid loss.
-        d, to_r, d_true = (zero, zero, zero, zero), zero, zero
+            of_group = load_group(scalars, upstream, group, ACC)
         slot = tl.where(positive, y, 0) if WIDTH > 4 else 0
-        if some:
-            row = logits + samples * stride_row
-            z_y = tl.load(row + y * stride_col, mask=positive, other=0.0).to(ACC)
-            if SOFTMAX:
-                a = (highest - z_y) + log_total
-                s = exp(-a)
-            else:
-                a = tl.load(terms, mask=positive, other=0.0)
-                s = sigmoid(z_y)
-            r, dr, v, dv, quality = box_terms(
-                (boxes, stride_box_row, stride_box_col),
-                (targets, stride_target_row, stride_target_col),
-                (priors, stride_prior_row, stride_prior_col), samples, slot, positive,
-                REGRESS, REGRESS_PARAMS, FACTORS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
-                DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS, DENSE, ACC,
-            )  # fmt: skip
-            w = weight(s, v, LAM, JOINT, CLASS_SCORE)
-            beta = load_factors(betas, stride_beta, samples, positive, ACC)
-            if extras is not None:
-                r += load_factors(extras, stride_extra, samples, positive, ACC)
-            d_w = g_cls * (alpha * a + mean_neg) + g_loc * beta * r
-            if CONSTANT:  # not 0 times d_w and s, which may be NaN
-                to_v, d_s = zero, zero
-            elif CLASS_SCORE:
-                to_v, d_s = d_w * s, d_w * v * s
-            else:
-                to_v, d_s = d_w, zero
-            to_r = g_loc * beta * w
-            d = (
-                to_r * dr[0] - to_v * dv[0], to_r * dr[1] - to_v * dv[1],
-                to_r * dr[2] - to_v * dv[2], to_r * dr[3] - to_v * dv[3],
-            )  # fmt: skip
-            scale = tl.where(positive, g_cls * alpha * w, scale)
-            if SOFTMAX:
-                scale += tl.where(positive, d_s, 0.0)
-            elif grad_logits is not None:
-                goal = goals(
-                    class_targets, stride_class_target, samples, positive, quality, SOFT, ACC
-                )
-                _loss, slope = CLASSIFY(z_y[:, None], positive[:, None], goal, CLASSIFY_PARAMS)
-                slope = tl.sum(slope, 1)
-                if class_weights is not None:
-                    slope *= load_factors(class_weights, stride_class_weight, y, positive, ACC)
-                d_true = scale * slope - d_s * (1.0 - s)
-
-        # 2. The boxes.
-        if grad_extras is not None:
-            out = grad_extras + samples
-            tl.store(out, narrowed(tl.where(positive, to_r, 0.0) + poison, out), mask=inside)
+        out, at_y = (None, 1), None
+        if grad_logits is not None:
+            out = (
+                to_block(grad_logits, first, begin, COLUMNS, 1, COLUMNS, KIND, True)
+                + (rows * COLUMNS)[:, None],
+                1,
+            )
+            at_y = grad_logits + samples * COLUMNS + y
+        d, poison = tile_gradients(
+            (table, blocks, begin, logits + samples * stride_row + y * stride_col, out, at_y),
+            (samples, inside, valid, positive, bad, y),
+            (boxes + samples * stride_box_row + 4 * slot * stride_box_col, stride_box_col),
+            (targets + samples * stride_target_row, stride_target_col),
+            (None if priors is None else priors + samples * stride_prior_row, stride_prior_col),
+            (alphas, stride_alpha, betas, stride_beta, class_targets, stride_class_target,
+             extras, stride_extra, class_weights, stride_class_weight),
+            row_terms, n, of_group, grad_extras, CLASS, BOX, WEIGHT, CONSTANT, SHAPE,
+            (DENSE, DENSE), ACC,
+        )  # fmt: skip
         if grad_boxes is not None:
             store_box_gradient(grad_boxes, samples, slot, d, poison, inside, positive, WIDTH)
-
-        # 3. The logits, a block of columns at a time.
-        if grad_logits is not None:
-            out = to_block(grad_logits, first, begin, COLUMNS, 1, COLUMNS, WIDE, True)
-            given = (
-                out + (rows * COLUMNS)[:, None],
-                (class_weights, stride_class_weight),
-                valid, inside, scale + poison, poison, y, highest, log_total,
-                None if class_targets is None and not SOFT else zero[:, None],
-            )  # fmt: skip
-            CHOICES: tl.constexpr = (SOFTMAX, CLASSIFY, CLASSIFY_PARAMS)
-            over_blocks(
-                store_gradients, tl.full([], 0, tl.int32), blocks, table, begin, given, CHOICES,
-                SHAPE,
-            )  # fmt: skip
-            if not SOFTMAX:
-                if some:  # over what the blocks hold there, after them
-                    tl.debug_barrier()
-                    at = grad_logits + samples * COLUMNS + y
-                    tl.store(at, narrowed(d_true + poison, at), mask=positive)

@@ -64,8 +64,8 @@ def arrive(counter, expected):
 def normalizer(value, number, group, counts, positives, ranks, KIND: tl.constexpr):
     """A normaliser of a group in float64.
 
-    By KIND: "tensor", at `value`, a pointer and its stride; "number", itself; or by name, over
-    `ranks`: "samples", "positives" or "sum".
+    By KIND: "tensor", at `value`, a pointer and its stride; "number", itself, and "image", of which
+    it is the number; or by name, over `ranks`: "samples", "positives" or "sum".
     """
     if KIND == "samples":
         z = tl.where(counts > 0, counts, 1.0) / ranks
@@ -73,7 +73,7 @@ def normalizer(value, number, group, counts, positives, ranks, KIND: tl.constexp
         z = tl.maximum(positives, 1.0) / ranks
     elif KIND == "sum":
         z = tl.full([], 1.0, tl.float64) / ranks
-    elif KIND == "number":
+    elif KIND == "number" or KIND == "image":
         z = tl.full([], number, tl.float64)
     else:
         z = tl.load(value[0] + group * value[1]).to(tl.float64)
@@ -85,7 +85,7 @@ def store_results(
     local, total, group, results, z_cls, z_loc, z_cls_number, z_loc_number, ranks,
     Z_CLS: tl.constexpr, Z_LOC: tl.constexpr, JOINT: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """Form a group's results from its sums, `total` over all ranks."""
+    """Form a group's results from its sums, `total` over all ranks; returns its scalars."""
     classification, regression, negative_weight, num_positives, extra_regression, scalars = results
     positives, samples = one_sum(total, 0), one_sum(total, 1)
     weights, bad = one_sum(total, 2), one_sum(total, BAD)
@@ -104,11 +104,10 @@ def store_results(
     tl.store(num_positives + group, positives.to(tl.int64))
     tl.store(extra_regression + group, extra / over_loc + poison)
     scalars += 5 * group
-    tl.store(scalars, w_neg)
-    tl.store(scalars + 1, one_sum(total, 4) / some)
-    tl.store(scalars + 2, 1.0 / over_cls)
-    tl.store(scalars + 3, 1.0 / over_loc)
-    tl.store(scalars + 4, poison)
+    made = (w_neg, one_sum(total, 4) / some, 1.0 / over_cls, 1.0 / over_loc, poison)
+    for i in tl.static_range(5):
+        tl.store(scalars + i, made[i])
+    return made
 
 
 @triton.jit
@@ -142,6 +141,84 @@ def finish_if_last(
                     sums, sums, group, results, z_cls, z_loc, z_cls_number, z_loc_number, ranks,
                     Z_CLS, Z_LOC, JOINT, SUMS,
                 )  # fmt: skip
+
+
+@triton.jit
+def of_image(sums, Z_CLS: tl.constexpr, Z_LOC: tl.constexpr):
+    """An image's sums, those that its positives divide divided by them."""
+    over = 1.0 / tl.maximum(one_sum(sums, 0), 1.0)
+    kind = tl.arange(0, sums.shape[0])
+    factor = tl.full(kind.shape, 1.0, tl.float64)
+    if Z_CLS == "image":
+        factor = tl.where((kind == 3) | (kind == 4), over, factor)
+    if Z_LOC == "image":
+        factor = tl.where((kind == 5) | (kind == 8), over, factor)
+    return sums * factor
+
+
+@triton.jit
+def store_of_images(
+    scalars, made, image_sums, images, Z_CLS: tl.constexpr, Z_LOC: tl.constexpr,
+    KINDS: tl.constexpr,
+):  # fmt: skip
+    """The scalars [images, 5] of those of the batch."""
+    for start in range(0, images, 32):
+        image = start + tl.arange(0, 32)
+        there = image < images
+        positives = tl.load(image_sums + image * KINDS, mask=there, other=1.0, cache_modifier=".cg")
+        positives = tl.maximum(positives, 1.0)
+        out = scalars + 5 * image
+        tl.store(out, made[0] + 0.0 * positives, mask=there)
+        mean_neg, over_cls, over_loc = made[1], made[2], made[3]
+        if Z_CLS == "image":
+            mean_neg, over_cls = mean_neg * positives, over_cls / positives
+        if Z_LOC == "image":
+            over_loc = over_loc / positives
+        tl.store(out + 1, mean_neg + 0.0 * positives, mask=there)
+        tl.store(out + 2, over_cls + 0.0 * positives, mask=there)
+        tl.store(out + 3, over_loc + 0.0 * positives, mask=there)
+        tl.store(out + 4, made[4] + 0.0 * positives, mask=there)
+
+
+@triton.jit
+def finish_images_if_last(
+    partial_sums, team_sums, image_sums, counters, images, results, z_cls, z_loc,
+    z_cls_number, z_loc_number, ranks,
+    Z_CLS: tl.constexpr, Z_LOC: tl.constexpr, JOINT: tl.constexpr, SUMS: tl.constexpr,
+    KINDS: tl.constexpr,
+):  # fmt: skip
+    """As finish_if_last, where an image's positives divide its sums: a third round, by image.
+
+    image_sums: float64 [images, KINDS]. The scalars are [images, 5].
+    """
+    programs = tl.num_programs(0) // images
+    image, program = tl.program_id(0) // programs, tl.program_id(0) % programs
+    team, teams = program // TEAM, tl.cdiv(programs, TEAM)
+    begin = team * TEAM
+    size = tl.minimum(programs - begin, TEAM)
+    kind = tl.arange(0, KINDS)
+    if arrive(counters + 1 + images + image * teams + team, size):
+        sums = add_rows(partial_sums + (image * programs + begin) * KINDS, size, KINDS)
+        tl.store(team_sums + (image * teams + team) * KINDS + kind, sums)
+        tl.debug_barrier()  # between the stores of all threads and their loads
+        last = teams == 1
+        if not last:
+            last = arrive(counters + 1 + image, teams)
+        if last:
+            sums = add_rows(team_sums + image * teams * KINDS, teams, KINDS)
+            tl.store(image_sums + image * KINDS + kind, of_image(sums, Z_CLS, Z_LOC))
+            tl.debug_barrier()
+            last = images == 1
+            if not last:
+                last = arrive(counters, images)
+            if last:
+                sums = add_rows(image_sums, images, KINDS)
+                made = store_results(
+                    sums, sums, 0, results, (z_cls, 0), (z_loc, 0), z_cls_number, z_loc_number,
+                    ranks, Z_CLS, Z_LOC, JOINT, SUMS,
+                )  # fmt: skip
+                tl.debug_barrier()  # over the batch's scalars, after them
+                store_of_images(results[5], made, image_sums, images, Z_CLS, Z_LOC, KINDS)
 
 
 @triton.jit(

@@ -21,7 +21,7 @@ from jolkernels.kernels.tiles import (
     first_block,
     in_block,
     load_block,
-    load_narrow,
+    load_first,
     number_of_tiles,
     over_blocks,
     over_columns,
@@ -79,17 +79,17 @@ def sigmoid_losses(
     given = (class_weights, y, positive, goal)
     COLUMNS: tl.constexpr = SHAPE[0]
     BLOCK: tl.constexpr = SHAPE[1]
-    WIDE: tl.constexpr = SHAPE[2]
+    KIND: tl.constexpr = SHAPE[2]
     total = tl.zeros((y[:, None] + in_block(0, SHAPE)).shape, ACC)
     CHOICES: tl.constexpr = (CLASSIFY, PARAMS, LABELED)
     if LABELED:  # in a dense head seldom: a loop, not unrolled
-        HANGS_OVER: tl.constexpr = WIDE or COLUMNS % BLOCK != 0
+        HANGS_OVER: tl.constexpr = KIND == "wide" or COLUMNS % BLOCK != 0
         for start in range(0, COLUMNS - begin, BLOCK):
             z = load_block(table, start, begin, HANGS_OVER, SHAPE)
             total = add_losses(total, z, start, begin, given, HANGS_OVER, CHOICES, SHAPE)
     else:
         total = over_blocks(add_losses, total, blocks, table, begin, given, CHOICES, SHAPE)
-    return over_columns(total, WIDE)
+    return over_columns(total, KIND)
 
 
 @triton.jit
@@ -97,7 +97,7 @@ def add_exponentials(
     state, z, start, begin, given, HANGS_OVER: tl.constexpr, CHOICES: tl.constexpr,
     SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """A wide block added to each thread's running maximum and sum of exponentials."""
+    """A block added to the running maxima and sums of exponentials of its lines."""
     highest, total = state
     z = z.to(total.dtype)
     new = tl.maximum(highest, tl.max(z, 1))
@@ -108,13 +108,7 @@ def add_exponentials(
 @triton.jit
 def logsumexp(blocks, table, begin, SHAPE: tl.constexpr, ACC: tl.constexpr):
     """The highest logit of a tile's rows and log sum exp(z - highest)."""
-    if SHAPE[2]:
-        THREADS: tl.constexpr = SHAPE[1] // LANE
-        state = (tl.full([THREADS], -float("inf"), ACC), tl.zeros([THREADS], ACC))
-        state = over_blocks(add_exponentials, state, blocks, table, begin, (), (), SHAPE)
-        highest = tl.max(state[0], 0, keep_dims=True)
-        total = tl.sum(state[1] * exp(state[0] - highest), 0, keep_dims=True)
-    else:
+    if SHAPE[2] == "narrow":
         top = blocks[0].to(ACC)
         for i in tl.static_range(1, len(blocks)):
             top = tl.maximum(top, blocks[i].to(ACC))
@@ -123,6 +117,14 @@ def logsumexp(blocks, table, begin, SHAPE: tl.constexpr, ACC: tl.constexpr):
         for i in tl.static_range(1, len(blocks)):
             sums += exp(blocks[i].to(ACC) - highest[:, None])
         total = tl.sum(sums, 1)
+    else:
+        LINES: tl.constexpr = SHAPE[1] // LANE if SHAPE[2] == "wide" else SHAPE[3]
+        state = (tl.full([LINES], -float("inf"), ACC), tl.zeros([LINES], ACC))
+        state = over_blocks(add_exponentials, state, blocks, table, begin, (), (), SHAPE)
+        highest, total = state
+        if SHAPE[2] == "wide":
+            highest = tl.max(state[0], 0, keep_dims=True)
+            total = tl.sum(state[1] * exp(state[0] - highest), 0, keep_dims=True)
     return highest, tl.log(total)
 
 
@@ -172,6 +174,87 @@ def add_to_groups(
         tl.debug_barrier()  # before the next tile reads it
 
 
+@triton.jit
+def tile_numbers(
+    place, rows, boxes, targets, priors, factors, row_terms, n, CLASS: tl.constexpr,
+    BOX: tl.constexpr, WEIGHT: tl.constexpr, SUMS: tl.constexpr, SHAPE: tl.constexpr,
+    TOGETHER: tl.constexpr, ACC: tl.constexpr, SOME: tl.constexpr = None,
+):  # fmt: skip
+    """What each row of a tile adds to the sums: SUMS tensors [ROWS]. Writes the rows' terms.
+
+    SOME: whether there are positives, or None: it depends. False: as if they were negatives.
+    """
+    table, blocks, begin, at_y = place
+    samples, inside, valid, positive, bad, y = rows
+    alphas, stride_alpha, betas, stride_beta, class_targets, stride_class_target = factors[:6]
+    extras, stride_extra, class_weights, stride_class_weight = factors[6:]
+    SOFTMAX: tl.constexpr = CLASS[0]
+    CLASSIFY: tl.constexpr = CLASS[1]
+    PARAMS: tl.constexpr = CLASS[2]
+    SOFT: tl.constexpr = CLASS[3]
+    if SOME is None:
+        some = tl.max(positive.to(tl.int32), 0) > 0
+    else:
+        some: tl.constexpr = SOME
+    terms = row_terms + samples
+    zero = tl.zeros(samples.shape, ACC)
+
+    # 1. The classification loss a of each row, and s: one read of the logits.
+    a, s = zero, zero
+    if SOFTMAX:
+        z_y = tl.load(at_y, mask=valid, other=0.0).to(ACC)
+        highest, log_total = logsumexp(blocks, table, begin, SHAPE, ACC)
+        a = (highest - z_y) + log_total
+        s = exp(-a)
+        tl.store(terms, highest, mask=inside)
+        tl.store(terms + n, log_total, mask=inside)
+    elif not some:
+        goal = None if class_targets is None and not SOFT else zero[:, None]
+        a = sigmoid_losses(
+            blocks, table, begin, (class_weights, stride_class_weight), y, positive, goal,
+            CLASSIFY, PARAMS, False, SHAPE, ACC,
+        )  # fmt: skip
+
+    # 2. Box loss, scores and weights of the positives.
+    w, r, extra, a_pos = zero, zero, zero, zero
+    if some:
+        r, _dr, v, _dv, quality = box_terms(
+            boxes, targets, priors, positive, BOX, SOFT, TOGETHER, ACC
+        )
+        if not SOFTMAX:
+            goal = goals(class_targets, stride_class_target, samples, positive, quality, SOFT, ACC)
+            z_y = tl.load(at_y, mask=positive, other=0.0).to(ACC)
+            a = sigmoid_losses(
+                blocks, table, begin, (class_weights, stride_class_weight), y, positive, goal,
+                CLASSIFY, PARAMS, True, SHAPE, ACC,
+            )  # fmt: skip
+            s = sigmoid(z_y)
+        w = weight(s, v, WEIGHT[0], WEIGHT[1], WEIGHT[2])
+        if extras is not None:
+            extra = load_factors(extras, stride_extra, samples, positive, ACC)
+            r += extra
+        w = tl.where(positive, w, 0.0)
+        to_r = w * load_factors(betas, stride_beta, samples, positive, ACC)
+        r, extra = tl.where(positive, to_r * r, 0.0), tl.where(positive, to_r * extra, 0.0)
+
+    # 3. The sums. The backward reads positives' losses; the others make the output repeatable.
+    if not SOFTMAX:
+        tl.store(terms, tl.where(valid, a, 0.0), mask=inside)
+    if alphas is not None:
+        a = a * load_factors(alphas, stride_alpha, samples, valid, ACC)
+    counts = valid.to(ACC)
+    if SOFTMAX and class_weights is not None:
+        counts = load_factors(class_weights, stride_class_weight, y, valid, ACC)
+        a = a * counts
+    if some:
+        a_pos = tl.where(positive, w * a, 0.0)
+    a_neg = tl.where(valid & (positive == 0), a, 0.0)
+    numbers = (positive.to(tl.int32), valid.to(tl.int32), w, a_pos, a_neg, r, bad.to(tl.int32))
+    if SUMS > 7:
+        numbers = numbers + (counts, extra)
+    return numbers
+
+
 @triton.jit(do_not_specialize=[*SIZES, "ranks", "stride_z_cls", "stride_z_loc"],
             do_not_specialize_on_alignment=SELDOM_READ)  # fmt: skip
 def rows_kernel(
@@ -202,7 +285,7 @@ def rows_kernel(
     JOINT: tl.constexpr, CLASS_SCORE: tl.constexpr, LAM: tl.constexpr,
     Z_CLS: tl.constexpr, Z_LOC: tl.constexpr, SUMS: tl.constexpr, KINDS: tl.constexpr,
     FINISH: tl.constexpr, ACC: tl.constexpr, DENSE: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """The loss, and in row_terms [kept, n] what the backward needs of each row.
 
@@ -217,9 +300,13 @@ def rows_kernel(
     else:  # those that numbers of 32 bits are multiplied with
         stride_col, stride_box_col = stride_col.to(tl.int64), stride_box_col.to(tl.int64)
         stride_class_weight = stride_class_weight.to(tl.int64)
-    SHAPE: tl.constexpr = (COLUMNS, BLOCK, WIDE)
-    REGRESS: tl.constexpr = (REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3)
-    REGRESS_PARAMS: tl.constexpr = (PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3)
+    SHAPE: tl.constexpr = (COLUMNS, BLOCK, KIND)
+    CLASS: tl.constexpr = (SOFTMAX, CLASSIFY, CLASSIFY_PARAMS, SOFT)
+    BOX: tl.constexpr = (
+        (REGRESS_0, REGRESS_1, REGRESS_2, REGRESS_3), (PARAMS_0, PARAMS_1, PARAMS_2, PARAMS_3),
+        FACTORS, ON_CODES, SCORE, SCORE_PARAMS, DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS,
+    )  # fmt: skip
+    WEIGHT: tl.constexpr = (LAM, JOINT, CLASS_SCORE)
     zero = tl.zeros([ROWS], ACC)
     none = tl.zeros([ROWS], tl.int32)
     sums = (none, none, zero, zero, zero, zero, none)
@@ -235,79 +322,25 @@ def rows_kernel(
 
     for tile in range(program, number_of_tiles(n, ROWS), tl.num_programs(0)):
         first, rows, samples, inside = tile_rows(tile, n, ROWS, DENSE)
-        begin = first_block(first, COLUMNS, WIDE)
-        table = to_block(logits, first, begin, stride_row, stride_col, COLUMNS, WIDE, DENSE)
+        begin = first_block(first, COLUMNS, KIND)
+        table = to_block(logits, first, begin, stride_row, stride_col, COLUMNS, KIND, DENSE)
         table = (table + (rows * stride_row)[:, None], stride_col)
-        blocks = ()
-        if not WIDE:
-            blocks = load_narrow(table, SHAPE)
+        blocks = load_first(table, begin, SHAPE)
         valid, positive, bad, y, group = row_kinds(
             labels, stride_label, groups, stride_group, num_groups, samples, inside, ignore,
             BACKGROUND, LAST,
         )  # fmt: skip
-        some = tl.max(positive.to(tl.int32), 0) > 0
         at_y = logits + samples * stride_row + y * stride_col
-        terms = row_terms + samples
-
-        # 1. The classification loss a of each row, and s: one read of the logits.
-        a, s = zero, zero
-        if SOFTMAX:
-            z_y = tl.load(at_y, mask=valid, other=0.0).to(ACC)
-            highest, log_total = logsumexp(blocks, table, begin, SHAPE, ACC)
-            a = (highest - z_y) + log_total
-            s = exp(-a)
-            tl.store(terms, highest, mask=inside)
-            tl.store(terms + n, log_total, mask=inside)
-        elif not some:
-            goal = None if class_targets is None and not SOFT else zero[:, None]
-            a = sigmoid_losses(
-                blocks, table, begin, (class_weights, stride_class_weight), y, positive, goal,
-                CLASSIFY, CLASSIFY_PARAMS, False, SHAPE, ACC,
-            )  # fmt: skip
-
-        # 2. Box loss, scores and weights of the positives.
-        w, r, extra, a_pos = zero, zero, zero, zero
-        if some:
-            slot = tl.where(positive, y, 0) if WIDTH > 4 else 0
-            r, _dr, v, _dv, quality = box_terms(
-                (boxes, stride_box_row, stride_box_col),
-                (targets, stride_target_row, stride_target_col),
-                (priors, stride_prior_row, stride_prior_col), samples, slot, positive,
-                REGRESS, REGRESS_PARAMS, FACTORS, ON_CODES, SCORE, SCORE_PARAMS, SOFT,
-                DECODE, ENCODE, PULL, CODING_PARAMS, CODED_TARGETS, DENSE, ACC,
-            )  # fmt: skip
-            if not SOFTMAX:
-                goal = goals(
-                    class_targets, stride_class_target, samples, positive, quality, SOFT, ACC
-                )
-                a = sigmoid_losses(
-                    blocks, table, begin, (class_weights, stride_class_weight), y, positive, goal,
-                    CLASSIFY, CLASSIFY_PARAMS, True, SHAPE, ACC,
-                )  # fmt: skip
-                s = sigmoid(tl.load(at_y, mask=positive, other=0.0).to(ACC))
-            w = weight(s, v, LAM, JOINT, CLASS_SCORE)
-            if extras is not None:
-                extra = load_factors(extras, stride_extra, samples, positive, ACC)
-                r += extra
-            w = tl.where(positive, w, 0.0)
-            to_r = w * load_factors(betas, stride_beta, samples, positive, ACC)
-            r, extra = tl.where(positive, to_r * r, 0.0), tl.where(positive, to_r * extra, 0.0)
-
-        # 3. The sums. The backward reads positives' losses; the others make the output repeatable.
-        if not SOFTMAX:
-            tl.store(terms, tl.where(valid, a, 0.0), mask=inside)
-        if alphas is not None:
-            a = a * load_factors(alphas, stride_alpha, samples, valid, ACC)
-        counts = valid.to(ACC)
-        if SOFTMAX and class_weights is not None:
-            counts = load_factors(class_weights, stride_class_weight, y, valid, ACC)
-            a = a * counts
-        if some:
-            a_pos = tl.where(positive, w * a, 0.0)
-        a_neg = tl.where(valid & (positive == 0), a, 0.0)
-        numbers = (positive.to(tl.int32), valid.to(tl.int32), w, a_pos, a_neg, r, bad.to(tl.int32))
-        if SUMS > 7:
-            numbers = numbers + (counts, extra)
+        slot = tl.where(positive, y, 0) if WIDTH > 4 else 0
+        numbers = tile_numbers(
+            (table, blocks, begin, at_y), (samples, inside, valid, positive, bad, y),
+            (boxes + samples * stride_box_row + 4 * slot * stride_box_col, stride_box_col),
+            (targets + samples * stride_target_row, stride_target_col),
+            (None if priors is None else priors + samples * stride_prior_row, stride_prior_col),
+            (alphas, stride_alpha, betas, stride_beta, class_targets, stride_class_target,
+             extras, stride_extra, class_weights, stride_class_weight),
+            row_terms, n, CLASS, BOX, WEIGHT, SUMS, SHAPE, (DENSE, DENSE), ACC,
+        )  # fmt: skip
         if groups is None:
             sums = add_each(sums, numbers)
         else:

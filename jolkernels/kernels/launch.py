@@ -29,6 +29,8 @@ GROUPS_IN_ONE = 64
 MOST_SUMS = 2**21
 """Programs times groups, at most."""
 MOST_PLANS = 256
+MOST_IMAGES = 1024
+"""Of a dense batch; for more a call has memory of its own."""
 
 
 class Launch(NamedTuple):
@@ -53,6 +55,8 @@ class Workspace(NamedTuple):
     partial_sums: dict[torch.dtype, Tensor]
     """[programs, sums], by their dtype."""
     team_sums: Tensor
+    image_sums: Tensor
+    """float64 [images, sums]."""
 
 
 class ForwardPlan(NamedTuple):
@@ -148,17 +152,18 @@ def number_of_programs(rows: int, rows_a_tile: int, groups: int) -> int:
     return max(1, min(tiles, most, MOST_SUMS // groups))
 
 
-def workspace(device: torch.device) -> Workspace:
+def workspace(device: torch.device, images: int = MOST_IMAGES) -> Workspace:
     """What the forward passes on a stream write to, one after the other."""
-    teams, most = -(-PROGRAMS // finish.TEAM.value), finish.MOST_KINDS
+    teams, most = max(-(-PROGRAMS // finish.TEAM.value), images), finish.MOST_KINDS
 
     def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     return Workspace(
-        torch.zeros(1 + teams, dtype=torch.int32, device=device),
-        {t: empty(PROGRAMS, most, dtype=t) for t in (torch.float32, torch.float64)},
+        torch.zeros(1 + images + teams, dtype=torch.int32, device=device),
+        {t: empty(max(PROGRAMS, images), most, dtype=t) for t in (torch.float32, torch.float64)},
         empty(teams, most),
+        empty(images, most),
     )
 
 
@@ -168,10 +173,15 @@ def workspace_of_stream(device: torch.device, stream: int) -> Workspace:
     return workspace(device)
 
 
-def workspace_for(device: torch.device, alone: bool) -> Workspace:
-    """That of the current stream; `alone`, and while the stream is captured, one for this call."""
+def workspace_for(device: torch.device, alone: bool, images: int = 1) -> Workspace:
+    """That of the current stream; `alone`, and while the stream is captured, one for this call.
+
+    Also of more images than MOST_IMAGES.
+    """
+    if images > MOST_IMAGES:
+        return workspace(device, images)
     if device.type != "cuda" or alone or torch.cuda.is_current_stream_capturing():
-        return workspace(device)
+        return workspace(device, images)
     return workspace_of_stream(device, torch._C._cuda_getCurrentRawStream(device.index))
 
 
@@ -211,7 +221,7 @@ def plan_forward(
         result.new_empty((settings.kept, n)),
         scalars,
     )
-    counters, partial_sums, of_teams = workspace_for(device, alone)
+    counters, partial_sums, of_teams, _ = workspace_for(device, alone)
     sums, totals = partial_sums[plan.dtype], None
     team_sums: Tensor | None = of_teams
     if groups > 1 or settings.sync_group is not None:

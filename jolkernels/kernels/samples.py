@@ -1,6 +1,7 @@
 """What both row kernels compute of a sample: its kind, its box's loss and score, its weight.
 
-`boxes`, `targets` and `priors` are tuples of a pointer and the strides of rows and columns.
+`boxes`, `targets` and `priors` are tuples: pointers to the first of four numbers of each row, and
+the stride of these.
 """
 
 import triton
@@ -50,11 +51,10 @@ def goals(class_targets, stride, rows, positive, quality, SOFT: tl.constexpr, AC
 
 
 @triton.jit
-def load_four(table, rows, first, mask, DENSE: tl.constexpr, ACC: tl.constexpr):
-    """Columns first to first + 3 of some rows; contiguous ones in one access."""
-    pointer, stride_row, stride_col = table
-    p = pointer + rows * stride_row + first * stride_col
-    if DENSE:
+def load_four(table, mask, TOGETHER: tl.constexpr, ACC: tl.constexpr):
+    """Four numbers of some rows; TOGETHER, where they lie side by side, in one access."""
+    p, stride = table
+    if TOGETHER:
         cols = tl.arange(0, 4)[None, :]
         x = tl.load(p[:, None] + cols, mask=mask[:, None], other=0.0).to(ACC)
         even, odd = tl.split(tl.reshape(x, (x.shape[0], 2, 2)))
@@ -62,11 +62,11 @@ def load_four(table, rows, first, mask, DENSE: tl.constexpr, ACC: tl.constexpr):
         x1, x3 = tl.split(odd)
     else:
         x0 = tl.load(p, mask=mask, other=0.0).to(ACC)
-        p += stride_col  # step by step: 3 * stride_col could leave 32 bits
+        p += stride  # step by step: 3 * stride could leave 32 bits
         x1 = tl.load(p, mask=mask, other=0.0).to(ACC)
-        p += stride_col
+        p += stride
         x2 = tl.load(p, mask=mask, other=0.0).to(ACC)
-        p += stride_col
+        p += stride
         x3 = tl.load(p, mask=mask, other=0.0).to(ACC)
     return x0, x1, x2, x3
 
@@ -100,23 +100,29 @@ def box_loss(
 
 
 @triton.jit
-def box_terms(
-    boxes, targets, priors, rows, slot, positive,
-    REGRESS: tl.constexpr, PARAMS: tl.constexpr, FACTORS: tl.constexpr, ON_CODES: tl.constexpr,
-    SCORE: tl.constexpr, SCORE_PARAMS: tl.constexpr, SOFT: tl.constexpr,
-    DECODE: tl.constexpr, ENCODE: tl.constexpr, PULL: tl.constexpr, CODING_PARAMS: tl.constexpr,
-    CODED_TARGETS: tl.constexpr, DENSE: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
+def box_terms(boxes, targets, priors, positive, BOX: tl.constexpr, SOFT: tl.constexpr,
+              TOGETHER: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """Box loss r and location score v of positive rows, with their derivatives for the codes.
 
     Returns r, dr, v, dv and, if SOFT, the IoU (else 0). The compiler drops what the caller does not
-    use. Reads boxes, targets and priors of positive rows only.
+    use. Reads boxes, targets and priors of positive rows only. TOGETHER: of boxes, of the others.
     """
-    b = load_four(boxes, rows, 4 * slot, positive, DENSE, ACC)
-    c = load_four(targets, rows, 0, positive, DENSE, ACC)
+    REGRESS: tl.constexpr = BOX[0]
+    PARAMS: tl.constexpr = BOX[1]
+    FACTORS: tl.constexpr = BOX[2]
+    ON_CODES: tl.constexpr = BOX[3]
+    SCORE: tl.constexpr = BOX[4]
+    SCORE_PARAMS: tl.constexpr = BOX[5]
+    DECODE: tl.constexpr = BOX[6]
+    ENCODE: tl.constexpr = BOX[7]
+    PULL: tl.constexpr = BOX[8]
+    CODING_PARAMS: tl.constexpr = BOX[9]
+    CODED_TARGETS: tl.constexpr = BOX[10]
+    b = load_four(boxes, positive, TOGETHER[0], ACC)
+    c = load_four(targets, positive, TOGETHER[1], ACC)
     p = c
     if priors[0] is not None:
-        p = load_four(priors, rows, 0, positive, DENSE, ACC)
+        p = load_four(priors, positive, TOGETHER[1], ACC)
     t = c
     if CODED_TARGETS:
         t = DECODE(c, p, CODING_PARAMS)

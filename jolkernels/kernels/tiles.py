@@ -1,13 +1,16 @@
 """How a program goes through a batch: tiles of rows, and blocks of columns within a tile.
 
-The programs of a launch, a warp each, take tiles in turn. A tile is one of two kinds:
+The programs of a launch, a warp each, take tiles in turn. A tile is of one KIND:
 
-narrow: ROWS rows; a block is [ROWS, BLOCK] of their numbers;
+narrow: ROWS rows; a block is [ROWS, BLOCK] of their numbers, and all blocks are in registers;
 wide: one row; a block is BLOCK numbers of it as [BLOCK / LANE, LANE]. Blocks begin where 16 bytes
-do in a contiguous tensor, up to LANE - 1 numbers before the row.
+do in a contiguous tensor, up to LANE - 1 numbers before the row;
+planes: ROWS rows that are neighbours in each column's plane, as in feature maps [C, H, W]. A block
+is [ROWS, BLOCK], a row of which one lane holds, and is read while the one before is computed;
+strip: as narrow, but one block is in registers at a time.
 
-A SHAPE is (COLUMNS, BLOCK, WIDE). Offsets of logits within a tile are 32-bit where tensors are
-contiguous (DENSE), others 64-bit.
+A SHAPE is (COLUMNS, BLOCK, KIND, ROWS, VECTOR), the last for planes alone. Offsets of logits within
+a tile are 32-bit where tensors are contiguous (DENSE), others 64-bit.
 """
 
 import triton
@@ -41,10 +44,10 @@ def tile_rows(tile, n, ROWS: tl.constexpr, DENSE: tl.constexpr):
 
 
 @triton.jit
-def first_block(first, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
+def first_block(first, COLUMNS: tl.constexpr, KIND: tl.constexpr):
     """The column at which a tile's first block begins: 0 or, in a wide tile, a little less."""
     begin = 0
-    if WIDE:
+    if KIND == "wide":
         begin = -((first * COLUMNS) % LANE).to(tl.int32)
     return begin
 
@@ -52,10 +55,10 @@ def first_block(first, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def to_block(
     pointer, first, begin, stride_row, stride_col,
-    COLUMNS: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr,
+    COLUMNS: tl.constexpr, KIND: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
     """A pointer to where a tile's first block begins."""
-    if WIDE and DENSE:
+    if KIND == "wide" and DENSE:
         pointer += (first * COLUMNS) // LANE * LANE  # a multiple of LANE, as the compiler sees
     else:
         pointer += first * stride_row + begin * stride_col
@@ -66,8 +69,7 @@ def to_block(
 def in_block(start, SHAPE: tl.constexpr):
     """Where a block's numbers lie in their rows, counted from the tile's first block."""
     BLOCK: tl.constexpr = SHAPE[1]
-    WIDE: tl.constexpr = SHAPE[2]
-    if WIDE:
+    if SHAPE[2] == "wide":
         at = (tl.arange(0, BLOCK // LANE) * LANE)[:, None] + tl.arange(0, LANE)[None, :]
     else:
         at = tl.arange(0, BLOCK)[None, :]
@@ -75,14 +77,45 @@ def in_block(start, SHAPE: tl.constexpr):
 
 
 @triton.jit
+def in_planes(table, at, VECTOR: tl.constexpr, ROWS: tl.constexpr):
+    """Where the columns `at` of a tile in planes lie, and which of its rows the level has.
+
+    table: a pointer to the level, the tile's offset there, the rows from there on, the stride of
+    columns: multiples of VECTOR each, as the compiler then sees.
+    """
+    rows = tl.arange(0, ROWS)[:, None]
+    offset = table[1] // VECTOR * VECTOR
+    left, stride = table[2] // VECTOR * VECTOR, table[3] // VECTOR * VECTOR
+    return table[0] + offset + (rows + at * stride), rows < left
+
+
+@triton.jit
+def load_planes(p, inside, at, HANGS_OVER: tl.constexpr, COLUMNS: tl.constexpr):
+    """A block in planes; what its rows hold beyond the level is anything."""
+    if HANGS_OVER:
+        z = tl.load(p, mask=inside & (at < COLUMNS), other=-float("inf"))
+    else:
+        z = tl.load(p, mask=inside)
+    return z
+
+
+@triton.jit
 def load_block(table, start, begin, HANGS_OVER: tl.constexpr, SHAPE: tl.constexpr):
     """A block of numbers of a tile; beyond the rows' ends -inf.
 
-    table: pointers [ROWS, 1] to the tile's first block, and the stride of columns.
+    table: pointers [ROWS, 1] to the tile's first block, and the stride of columns; of planes what
+    in_planes takes, and whether VECTOR rows can be read at once.
     """
     COLUMNS: tl.constexpr = SHAPE[0]
     at = in_block(start, SHAPE)
-    if HANGS_OVER:
+    if SHAPE[2] == "planes":
+        if table[4]:
+            p, inside = in_planes(table, at, SHAPE[4], SHAPE[3])
+            z = load_planes(p, inside, at, HANGS_OVER, COLUMNS)
+        else:
+            p, inside = in_planes(table, at, 1, SHAPE[3])
+            z = load_planes(p, inside, at, HANGS_OVER, COLUMNS)
+    elif HANGS_OVER:
         cols = begin + at
         inside = (cols >= 0) & (cols < COLUMNS)
         z = tl.load(table[0] + at * table[1], mask=inside, other=-float("inf"))
@@ -92,13 +125,19 @@ def load_block(table, start, begin, HANGS_OVER: tl.constexpr, SHAPE: tl.constexp
 
 
 @triton.jit
-def load_narrow(table, SHAPE: tl.constexpr):
-    """All blocks of a narrow tile, as a tuple: no load waits for the numbers of another."""
+def load_first(table, begin, SHAPE: tl.constexpr):
+    """The blocks that a tile reads at once, as a tuple: no load waits for the numbers of another.
+
+    All of a narrow tile, none of a wide one, else the first.
+    """
     COLUMNS: tl.constexpr = SHAPE[0]
     BLOCK: tl.constexpr = SHAPE[1]
     blocks = ()
-    for start in tl.static_range(0, COLUMNS, BLOCK):
-        blocks = blocks + (load_block(table, start, 0, start + BLOCK > COLUMNS, SHAPE),)
+    if SHAPE[2] == "narrow":
+        for start in tl.static_range(0, COLUMNS, BLOCK):
+            blocks = blocks + (load_block(table, start, begin, start + BLOCK > COLUMNS, SHAPE),)
+    elif SHAPE[2] != "wide":
+        blocks = blocks + (load_block(table, 0, begin, BLOCK > COLUMNS, SHAPE),)
     return blocks
 
 
@@ -109,13 +148,12 @@ def over_blocks(
 ):  # fmt: skip
     """state = STEP(state, z, start, begin, given, HANGS_OVER, CHOICES, SHAPE) for each block z.
 
-    HANGS_OVER: some of the block's columns are not within the row. SHAPE: COLUMNS, BLOCK, WIDE. A
-    STEP ignores what it does not need.
+    HANGS_OVER: some of the block's columns are not within the row. A STEP ignores what it does not
+    need.
     """
     COLUMNS: tl.constexpr = SHAPE[0]
     BLOCK: tl.constexpr = SHAPE[1]
-    WIDE: tl.constexpr = SHAPE[2]
-    if WIDE:
+    if SHAPE[2] == "wide":
         whole = tl.maximum(COLUMNS - begin - BLOCK, 0) // BLOCK
         z = load_block(table, 0, begin, True, SHAPE)
         state = STEP(state, z, 0, begin, given, True, CHOICES, SHAPE)
@@ -124,18 +162,32 @@ def over_blocks(
             state = STEP(state, z, i * BLOCK, begin, given, False, CHOICES, SHAPE)
         z = load_block(table, (1 + whole) * BLOCK, begin, True, SHAPE)
         state = STEP(state, z, (1 + whole) * BLOCK, begin, given, True, CHOICES, SHAPE)
-    else:
+    elif SHAPE[2] == "narrow":
         for i in tl.static_range(len(blocks)):
             state = STEP(
                 state, blocks[i], i * BLOCK, begin, given, (i + 1) * BLOCK > COLUMNS, CHOICES, SHAPE
             )
+    else:
+        LAST: tl.constexpr = (COLUMNS - 1) // BLOCK * BLOCK
+        END: tl.constexpr = COLUMNS // BLOCK * BLOCK
+        z = blocks[0]
+        for start in range(BLOCK, END, BLOCK):
+            ahead = load_block(table, start, begin, False, SHAPE)
+            state = STEP(state, z, start - BLOCK, begin, given, False, CHOICES, SHAPE)
+            z = ahead
+        if END > 0:
+            state = STEP(state, z, END - BLOCK, begin, given, False, CHOICES, SHAPE)
+            if LAST == END:
+                z = load_block(table, LAST, begin, True, SHAPE)
+        if LAST == END:
+            state = STEP(state, z, LAST, begin, given, True, CHOICES, SHAPE)
     return state
 
 
 @triton.jit
-def over_columns(numbers, WIDE: tl.constexpr):
+def over_columns(numbers, KIND: tl.constexpr):
     """The sums [ROWS] of a block's rows."""
     sums = tl.sum(numbers, 1)
-    if WIDE:
+    if KIND == "wide":
         sums = tl.sum(sums, 0, keep_dims=True)
     return sums

@@ -1,0 +1,445 @@
+"""A forward and a backward pass of the dense entrance as kernel launches."""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from jolkernels import process_groups
+from jolkernels.batch import Forward, accumulator, number_of_sums
+from jolkernels.dense import DenseBatch, Levels, anchors, positions
+from jolkernels.kernels.arguments import available, choices, normalizer_kind, tiles
+from jolkernels.kernels.dense import dense_gradients_kernel, dense_rows_kernel
+from jolkernels.kernels.direct import Plan
+from jolkernels.kernels.finish import TEAM, finish_kernel
+from jolkernels.kernels.launch import (
+    PROGRAMS,
+    BackwardPlan,
+    ForwardPlan,
+    Launch,
+    gpu,
+    kept,
+    on_device,
+    workspace_for,
+)
+from jolkernels.kernels.levels import packed_sizes, packed_stride
+from jolkernels.settings import Call
+
+__all__ = ["available", "backward", "forward"]
+
+PLANE_TILE = 1024
+"""Numbers of a block in planes."""
+Strides = tuple[int, int, int]
+"""Of images, columns and positions."""
+
+
+def strides(x: Tensor) -> Strides | None:
+    """Those of a level; None: its positions do not lie at one stride."""
+    if not x.numel():
+        return 0, 1, 1
+    image, column, *inner = x.stride()
+    if len(inner) == 1 or x.shape[3] == 1:
+        return image, column, inner[0]
+    if x.shape[2] == 1 or inner[0] == x.shape[3] * inner[1]:
+        return image, column, inner[1]
+    return None
+
+
+def is_in_planes(x: Tensor) -> bool:
+    """Whether positions of a level are neighbours, in each column of each image."""
+    found = strides(x)
+    return found is not None and (found[2] == 1 or positions(x) == 1)
+
+
+def is_in_rows(x: Tensor) -> bool:
+    """Whether the columns of a position are neighbours."""
+    found = strides(x)
+    return found is not None and (found[1] == 1 or x.shape[1] == 1)
+
+
+def kind_of_levels(logits: Levels) -> str:
+    """How the first level lies that is not both: in "planes" or "rows"."""
+    for x in logits:
+        if positions(x) > 1 and x.shape[1] > 1:
+            return "rows" if is_in_rows(x) and not is_in_planes(x) else "planes"
+    return "planes"
+
+
+def in_format(x: Tensor, kind: str) -> Tensor:
+    """A level as it is, if it lies in this way, else a copy that does."""
+    if is_in_planes(x) if kind == "planes" else is_in_rows(x):
+        return x
+    return empty_level(x, kind).copy_(x)
+
+
+def empty_level(x: Tensor, kind: str) -> Tensor:
+    """Memory for a level like x, without gaps."""
+    if kind == "planes":
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    if x.ndim == 3:
+        return torch.empty_like(x.mT, memory_format=torch.contiguous_format).mT
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def has_no_gaps(x: Tensor, kind: str) -> bool:
+    """Whether a level lies as that of empty_level does."""
+    if kind == "planes":
+        return x.is_contiguous()
+    return (
+        x.mT.is_contiguous() if x.ndim == 3 else x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+class Layout(NamedTuple):
+    """How the levels of a batch lie, and the tiles of their images."""
+
+    kind: str
+    """ "planes" or "rows"."""
+    dense: bool
+    """Whether all levels are without gaps, in one format."""
+    logits: Levels
+    boxes: Levels
+    levels: tuple[tuple[int, ...], ...]
+    """Of each level, packed, its sizes and, if not `dense`, its strides."""
+    tiles: dict[str, Any]
+    tiles_of_image: int
+
+
+def layout_of(batch: DenseBatch, softmax: bool) -> Layout:
+    """The layout of a batch, of which levels of another kind than the first are copied."""
+    columns = batch.columns
+    kind = kind_of_levels(batch.logits)
+    logits = tuple(in_format(x, kind) for x in batch.logits)
+    boxes = tuple(x if strides(x) else x.contiguous() for x in batch.box_preds)
+    dense = all(has_no_gaps(x, kind) for x in (*logits, *boxes)) and all(
+        positions(x) * max(columns, 4) < 2**31 for x in logits
+    )
+    constants = tiles(columns, softmax)
+    if kind == "planes":
+        constants = tiles_in_planes(columns, logits[0].itemsize, vector_of(logits, boxes))
+    rows, vector = constants["ROWS"], constants.get("VECTOR", 1)
+    numbers, count = [], 0
+    for z, b in zip(logits, boxes, strict=True):
+        p, a, of_z, of_b = positions(z), anchors(b), strides(z), strides(b)
+        assert of_z is not None and of_b is not None
+        whole = all(x % vector == 0 for x in (p, *of_z[:2]))
+        more = () if dense else map(packed_stride, (*of_z, *of_b, *strides_of_gradient(b)))
+        numbers.append((packed_sizes(p if batch.images else 0, a, whole), *more))
+        count += -(-p // rows) * a if kind == "planes" else -(-p * a // rows)
+    count = count if batch.images else 0
+    return Layout(kind, dense, logits, boxes, tuple(numbers), constants, count)
+
+
+def vector_of(logits: Levels, boxes: Levels) -> int:
+    """How many positions of planes are read at once: 16 bytes, or 8 if many more rows allow it."""
+    most = 16 // logits[0].itemsize
+
+    def allowing(vector: int) -> int:
+        sizes = [(positions(x), anchors(b)) for x, b in zip(logits, boxes, strict=True)]
+        return sum(p * a for p, a in sizes if p % vector == 0)
+
+    return most if 10 * allowing(most) >= 9 * allowing(most // 2) else most // 2
+
+
+@lru_cache
+def tiles_in_planes(columns: int, itemsize: int, vector: int) -> dict[str, Any]:
+    """Rows of a tile and columns of a block in planes."""
+    rows = 64 if itemsize == 8 else 128
+    block = min(triton.next_power_of_2(columns), PLANE_TILE // rows)
+    return {"ROWS": rows, "BLOCK": block, "KIND": "planes", "VECTOR": vector, "num_warps": 1}
+
+
+def strides_of_gradient(x: Tensor) -> tuple[int, int]:
+    """Of the gradient of a level of boxes its strides of columns and positions."""
+    if is_in_rows(x) and not is_in_planes(x):
+        return 1, x.shape[1]
+    return positions(x), 1
+
+
+def gradient_like(x: Tensor) -> Tensor:
+    """Memory for the gradient of a level, in the level's format."""
+    return empty_level(x, "rows" if is_in_rows(x) and not is_in_planes(x) else "planes")
+
+
+def kind_of(batch: DenseBatch, layout: Layout, call: Call, *others: Any) -> tuple[Any, ...]:
+    """All that a kernel is specialised for."""
+    key: list[Any] = [call.settings, call.classification_normalizer, call.regression_normalizer]
+    key += [*others, layout.kind, layout.dense, batch.columns, batch.labels_of_objects]
+    for t in batch[2:]:
+        key.append(t.dtype if isinstance(t, Tensor) else type(t))
+    read_wide = *layout.logits, *layout.boxes, batch.target_boxes, batch.priors
+    key += [t is None or t.data_ptr() % 16 == 0 for t in read_wide]
+    z, b = batch.logits[0], batch.box_preds[0]
+    return (*key, len(layout.logits), z.dtype, b.dtype, z.get_device(), "dense")
+
+
+def constants(batch: DenseBatch, layout: Layout, call: Call) -> dict[str, Any]:
+    """The constexpr arguments and options that both kernels take."""
+    settings, columns = call.settings, batch.columns
+    return {
+        **choices(settings),
+        "VECTOR": 1,
+        **layout.tiles,
+        "COLUMNS": columns,
+        "BACKGROUND": settings.background_label(columns),
+        "LAST": settings.last_label(columns),
+        "OF_OBJECTS": batch.labels_of_objects,
+        "SOFT": settings.classification.soft and batch.class_targets is None,
+        "DENSE": layout.dense,
+        "ACC": tl.float64 if accumulator(batch) == torch.float64 else tl.float32,
+        "enable_fp_fusion": True,
+    }
+
+
+def inputs(batch: DenseBatch, layout: Layout) -> tuple[Any, ...]:
+    """What both kernels take first."""
+    priors = batch.priors
+    of_images = priors is not None and priors.ndim == 3
+    return (
+        layout.logits, layout.boxes, layout.levels, batch.labels, batch.matched,
+        batch.target_boxes, priors, 4 * batch.samples if of_images else 0,
+        batch.classification_weights, batch.regression_weights, batch.class_targets,
+        batch.extra_regression, batch.class_weights,
+    )  # fmt: skip
+
+
+def sizes(batch: DenseBatch, call: Call) -> tuple[int, ...]:
+    """What both kernels take last."""
+    objects = batch.target_boxes.shape[1]
+    return max(1, batch.images), batch.samples, objects, call.settings.ignore_index
+
+
+def contiguous(batch: DenseBatch) -> DenseBatch:
+    """The batch with all but its levels contiguous."""
+    return batch._replace(
+        **{name: t.contiguous() for name, t in zip(batch._fields[2:], batch[2:], strict=True)
+           if isinstance(t, Tensor)}
+    )  # fmt: skip
+
+
+def programs_of_image(tiles_of_image: int, images: int) -> int:
+    """How many programs an image has, by shape alone; full teams where they are more than one."""
+    most = PROGRAMS if tiles_of_image * images >= 3 * PROGRAMS else PROGRAMS // 2
+    share = max(1, most // images)
+    if share > TEAM.value:
+        share -= share % TEAM.value
+    return max(1, min(tiles_of_image, share))
+
+
+def make_forward_plan(batch: DenseBatch, layout: Layout, call: Call) -> ForwardPlan:
+    """The kernels of a forward pass and their constants."""
+    settings, shared = call.settings, constants(batch, layout, call)
+    sums = number_of_sums(batch, settings)
+    z_cls = normalizer_kind(call.classification_normalizer, batch.classification_normalizer)
+    z_loc = normalizer_kind(call.regression_normalizer, batch.regression_normalizer)
+    finishing = {"JOINT": settings.weighted, "SUMS": sums, "KINDS": triton.next_power_of_2(sums)}
+    rows = Plan(
+        dense_rows_kernel,
+        shared | finishing | {"Z_CLS": z_cls, "Z_LOC": z_loc, "FINISH": not settings.sync_group},
+    )
+    last = None
+    if settings.sync_group is not None:
+        kinds = {
+            name: "tensor" if z == "image" else z
+            for name, z in (("Z_CLS", z_cls), ("Z_LOC", z_loc))
+        }
+        last = Plan(finish_kernel, kinds | finishing | {"num_warps": 1, "enable_fp_fusion": True})
+    return ForwardPlan(rows, last, shared["ROWS"], finishing["KINDS"], accumulator(batch))
+
+
+class Ranks(NamedTuple):
+    """What the finish of a forward pass with a sync_group reads: the kernel's is by program."""
+
+    sums: Tensor
+    """[programs, sums], of the rows' kernel."""
+    table: Tensor
+    """float64 [images, sums]."""
+    totals: Tensor
+    """float64 [1, sums], of all ranks."""
+    images: Tensor
+    """float64, the mean over the ranks."""
+    scalars: Tensor
+    """float64 [5], of the batch."""
+
+
+def plan_forward(
+    batch: DenseBatch, call: Call, alone: bool = False
+) -> tuple[Forward, list[Launch], Ranks | None]:
+    """The results, allocated; the launches that fill them; what to sync between the launches."""
+    batch = contiguous(batch)
+    settings = call.settings
+    layout = layout_of(batch, settings.classification.softmax)
+    plan: ForwardPlan = kept(kind_of(batch, layout, call), make_forward_plan, batch, layout, call)
+    images, by_image = max(1, batch.images), is_by_image(call)
+    programs = images * programs_of_image(layout.tiles_of_image, images)
+    logits = batch.logits[0]
+    result = logits.new_empty((), dtype=plan.dtype)
+    scalars = result.new_empty((images, 5) if by_image else 5, dtype=torch.float64)
+    made = Forward(
+        result,
+        torch.empty_like(result),
+        torch.empty_like(result),
+        logits.new_empty((), dtype=torch.int64),
+        torch.empty_like(result),
+        result.new_empty((settings.kept, batch.images * batch.samples)),
+        scalars,
+    )
+    counters, partial_sums, team_sums, image_sums = workspace_for(logits.device, alone, images)
+    sums, ranks = partial_sums[plan.dtype], None
+    if settings.sync_group is not None:
+        sums = result.new_empty((programs, plan.sums))
+        ranks = Ranks(
+            sums,
+            scalars.new_empty((images, plan.sums)),
+            scalars.new_empty((1, plan.sums)),
+            scalars.new_empty(()),
+            scalars.new_empty(5) if by_image else scalars,
+        )
+    zs = batch.classification_normalizer, batch.regression_normalizer
+    numbers = [z if isinstance(z, float) else float(images) for z in zs]
+    tensors = [z if isinstance(z, Tensor) else None for z in zs]
+    arguments = (
+        *inputs(batch, layout), made.rows, sums, team_sums, image_sums, counters, *made[:5],
+        scalars, *tensors, *numbers, process_groups.size(settings.sync_group), *sizes(batch, call),
+    )  # fmt: skip
+    launches = [Launch(plan.rows, programs, arguments, gpu(logits.device))]
+    if plan.finish is not None and ranks is not None:
+        kinds = call.classification_normalizer, call.regression_normalizer
+        z_cls, z_loc = (
+            ranks.images if kind == "image" else z for kind, z in zip(kinds, tensors, strict=True)
+        )
+        arguments = (
+            ranks.table, images, ranks.totals, *made[:5], ranks.scalars, z_cls, 0, z_loc, 0,
+            *numbers, process_groups.size(settings.sync_group),
+        )  # fmt: skip
+        launches.append(Launch(plan.finish, 1, arguments, gpu(logits.device)))
+    return made, launches, ranks
+
+
+def is_by_image(call: Call) -> bool:
+    """Whether a normaliser is each image's own."""
+    return "image" in (call.classification_normalizer, call.regression_normalizer)
+
+
+def sum_of_ranks(ranks: Ranks, call: Call) -> Tensor:
+    """Fill in what the finish reads; returns the positives of each image, or 1, [images]."""
+    group = call.settings.sync_group
+    assert group is not None
+    table = ranks.table
+    torch.sum(ranks.sums.view(len(table), -1, table.shape[1]), 1, dtype=torch.float64, out=table)
+    positives = table[:, 0].clamp(min=1)
+    ranks.images.fill_(len(table))
+    if is_by_image(call):
+        ranks.images.copy_(process_groups.mean(ranks.images, group))
+    if call.classification_normalizer == "image":
+        table[:, 3:5] /= positives[:, None]
+    if call.regression_normalizer == "image":
+        table[:, 5] /= positives
+        table[:, 8:] /= positives[:, None]
+    torch.sum(table, 0, keepdim=True, out=ranks.totals)
+    process_groups.all_reduce(ranks.totals, group)
+    return positives
+
+
+def scalars_of_images(scalars: Tensor, positives: Tensor, call: Call, out: Tensor) -> None:
+    """[images, 5] from the batch's [5], as finish.store_of_images."""
+    out.copy_(scalars.expand_as(out))
+    if call.classification_normalizer == "image":
+        out[:, 1] *= positives
+        out[:, 2] /= positives
+    if call.regression_normalizer == "image":
+        out[:, 3] /= positives
+
+
+def plan_backward(
+    batch: DenseBatch,
+    call: Call,
+    rows: Tensor,
+    scalars: Tensor,
+    grad_classification: Tensor | None,
+    grad_regression: Tensor | None,
+    needs: tuple[bool, bool, bool],
+) -> tuple[tuple[Any, Any, Tensor | None], list[Launch]]:
+    """The gradients, allocated, and the launch that fills them."""
+    batch = contiguous(batch)
+    layout = layout_of(batch, call.settings.classification.softmax)
+    upstream = grad_classification, grad_regression
+    key = kind_of(
+        batch,
+        layout,
+        call,
+        needs,
+        scalars.ndim,
+        *[None if g is None else g.dtype for g in upstream],
+    )
+    plan: BackwardPlan = kept(key, make_backward_plan, batch, layout, call, scalars.ndim == 2)
+    grad_logits = tuple(empty_level(x, layout.kind) for x in layout.logits) if needs[0] else None
+    grad_boxes = tuple(gradient_like(x) for x in layout.boxes) if needs[1] else None
+    extra = batch.extra_regression
+    grad_extra = torch.empty_like(extra) if needs[2] and extra is not None else None
+    arguments = (
+        *inputs(batch, layout), rows, scalars, *upstream, grad_logits, grad_boxes, grad_extra,
+        *sizes(batch, call),
+    )  # fmt: skip
+    images = max(1, batch.images)
+    programs = images * max(1, min(layout.tiles_of_image, PROGRAMS // images))
+    launches = [Launch(plan.gradients, programs, arguments, gpu(batch.logits[0].device))]
+    return (grad_logits, grad_boxes, grad_extra), launches
+
+
+def make_backward_plan(
+    batch: DenseBatch, layout: Layout, call: Call, by_image: bool
+) -> BackwardPlan:
+    """The kernel of a backward pass and its constants."""
+    shared = constants(batch, layout, call) | {"BY_IMAGE": by_image}
+    shared["CONSTANT"] = not call.settings.weights_have_gradient
+    return BackwardPlan(Plan(dense_gradients_kernel, shared), shared["ROWS"])
+
+
+def forward(batch: DenseBatch, call: Call, alone: bool = False) -> Forward:
+    """As jolkernels.kernels.forward; the rows' terms are [kept, images * samples]."""
+    with on_device(batch.logits[0].device):
+        result, (rows, *finishing), ranks = plan_forward(batch, call, alone)
+        rows()
+        if ranks is not None:
+            positives = sum_of_ranks(ranks, call)
+            for launch in finishing:
+                launch()
+            if is_by_image(call):
+                scalars_of_images(ranks.scalars, positives, call, result.scalars)
+    return result
+
+
+def backward(
+    batch: DenseBatch,
+    call: Call,
+    rows: Tensor,
+    scalars: Tensor,
+    grad_classification: Tensor | None,
+    grad_regression: Tensor | None,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Any, Any, Tensor | None]:
+    """Gradients for the levels, and for extra_regression; None where `needs` is False."""
+    with on_device(batch.logits[0].device):
+        (logits, boxes, extra), launches = plan_backward(
+            batch, call, rows, scalars, grad_classification, grad_regression, needs
+        )
+        for launch in launches:
+            launch()
+    nothing = (None,) * len(batch.logits)
+    return (
+        nothing if logits is None else as_levels(logits, batch.logits),
+        nothing if boxes is None else as_levels(boxes, batch.box_preds),
+        extra,
+    )
+
+
+def as_levels(gradients: Levels, like: Levels) -> Levels:
+    """Gradients in the formats of levels of which some were copied."""
+    return tuple(
+        g if g.stride() == e.stride() else e.copy_(g)
+        for g, e in ((g, torch.empty_like(x)) for g, x in zip(gradients, like, strict=True))
+    )
