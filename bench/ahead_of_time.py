@@ -4,10 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import torch
 import triton
-from torch import Tensor
-from triton.backends.compiler import GPUTarget
+from triton._C.libtriton import native_specialize_impl
+from triton._utils import find_paths_if, get_iterable_path
+from triton.backends.compiler import BaseBackend, GPUTarget
 from triton.compiler import ASTSource
 
 from jolkernels.kernels.launch import Launch
@@ -18,41 +18,45 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16",
-            torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}  # fmt: skip
 
 
 def source_of(call: Launch) -> tuple[ASTSource, dict[str, Any]]:
     """A launch as Triton's just-in-time compiler would specialise it, and its options.
 
-    Tensors without memory, on the meta device, count as aligned.
+    Tensors without memory, on the meta device, count as aligned. Of a tuple Triton specialises
+    every element, whatever the kernel asks for its parameter.
     """
     options = dict(call.plan.constants)
     constants = {p.name: options.pop(p.name) for p in call.plan.kernel.params if p.is_constexpr}
     names = (p.name for p in call.plan.kernel.params if not p.is_constexpr)
     values = dict(zip(names, call.arguments, strict=True)) | constants
-    signature: dict[str, str] = {}
-    constexprs: dict[tuple[int], Any] = {}
-    attributes: dict[tuple[int], Any] = {}
-    for i, parameter in enumerate(call.plan.kernel.params):
-        value = values[parameter.name]
-        specialized = not parameter.do_not_specialize
-        one = specialized and isinstance(value, int) and value == 1
-        if parameter.is_constexpr or value is None or one:
-            signature[parameter.name] = "constexpr"
-            constexprs[(i,)] = value
-        elif isinstance(value, Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-            aligned = value.data_ptr() % 16 == 0
-            if aligned and not parameter.do_not_specialize_on_alignment:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        elif parameter.annotation_type:
-            signature[parameter.name] = parameter.annotation_type
-        else:
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if specialized and value % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
+    signature = {}
+    keys = []
+    for parameter in call.plan.kernel.params:
+        signature[parameter.name], key = specialized(parameter, values[parameter.name])
+        keys.append(key)
+    constexprs = {
+        path: get_iterable_path(list(values[name] for name in signature), path)
+        for path in find_paths_if(list(signature.values()), lambda _, kind: kind == "constexpr")
+    }
+    attributes = {
+        path: BaseBackend.parse_attr(get_iterable_path(keys, path))
+        for path in find_paths_if(keys, lambda _, key: isinstance(key, str) and key)
+        if path not in constexprs
+    }
     return ASTSource(call.plan.kernel, signature, constexprs, attributes), options
+
+
+def specialized(parameter: Any, value: Any) -> tuple[Any, Any]:
+    """The type of an argument and what else a kernel is compiled for, (nested) tuples of tuples."""
+    if parameter.is_constexpr:
+        return "constexpr", None
+    each, aligned = not parameter.do_not_specialize, not parameter.do_not_specialize_on_alignment
+    kind, key = native_specialize_impl(BaseBackend, value, parameter.is_const, each, aligned)
+    given = parameter.annotation_type
+    if given:
+        return given, key if each and not given.startswith(("u1", "fp", "bf")) else None
+    return kind, key
 
 
 def compile_launch(call: Launch, target: GPUTarget) -> Any:

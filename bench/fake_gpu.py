@@ -85,9 +85,14 @@ class FakeKernel(CompiledKernel):
         pass
 
 
-def check_types(name: str, types: Iterable[str], values: Sequence[Any]) -> None:
+def check_types(name: str, types: Iterable[Any], values: Sequence[Any]) -> None:
     """Raise TypeError where a launcher in C would, or read something else."""
     for kind, value in zip(types, values, strict=True):
+        if isinstance(kind, tuple):
+            if not isinstance(value, tuple):
+                raise TypeError(f"{name}: got {value!r} for a tuple")
+            check_types(name, kind, value)
+            continue
         wanted: Any = int
         if kind == "constexpr":
             wanted = object

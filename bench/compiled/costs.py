@@ -12,7 +12,7 @@ from bench.compiled.variants import resources
 from bench.loss.cases import Case
 from bench.ptx import Execution
 from bench.ptx.loss import execute_launch
-from bench.ptx.runs import named_arguments
+from bench.ptx.runs import argument, named_arguments
 from jolkernels.kernels.launch import Launch
 
 DIRECTIONS = ("forward", "backward")
@@ -122,7 +122,8 @@ def measure(case: Case, dtype: str, target: str) -> list[Cost]:
     found = []
     for call, result in zip(whole, results, strict=True):
         kernel = compile_launch(call, TARGETS[target])
-        direction = DIRECTIONS["grad_logits" in dict(named_arguments(call))]
+        names = {argument(name) for name, _ in named_arguments(call)}
+        direction = DIRECTIONS["grad_logits" in names]
         about = case, dtype, target, direction, call.plan.kernel.fn.__name__, call.programs
         found.append(Cost(*about, *resources(kernel), result))
     return found

@@ -4,11 +4,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from torch import Tensor
+
 from bench.compiled.control_flow import innermost, loops
 from bench.compiled.path import Count, Key
 from bench.ptx.counts import Counts, Line, access_width
 from bench.ptx.program import Address, Group, Instruction, Operand, Program, Register, Symbol
-from bench.ptx.runs import Compiled, passed
+from bench.ptx.runs import Compiled, argument, passed
 from jolkernels.kernels.launch import Launch
 
 
@@ -99,14 +101,18 @@ def after_branches(program: Program) -> set[int]:
     }
 
 
-def widest(made: Compiled, call: Launch, argument: str, access: str) -> int | None:
-    """Bytes a lane of the widest "load" or "store" of a tensor argument; None without any."""
+def widest(made: Compiled, call: Launch, wanted: str, access: str) -> int | None:
+    """Bytes a lane of the widest "load" or "store" of a tensor argument; None without any.
+
+    Of a tuple it is that of all its tensors.
+    """
     program = made.code.program
-    given = [name for name, _ in passed(made, call)]
-    if argument not in given:
-        return None
-    parameter = program.parameters[given.index(argument)].name
-    # Registers that hold addresses within the tensor: all that is computed from the parameter.
+    parameters = {
+        parameter.name
+        for (name, value, _), parameter in zip(passed(made, call), program.parameters, strict=False)
+        if argument(name) == wanted and isinstance(value, Tensor)
+    }
+    # Registers that hold addresses within the tensors: all that is computed from the parameters.
     derived: set[int] = set()
     size = -1
     while size != len(derived):
@@ -116,7 +122,7 @@ def widest(made: Compiled, call: Launch, argument: str, access: str) -> int | No
                 continue
             to, *sources = each.operands
             if each.parts[:2] == ("ld", "param"):
-                depends = any(parameter in symbols(o) for o in sources)
+                depends = any(parameters & symbols(o) for o in sources)
             elif each.parts[0] in ("ld", "st", "atom", "red"):
                 depends = False
             else:

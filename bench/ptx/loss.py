@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.ptx.errors import PtxError
-from bench.ptx.runs import Execution, named_arguments, run
+from bench.ptx.runs import Execution, argument, named_arguments, run
 from jolkernels import ops
 from jolkernels.kernels.launch import Launch
 
@@ -18,7 +18,7 @@ RESULTS = ("classification", "regression", "negative_weight", "num_positives",
 
 
 class Roles(TypedDict):
-    """Names of the arguments that a kernel writes, as `run` takes them."""
+    """Names of the tensors that a kernel writes, as `run` takes them."""
 
     outputs: list[str]
     workspace: list[str]
@@ -31,16 +31,16 @@ def roles(call: Launch) -> Roles:
     outputs: tuple[str, ...] = RESULTS
     workspace: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
-    if name == "gradients_kernel":
+    if name.endswith("gradients_kernel"):
         outputs = "grad_logits", "grad_boxes", "grad_extras"
-    elif name == "rows_kernel":
+    elif name.endswith("rows_kernel"):
         outputs = ("row_terms", *(RESULTS if call.plan.constants["FINISH"] else ()))
         workspace, scratch = ("partial_sums", "team_sums"), ("counters",)
     given = [n for n, value in named_arguments(call) if isinstance(value, Tensor)]
     return {
-        "outputs": [n for n in given if n in outputs],
-        "workspace": [n for n in given if n in workspace],
-        "scratch": [n for n in given if n in scratch],
+        "outputs": [n for n in given if argument(n) in outputs],
+        "workspace": [n for n in given if argument(n) in workspace],
+        "scratch": [n for n in given if argument(n) in scratch],
     }
 
 

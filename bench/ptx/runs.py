@@ -1,12 +1,13 @@
 """From a launch to its PTX, and from there to an execution on the CPU."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from triton._utils import get_iterable_path
 
 from bench.ahead_of_time import TARGETS, compile_source, source_of
 from bench.ptx.chunk import Chunk
@@ -81,7 +82,8 @@ def run(
 
     Args:
         call: the launch, of tensors on the CPU.
-        outputs: names of the kernel's arguments that hold nothing yet and must be filled.
+        outputs: names of the kernel's arguments that hold nothing yet and must be filled; that of
+            a tuple means all its tensors, "x[0]" one of them.
         workspace: names of arguments that hold nothing yet, and need not be filled.
         scratch: names of arguments that hold something and may be written.
         target: sm_80, sm_90 or sm_100.
@@ -126,7 +128,7 @@ def execute(
     clocks = Clocks(call.programs, program.threads // 32)
     roles = {Role.OUTPUT: outputs, Role.WORKSPACE: workspace, Role.SCRATCH: scratch}
     memory = GlobalMemory(buffers(call, roles), clocks)
-    parameters = parameters_of(passed(made, call), made.kernel.src.signature, memory)
+    parameters = parameters_of(passed(made, call), memory)
     if len(parameters) != len(program.parameters):
         raise PtxError(f"{program.name}: {len(parameters)} arguments for {len(program.parameters)}")
     count = max(1, min(LANES // program.threads, -(-call.programs // parts)))
@@ -156,41 +158,69 @@ def in_order(count: int, order: Order) -> np.ndarray:
 
 
 def named_arguments(call: Launch) -> list[tuple[str, Any]]:
-    """The arguments of a launch that are none of compile time, by name."""
-    names = (p.name for p in call.plan.kernel.params if not p.is_constexpr)
-    return list(zip(names, call.arguments, strict=True))
+    """The arguments of a launch that are none of compile time, by name: "x[0]" of a tuple x."""
+    return [(name, value) for name, _, value in elements(call)]
+
+
+def elements(call: Launch) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+    """Name, path as Triton has it and value of each argument, and of each element of a tuple."""
+
+    def of(name: str, path: tuple[int, ...], value: Any) -> Iterator[tuple[str, Any, Any]]:
+        if isinstance(value, tuple):
+            for i, each in enumerate(value):
+                yield from of(f"{name}[{i}]", (*path, i), each)
+        else:
+            yield name, path, value
+
+    given = [(i, p.name) for i, p in enumerate(call.plan.kernel.params) if not p.is_constexpr]
+    for (i, name), value in zip(given, call.arguments, strict=True):
+        yield from of(name, (i,), value)
+
+
+def argument(name: str) -> str:
+    """The argument that a name of `named_arguments` is of."""
+    return name.partition("[")[0]
 
 
 def buffers(call: Launch, roles: Mapping[Role, Collection[str]]) -> list[Buffer]:
-    """The tensors of a launch, which are inputs unless one of `roles` has their names."""
+    """The tensors of a launch, which are inputs unless one of `roles` has their names.
+
+    The name of a tuple means all of its tensors.
+    """
     given = {name: v for name, v in named_arguments(call) if isinstance(v, Tensor)}
     role = {name: each for each, names in roles.items() for name in names}
-    if unknown := [name for name in role if name not in given]:
+    known = {*given, *map(argument, given)}
+    if unknown := [name for name in role if name not in known]:
         raise PtxError(f"{unknown[0]}: no tensor argument of {call.plan.kernel.fn.__name__}")
+    made = []
     for name, tensor in given.items():
         if tensor.device.type != "cpu":
             raise PtxError(f"{name}: got a tensor on {tensor.device}, wanted the CPU")
-    return [Buffer(name, t, role.get(name, Role.INPUT)) for name, t in given.items()]
+        each = role.get(name, role.get(argument(name), Role.INPUT))
+        made.append(Buffer(name, tensor, each))
+    return made
 
 
-def passed(made: Compiled, call: Launch) -> list[tuple[str, Any]]:
-    """The arguments that are parameters of the compiled code, which has the others built in."""
-    constant = {call.plan.kernel.params[i].name for (i,) in made.kernel.src.constants}
-    return [(name, value) for name, value in named_arguments(call) if name not in constant]
+def passed(made: Compiled, call: Launch) -> list[tuple[str, Any, str]]:
+    """Name, value and type of each parameter of the compiled code, which has the rest built in."""
+    constants, signature = made.kernel.src.constants, list(made.kernel.src.signature.values())
+    return [
+        (name, value, get_iterable_path(signature, path))
+        for name, path, value in elements(call)
+        if path not in constants
+    ]
 
 
-def parameters_of(
-    arguments: Sequence[tuple[str, Any]], signature: Mapping[str, str], memory: GlobalMemory
-) -> list[int]:
+def parameters_of(arguments: Sequence[tuple[str, Any, str]], memory: GlobalMemory) -> list[int]:
     """The kernel's parameters as integers, those of floating-point numbers their bits.
 
     Triton adds two pointers for scratch memory, which its code here does not use.
     """
     made = []
-    for name, value in arguments:
+    for name, value, kind in arguments:
         if isinstance(value, Tensor):
             made.append(memory.address(name))
-        elif signature[name] == "fp64":
+        elif kind == "fp64":
             made.append(int(np.float64(value).view(np.uint64)))
         elif isinstance(value, int):
             made.append(value)

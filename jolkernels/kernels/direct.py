@@ -32,6 +32,7 @@ class Plan:
         self.constants = constants
         self.compiled: Any = None
         self.tensors: list[int] = []
+        self.tuples: list[int] = []
         self.last: tuple[Any, ...] = ()
 
     def launch(self, programs: int, arguments: tuple[Any, ...], device: int | None) -> None:
@@ -51,6 +52,8 @@ class Plan:
         values = [*arguments, *self.last]
         for i in self.tensors:
             values[i] = values[i].data_ptr()
+        for i in self.tuples:
+            values[i] = addresses(values[i])
         compiled.run(
             programs, 1, 1, driver.active.get_current_stream(device),
             compiled.function, compiled.packed_metadata, None, None, None, *values,
@@ -63,7 +66,25 @@ class Plan:
         if all(hasattr(found, name) for name in ("run", "function", "packed_metadata")):
             self.last = tuple(self.constants[p.name] for p in self.kernel.params if p.is_constexpr)
             self.tensors = [i for i, a in enumerate(arguments) if isinstance(a, Tensor)]
+            self.tuples = [
+                i for i, a in enumerate(arguments) if isinstance(a, tuple) and has_tensor(a)
+            ]
             self.compiled = found
+
+
+def addresses(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A tuple, maybe of tuples, with addresses for its tensors."""
+    return tuple(
+        [
+            v.data_ptr() if isinstance(v, Tensor) else addresses(v) if isinstance(v, tuple) else v
+            for v in values
+        ]
+    )
+
+
+def has_tensor(values: tuple[Any, ...]) -> bool:
+    """Whether a tuple, maybe of tuples, has tensors."""
+    return any(has_tensor(v) if isinstance(v, tuple) else isinstance(v, Tensor) for v in values)
 
 
 def version() -> tuple[int, ...]:

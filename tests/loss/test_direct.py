@@ -67,6 +67,18 @@ def test_the_first_launch_is_the_jits_and_the_others_hand_over_the_same():
     assert kernel.ran == [(7 + n, 1, 1, *rest, n, None, 16, True) for n in (1, 2)]
 
 
+def test_tensors_in_tuples_are_handed_over_as_addresses_too():
+    kernel, plan = Kernel(), direct.Plan(Kernel(), dict(CONSTANTS))
+    plan.kernel = kernel
+    for shift in (0, 1):
+        a, b, c = (torch.zeros(4)[shift:] for _ in range(3))
+        sizes = ((1, 2), (3, shift))
+        plan.launch(1, ((a, None, (b, 5)), sizes, c), 0)
+    assert len(kernel.jit) == 1
+    given = (a.data_ptr(), None, (b.data_ptr(), 5)), sizes, c.data_ptr(), 16, True
+    assert [ran[9:] for ran in kernel.ran] == [given]
+
+
 def test_without_a_gpu_every_launch_is_the_jits():
     kernel = Kernel()
     launched(kernel, 3, device=None)
