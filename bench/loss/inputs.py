@@ -4,6 +4,7 @@ N rows (samples), C columns of the logits. A share of the rows is positive, thei
 pixels off targets of 8 to 32 pixels.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -63,9 +64,18 @@ class Inputs(NamedTuple):
     encoded: Tensor
 
     @property
-    def leaves(self) -> tuple[Tensor, Tensor]:
+    def leaves(self) -> tuple[Tensor, ...]:
         """What gradients are for."""
         return self.logits, self.boxes
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return tuple(self)
+
+    def with_leaves(self, leaves: Sequence[Tensor]) -> "Inputs":
+        """The same with these leaves."""
+        return Inputs(*leaves, *self[2:])
 
     def double(self) -> "Inputs":
         """The same numbers in float64, with leaves of their own."""

@@ -14,14 +14,30 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from bench.loss.inputs import Inputs
 from bench.loss.providers import Loss
+
+
+
+class Batch(Protocol):
+    """What a loss is given: bench.loss.inputs.Inputs, or a dense head's outputs."""
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What gradients are for."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that there is."""
+
+    def with_leaves(self, leaves: Sequence[Tensor]) -> "Batch":
+        """The same with these leaves."""
+
 
 TOLERANCES = {
     torch.float64: 1e-9,
@@ -58,7 +74,7 @@ def summary(values: Sequence[float]) -> Sample:
     return Sample(statistics.median(values), cuts[0], cuts[3], len(values))
 
 
-def step(loss: Loss, x: Inputs) -> tuple[Tensor, ...]:
+def step(loss: Loss, x: Batch) -> tuple[Tensor, ...]:
     """The loss and its gradients for the leaves that it reads."""
     total = loss(x)
     gradients = torch.autograd.grad(total, x.leaves, allow_unused=True)
@@ -75,18 +91,23 @@ def error(got: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
     return worst
 
 
+def device_of(x: Batch) -> torch.device:
+    """Where a batch is."""
+    return x.leaves[0].device
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def first_call(loss: Loss, x: Inputs) -> tuple[float, tuple[Tensor, ...]]:
+def first_call(loss: Loss, x: Batch) -> tuple[float, tuple[Tensor, ...]]:
     """Seconds of the first forward and backward, compilation included, and what they gave."""
-    synchronize(x.logits.device)
+    synchronize(device_of(x))
     began = time.perf_counter()
     got = step(loss, x)
-    synchronize(x.logits.device)
+    synchronize(device_of(x))
     return time.perf_counter() - began, got
 
 
@@ -96,9 +117,9 @@ Spans = dict[str, dict[str, list[float]]]
 """Provider → direction → milliseconds; the i-th of all providers were taken in one round."""
 
 
-def times(losses: Mapping[str, Loss], x: Inputs, seconds: float, *, cold: bool = False) -> Spans:
+def times(losses: Mapping[str, Loss], x: Batch, seconds: float, *, cold: bool = False) -> Spans:
     """By the clock, or on a GPU by events from an idle queue on; `seconds` for each provider."""
-    device = x.logits.device
+    device = device_of(x)
     mark = _event if device.type == "cuda" else time.perf_counter
     flush = _flusher(device) if cold else _nothing
     marks: dict[str, list[tuple[Any, Any, Any]]] = {name: [] for name in losses}
@@ -139,7 +160,7 @@ class Graphs:
     gave: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
-def capture(loss: Loss, x: Inputs) -> Graphs:
+def capture(loss: Loss, x: Batch) -> Graphs:
     """Graphs of a provider that does not wait for the GPU.
 
     An AccumulateGrad node belongs to the stream it was made on and lives as long as any graph with
@@ -152,8 +173,7 @@ def capture(loss: Loss, x: Inputs) -> Graphs:
     Raises:
         RuntimeError: what failed within the capture is its context, if that had any.
     """
-    logits, boxes = (leaf.detach().requires_grad_() for leaf in x.leaves)
-    x = x._replace(logits=logits, boxes=boxes)
+    x = x.with_leaves([leaf.detach().requires_grad_() for leaf in x.leaves])
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     graphs = {direction: torch.cuda.CUDAGraph() for direction in DIRECTIONS}
@@ -258,9 +278,9 @@ class Counts:
     peak: int
 
 
-def counts(loss: Loss, x: Inputs) -> Counts:
+def counts(loss: Loss, x: Batch) -> Counts:
     """Launches and waits by the profiler, memory by the allocator or by the profiler's notes."""
-    device = x.logits.device
+    device = device_of(x)
     step(loss, x)
     synchronize(device)
     activities = [ProfilerActivity.CPU]
@@ -316,9 +336,9 @@ def _peak(seen: Any) -> int:
     return most
 
 
-def _saved(loss: Loss, x: Inputs) -> int:
+def _saved(loss: Loss, x: Batch) -> int:
     """Bytes of the storages that autograd keeps and that are not the inputs'."""
-    inputs = {t.untyped_storage().data_ptr() for t in x}
+    inputs = {t.untyped_storage().data_ptr() for t in x.tensors}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from bench.loss.inputs import Coder, Inputs, make_criterion
 from jolkernels import reference
 from jolkernels.batch import make_batch
 
-Loss = Callable[[Inputs], Tensor]
+Loss = Callable[[Any], Tensor]
+"""Of Inputs, or of another batch of bench.loss.measure."""
 LAM = 2.0
 ALPHA, GAMMA, BETA = 0.25, 2.0, 1 / 9
 
@@ -346,8 +347,8 @@ class Provider:
     """
 
     name: str
-    make: Callable[[Case], Loss | None]
-    oracle: Callable[[Case], Loss]
+    make: Callable[[Any], Loss | None]
+    oracle: Callable[[Any], Loss]
     gpu_only: bool = False
     asked: bool = False
     consumes: bool = False

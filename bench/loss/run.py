@@ -5,13 +5,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.loss import measure, report
 from bench.loss.cases import CASES, SWEEP, Case, Name
-from bench.loss.inputs import Inputs, make_inputs
+from bench.loss.inputs import make_inputs
 from bench.loss.measure import Sample, Spans, counts, first_call, step, summary
 from bench.loss.providers import PROVIDERS, Loss, Provider
 from bench.loss.report import Row
@@ -93,14 +94,22 @@ class Run:
         self.longest = max(self.longest, time.perf_counter() - began)
         report.write_csv(self.options.out / "results.csv", self.rows)
 
+    def inputs(self, case: Any, dtype: str) -> Any:
+        """A case's batch."""
+        return make_inputs(case, getattr(torch, dtype), str(self.device))
+
+    def chosen(self, case: Any, dtype: str) -> Iterable[Provider]:
+        """The providers of a case."""
+        return chosen(case, dtype, self.options)
+
     # --- One case ------------------------------------------------------------------------------
 
-    def case(self, case: Case, dtype: str) -> None:
+    def case(self, case: Any, dtype: str) -> None:
         """Check, count, time, and check again."""
         torch._dynamo.reset()  # or the compiler would make shapes dynamic
         where = (case.name, case.rows, case.columns, dtype)
-        x = make_inputs(case, getattr(torch, dtype), str(self.device))
-        made = [(p, loss) for p in chosen(case, dtype, self.options) if (loss := p.make(case))]
+        x = self.inputs(case, dtype)
+        made = [(p, loss) for p in self.chosen(case, dtype) if (loss := p.make(case))]
         good, capturable = {}, {}
         for provider, loss, wanted in with_oracles(case, x, made):
             name = provider.name
@@ -141,7 +150,7 @@ class Run:
             self.add(where, name, "error", "relative", off)
         return right
 
-    def count(self, where: Where, name: str, loss: Loss, x: Inputs) -> int | None:
+    def count(self, where: Where, name: str, loss: Loss, x: Any) -> int | None:
         """Note launches, waits and memory; returns the waits, None on a CPU."""
         found = counts(loss, x)
         what = "operators" if found.waits is None else "launches"
@@ -152,7 +161,7 @@ class Run:
         self.add(where, name, "peak", "bytes", found.peak)
         return found.waits
 
-    def times(self, good: Mapping[str, Loss], x: Inputs) -> dict[str, Spans]:
+    def times(self, good: Mapping[str, Loss], x: Any) -> dict[str, Spans]:
         """By the clock on a CPU; on a GPU by events, cold and warm."""
         seconds = self.options.seconds
         if self.device.type == "cpu":
@@ -163,7 +172,7 @@ class Run:
         }
 
     def graph_times(
-        self, where: Where, capturable: Mapping[str, Loss], x: Inputs
+        self, where: Where, capturable: Mapping[str, Loss], x: Any
     ) -> dict[str, Spans]:
         """By replays of CUDA graphs, cold and warm; none of what fails or replays other numbers."""
         captured = {}
@@ -183,7 +192,7 @@ class Run:
         for name, graphs in captured.items():
             wanted = step(capturable[name], x)
             off = max(measure.error(gave, wanted) for gave in graphs.gave)
-            if off > measure.TOLERANCES[x.logits.dtype]:
+            if off > measure.TOLERANCES[x.leaves[0].dtype]:
                 self.failures += 1
                 warn(f"{where[0]} {where[3]} {name}, graphs: WRONG, off by {off:.2g}")
                 for providers in found.values():
@@ -235,7 +244,7 @@ class Run:
 
 
 def with_oracles(
-    case: Case, x: Inputs, made: list[tuple[Provider, Loss]]
+    case: Any, x: Any, made: list[tuple[Provider, Loss]]
 ) -> Iterator[tuple[Provider, Loss, tuple[Tensor, ...]]]:
     """Each provider with what it has to give, in float64; one such result at a time is kept."""
     oracle = None

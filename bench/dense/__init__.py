@@ -1,0 +1,1 @@
+"""From a dense head's outputs, the levels of a pyramid, to their gradients."""
