@@ -10,30 +10,35 @@ what compilers make of the kernels (no GPU needed).
 
     python -m bench compile [--cases retinanet-80 ...] [--targets sm_90 ...] [--json FILE]
     python -m bench host [--json FILE]
+    python -m bench dense [--out DIR] [--cases retinanet-80 ...] [--formats channels_last ...]
 
-say what compilers make of the kernels (bench/compiled/report.py), and what a call costs the host
-(bench/host.py); neither needs a GPU.
+The first two say what compilers make of the kernels (bench/compiled/report.py), and what a call
+costs the host (bench/host.py); neither needs a GPU. The third measures from the levels of a dense
+head to their gradients (bench/dense/command.py).
 """
 
 import argparse
 import importlib
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.loss.cases import CASES, DTYPES, Name
+from bench.loss.options import add_options, empty, empty_caches, settle
 from detectors.models.presets import DETECTORS
-from detectors.utils.argument_types import file, folder_to_write, number, one_of, positive
+from detectors.utils.argument_types import file, one_of
 from detectors.utils.parser import Parser
 
 if TYPE_CHECKING:
     from bench.loss import report
 
 PARTS = ("loss", "steps", "compile")
-COMMANDS = {"compile": "bench.compiled.report", "host": "bench.host"}
+COMMANDS = {
+    "compile": "bench.compiled.report",
+    "dense": "bench.dense.command",
+    "host": "bench.host",
+}
 """First words of a command line that are commands of their own."""
 
 
@@ -43,16 +48,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
         prog=prog,
         description=__doc__.split("\n")[0],
         epilog=f"Without a GPU: {prog} compile, what the compiled kernels cost, and {prog} host, "
-        "what a call costs the host; --help after either lists its options.",
+        f"what a call costs the host. {prog} dense: from a dense head's outputs to their "
+        "gradients. --help after any of them lists its options.",
     )
     add = made.add_argument
-    add(
-        "--out",
-        metavar="DIR",
-        type=folder_to_write,
-        default="runs/bench",
-        help="folder to write to (default: runs/bench)",
-    )
     add(
         "--parts",
         nargs="+",
@@ -61,14 +60,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="loss: the loss alone; steps: training steps; compile: the compiled kernels' cost "
         "(default: loss, and compile on a CPU, steps on a GPU)",
     )
-    add(
-        "--cases",
-        nargs="+",
-        type=one_of({name: name for name in CASES}),
-        default=list(CASES),
-        metavar="CASE",
-        help=f"{', '.join(CASES)} (default: all)",
-    )
+    add_options(made, "runs/bench", CASES, Name, "those that make sense for device, case and dtype")
     add(
         "--dtypes",
         nargs="+",
@@ -76,37 +68,6 @@ def parser(prog: str) -> argparse.ArgumentParser:
         metavar="DTYPE",
         help=f"of logits and boxes: {', '.join(DTYPES)} (default: float32, on a GPU also bfloat16 "
         "and float16)",
-    )
-    add(
-        "--providers",
-        nargs="+",
-        type=one_of({name: name for name in Name}),
-        metavar="NAME",
-        help=f"{', '.join(Name)} (default: those that make sense for device, case and dtype)",
-    )
-    add(
-        "--device",
-        choices=("cpu", "cuda"),
-        help="to measure on (default: cuda where there is a GPU)",
-    )
-    add(
-        "--threads",
-        type=positive,
-        metavar="N",
-        help="of PyTorch on a CPU (default: its own)",
-    )
-    add(
-        "--seconds",
-        type=number(float, above=0),
-        default=0.5,
-        metavar="X",
-        help="of samples for a provider of a case (default: 0.5)",
-    )
-    add(
-        "--limit",
-        type=number(float, above=0),
-        metavar="X",
-        help="seconds after which no further case is begun (default: 3600, on a GPU 400)",
     )
     add("--compare", metavar="FILE", type=file, help="an earlier results.csv: print what changed")
     return made  # fmt: skip
@@ -121,31 +82,19 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m bench") 
         options = parser(prog).parse_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
-    import torch
-
     from bench.loss import report
     from bench.loss.run import PLOTS
 
-    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    gpu = options.device == "cuda"
-    parts = options.parts or ["loss", "steps" if gpu else "compile"]
-    options.dtypes = options.dtypes or ["float32", *(["bfloat16", "float16"] if gpu else [])]
-    options.limit = options.limit or (400 if gpu else 3600)
     try:
-        if gpu and not torch.cuda.is_available():
-            raise ValueError("--device cuda: PyTorch finds no GPU here")
+        gpu = settle(options) == "cuda"
+        parts = options.parts or ["loss", "steps" if gpu else "compile"]
+        options.dtypes = options.dtypes or ["float32", *(["bfloat16", "float16"] if gpu else [])]
         earlier = report.read_csv(options.compare) if options.compare else None
-        options.out.mkdir(parents=True, exist_ok=True)
-        for name in ("results.md", *PLOTS):
-            (options.out / name).unlink(missing_ok=True)
-        report.write_csv(options.out / "results.csv", [])
+        empty(options.out, PLOTS)
     except (ValueError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    torch.set_num_threads(options.threads or torch.get_num_threads())
-    with tempfile.TemporaryDirectory() as caches:
-        # Compilers start from nothing, or the first call would depend on earlier runs.
-        os.environ["TRITON_CACHE_DIR"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
+    with empty_caches():
         return measure(options, parts, earlier, prog)
 
 

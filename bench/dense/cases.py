@@ -9,8 +9,8 @@ from enum import StrEnum
 from bench.loss.cases import FCOS, RETINANET, Head
 from bench.loss.cases import Name as OfLoss
 
-FORMATS = ("contiguous", "channels_last")
-"""Memory formats of the levels."""
+FORMATS = {"contiguous": "contiguous_format", "channels_last": "channels_last"}
+"""Memory formats of the levels → torch's name."""
 
 
 class Name(StrEnum):

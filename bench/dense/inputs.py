@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bench.dense.cases import Case
+from bench.dense.cases import FORMATS, Case
 from bench.loss import cases
 from bench.loss.inputs import make_inputs as make_flat
 from jolkernels.dense import BACKGROUND, IGNORED, Levels
@@ -56,7 +56,7 @@ class Outputs:
 def make_inputs(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> Outputs:
     """Random outputs of `dtype`; each positive has an object of its own.
 
-    The images have the first one's objects, all but it with a quarter fewer positives.
+    The images have the same objects, all but the first a quarter fewer positives.
     """
     random = torch.Generator().manual_seed(seed)
     flat = make_flat(
@@ -66,14 +66,13 @@ def make_inputs(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> O
     at = positive.nonzero()[:, 0]
     matched = torch.full((case.images, case.samples), BACKGROUND)
     matched[torch.rand(matched.shape, generator=random) < case.ignored] = IGNORED
-    for i, image in enumerate(matched):
-        kept = torch.rand(len(at), generator=random) < (0.75 if i else 1)
-        kept[0] = True
-        image[at] = torch.where(kept, torch.arange(len(at)), BACKGROUND)
+    objects = torch.arange(len(at))
+    matched[:, at] = torch.where(objects % 4 < 3, objects, BACKGROUND)
+    matched[0, at] = objects
 
     def levels(rows: Tensor) -> Levels:
         width = case.anchors * rows.shape[1]
-        kind = getattr(torch, f"{case.memory_format}_format")
+        kind = getattr(torch, FORMATS[case.memory_format])
         like = tuple(
             torch.empty((case.images, width, *size), dtype=dtype, memory_format=kind)
             for size in case.sizes
@@ -82,8 +81,6 @@ def make_inputs(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> O
 
     logits = levels(torch.randn(case.rows, case.columns, generator=random).to(dtype))
     boxes = levels(flat.boxes.detach().repeat(case.images, 1))
-    objects = [(flat.labels[at].to(device), flat.targets[at].to(device))] * case.images
-    labels, targets = zip(*objects, strict=True)
-    return Outputs(
-        logits, boxes, matched.to(device), labels, targets, flat.priors.to(device)
-    )
+    given = [(flat.labels[at].to(device), flat.targets[at].to(device))] * case.images
+    labels, targets = zip(*given, strict=True)
+    return Outputs(logits, boxes, matched.to(device), labels, targets, flat.priors.to(device))

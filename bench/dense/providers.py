@@ -17,7 +17,7 @@ from bench.dense.cases import Case, Name
 from bench.dense.inputs import Outputs
 from bench.loss.inputs import make_criterion
 from bench.loss.providers import Loss, Provider
-from jolkernels.integrations.torchvision import matched_boxes, matched_labels
+from jolkernels.integrations.matching import matched_boxes, matched_labels
 
 
 def permuted(levels: tuple[Tensor, ...], columns: int) -> Tensor:
@@ -33,9 +33,7 @@ def permuted(levels: tuple[Tensor, ...], columns: int) -> Tensor:
 
 def objects(x: Outputs) -> list[dict[str, Tensor]]:
     """The targets as torchvision has them."""
-    return [
-        {"labels": y, "boxes": b} for y, b in zip(x.labels, x.targets, strict=True)
-    ]
+    return [{"labels": y, "boxes": b} for y, b in zip(x.labels, x.targets, strict=True)]
 
 
 def dense(case: Case) -> Loss:

@@ -75,7 +75,8 @@ class Inputs(NamedTuple):
 
     def with_leaves(self, leaves: Sequence[Tensor]) -> "Inputs":
         """The same with these leaves."""
-        return Inputs(*leaves, *self[2:])
+        logits, boxes = leaves
+        return self._replace(logits=logits, boxes=boxes)
 
     def double(self) -> "Inputs":
         """The same numbers in float64, with leaves of their own."""

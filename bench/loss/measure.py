@@ -23,7 +23,6 @@ from torch.profiler import ProfilerActivity, profile
 from bench.loss.providers import Loss
 
 
-
 class Batch(Protocol):
     """What a loss is given: bench.loss.inputs.Inputs, or a dense head's outputs."""
 

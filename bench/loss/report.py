@@ -212,10 +212,14 @@ def speed_table(rows: Sequence[Row], measure: str) -> str:
     return table(["case", "N", "C", "dtype", f"{Name.OURS}, ms", *others], lines) if lines else ""
 
 
-def report(rows: Sequence[Row], about: dict[str, str], skipped: Sequence[str]) -> str:
-    """All tables of a run, as Markdown."""
+def report(
+    rows: Sequence[Row], about: dict[str, str], skipped: Sequence[str], command: str = "bench"
+) -> str:
+    """All tables of a run of `python -m command`, as Markdown."""
     words = ", ".join(f"{name} {about[name]}" for name in ("python", "torch", "triton", "commit"))
-    text = f"# Benchmark on {about['machine']}\n\n`python -m bench`, {about['date']}, {words}.\n"
+    text = (
+        f"# Benchmark on {about['machine']}\n\n`python -m {command}`, {about['date']}, {words}.\n"
+    )
     for r in rows:
         if r.measure == "copy bandwidth":
             text += f"Copy bandwidth {r.median:.1f} GB/s.\n"
@@ -231,6 +235,7 @@ def report(rows: Sequence[Row], about: dict[str, str], skipped: Sequence[str]) -
         "peak": "Largest number of bytes allocated besides the inputs; gradients are among them",
         "saved": "Bytes kept between forward and backward besides the inputs",
         "first call": "Seconds of the first forward and backward, compilation included",
+        "bytes": "Bytes that operators read and write by a model (bench/dense/traffic.py)",
         "error": "Largest relative error of loss and gradients against float64",
     }
     for measure, title in titles.items():

@@ -119,7 +119,7 @@ class Run:
                 if not self.agrees(where, name, got, wanted):
                     continue
                 self.add(where, name, "first call", "s", seconds)
-                if self.count(where, name, loss, x) == 0:
+                if self.count(where, case, name, loss, x) == 0:
                     capturable[name] = loss
                 good[name] = loss
             except Exception as error:  # of a compiler, say
@@ -150,7 +150,7 @@ class Run:
             self.add(where, name, "error", "relative", off)
         return right
 
-    def count(self, where: Where, name: str, loss: Loss, x: Any) -> int | None:
+    def count(self, where: Where, case: Any, name: str, loss: Loss, x: Any) -> int | None:
         """Note launches, waits and memory; returns the waits, None on a CPU."""
         found = counts(loss, x)
         what = "operators" if found.waits is None else "launches"
@@ -171,9 +171,7 @@ class Run:
             for word, cold in CACHE.items()
         }
 
-    def graph_times(
-        self, where: Where, capturable: Mapping[str, Loss], x: Any
-    ) -> dict[str, Spans]:
+    def graph_times(self, where: Where, capturable: Mapping[str, Loss], x: Any) -> dict[str, Spans]:
         """By replays of CUDA graphs, cold and warm; none of what fails or replays other numbers."""
         captured = {}
         for name, loss in capturable.items():
