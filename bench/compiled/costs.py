@@ -4,12 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from bench.ahead_of_time import TARGETS, compile_launch
-from bench.compiled import cases, executed, path, sass, time_model
+from bench.compiled import cases, dense_cases, executed, path, sass, time_model
 from bench.compiled.path import Path
 from bench.compiled.variants import resources
-from bench.loss.cases import Case
 from bench.ptx import Execution
 from bench.ptx.loss import execute_launch
 from bench.ptx.runs import argument, named_arguments
@@ -43,7 +43,7 @@ class Executed:
 class Cost:
     """One kernel of a case on a target; `executed` is None where there is no PTX to execute."""
 
-    case: Case
+    case: Any
     dtype: str
     target: str
     direction: str
@@ -110,11 +110,17 @@ class Cost:
         return sorted(found.items(), key=lambda item: -item[1])
 
 
-def measure(case: Case, dtype: str, target: str) -> list[Cost]:
+def kind_of(case: Any) -> Any:
+    """The module that has launches of such a case."""
+    return dense_cases if isinstance(case, dense_cases.Case) else cases
+
+
+def measure(case: Any, dtype: str, target: str) -> list[Cost]:
     """The costs of a case's kernels, executed for samples of the rows."""
-    whole = cases.launches(case, cases.unfilled(case, dtype))
+    kind = kind_of(case)
+    whole = kind.launches(case, kind.unfilled(case, dtype))
     if TARGETS[target].backend == "cuda":
-        sizes = cases.sizes(case, whole[0].programs)
+        sizes = kind.sizes(case, whole[0].programs)
         runs = zip(*(sampled(case, dtype, target, n, whole) for n in sizes), strict=True)
         results: list[Executed | None] = [for_all(run, sizes, case.rows) for run in runs]
     else:
@@ -130,11 +136,11 @@ def measure(case: Case, dtype: str, target: str) -> list[Cost]:
 
 
 def sampled(
-    case: Case, dtype: str, target: str, rows: int, whole: Sequence[Launch]
+    case: Any, dtype: str, target: str, rows: int, whole: Sequence[Launch]
 ) -> list[Executed]:
     """What the kernels do with so many rows: in turn, as each needs what the last has written."""
     found = []
-    for call in cases.sample(case, dtype, rows, whole):
+    for call in kind_of(case).sample(case, dtype, rows, whole):
         done = execute_launch(call, target=target)
         found.append(of_execution(done, call))
     return found

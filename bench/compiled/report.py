@@ -18,8 +18,7 @@ from typing import Any
 import triton
 
 from bench.ahead_of_time import TARGETS
-from bench.compiled import costs, time_model
-from bench.compiled.cases import CASES
+from bench.compiled import cases, costs, dense_cases, time_model
 from bench.compiled.costs import DIRECTIONS, Cost
 from bench.compiled.sass import CLASSES
 from bench.compiled.variants import DTYPES
@@ -28,6 +27,7 @@ from detectors.utils.argument_types import file_to_write, one_of, positive
 from detectors.utils.parser import Parser
 from detectors.utils.text_tables import markdown
 
+CASES: dict[str, Any] = {**cases.CASES, **dense_cases.CASES}
 MODELLED = "sm_90"
 """The target of the time model."""
 Group = Sequence[Cost]
