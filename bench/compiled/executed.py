@@ -70,7 +70,7 @@ def trips_around(program: Program, lines: Sequence[Line]) -> list[float]:
     found = loops(successors)
     rounds = {}
     for loop in found:
-        into = lines[blocks[loop.header][0]].lanes
+        into = lanes(lines[slice(*blocks[loop.header])])
         back = sum(follow(lines[slice(*blocks[a])], program.labels, blocks[b][0])
                    for a, b in loop.backs)  # fmt: skip
         rounds[loop.header] = into / (into - back) if into > back else 1.0
@@ -88,8 +88,13 @@ def follow(block: Sequence[Line], labels: Mapping[str, int], to: int) -> int:
         return end.lanes
     if any(isinstance(o, Symbol) and labels.get(o.name) == to for o in end.instruction.operands):
         return end.lanes
+    return lanes(block) - end.lanes
+
+
+def lanes(block: Sequence[Line]) -> int:
+    """Lanes that reach a block, of which its guarded instructions say nothing."""
     entire = [line.lanes for line in block if line.instruction.guard is None]
-    return (entire[0] if entire else 32 * end.warps) - end.lanes
+    return entire[0] if entire else 32 * block[-1].warps
 
 
 def after_branches(program: Program) -> set[int]:
