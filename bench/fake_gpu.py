@@ -16,13 +16,17 @@ from triton.backends.driver import DriverBase
 from triton.compiler import CompiledKernel
 
 from jolkernels import ops
-from jolkernels.kernels import launch
+from jolkernels.kernels import dense_launch, launch
 
 OTHERS = 9
 """Arguments of a launcher before the kernel's: grid, stream, function, metadata, hooks."""
 CHECKED = 3
 """Launches of a kernel whose arguments are looked at; that takes time, which others measure."""
-KERNELS = [value for value in vars(launch).values() if isinstance(value, triton.JITFunction)]
+MODULES = launch, dense_launch
+KERNELS = [
+    *{kernel.fn.__name__: kernel for module in MODULES for kernel in vars(module).values()
+      if isinstance(kernel, triton.JITFunction)}.values()
+]  # fmt: skip
 
 
 @dataclass
@@ -133,8 +137,9 @@ def fake_gpu() -> Iterator[Seen]:
             stack.enter_context(attributes_kept(kernel, ("compile", "CompiledKernel", "ASTSource")))
         replace(triton.JITFunction, "run", run_by_jit)
         replace(launch, "PLANS", {})
-        replace(launch, "workspace_for", lambda device, alone: workspace(device))
-        replace(launch, "gpu", lambda device: 0)
+        for module in MODULES:
+            replace(module, "workspace_for", lambda device, alone, *size: workspace(device, *size))
+            replace(module, "gpu", lambda device: 0)
         replace(ops, "INTERPRETED", True)
         # Only on a CPU are the scalars looked at, which here hold anything.
         replace(ops, "math", SimpleNamespace(isnan=lambda number: False))

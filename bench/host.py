@@ -19,7 +19,7 @@ import timeit
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -27,9 +27,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.dense import cases as dense
+from bench.dense.cases import Name
+from bench.dense.inputs import make_inputs as make_dense_inputs
+from bench.dense.providers import PROVIDERS as DENSE
 from bench.fake_gpu import fake_gpu
 from bench.loss.cases import CASES, Case
 from bench.loss.inputs import Inputs, make_criterion
+from bench.loss.measure import step
 from detectors.utils.argument_types import file_to_write
 from detectors.utils.parser import Parser
 from detectors.utils.text_tables import aligned
@@ -41,6 +46,9 @@ TIMED = CASES["rcnn-9"]
 SEQUENCE = CASES["retinanet-8"]
 ROWS = (1, 1_999, 2_048, 240_174)
 """Of the batches that may each need a variant of a kernel."""
+DENSE_CASES = ("retinanet-8", "fcos-8")
+SMALL = ((8, 8), (4, 4), (3, 3), (2, 2), (1, 1))
+"""Sizes of levels, which do not matter to how many launches there are."""
 SHIFT = 1
 """Numbers of float32 by which a tensor's memory is off 16 bytes."""
 
@@ -57,7 +65,7 @@ class CountKernels(TorchDispatchMode):
         view = any(r.alias_info and not r.alias_info.is_write for r in schema.returns)
         tensors = any("Tensor" in str(r.type) for r in schema.returns)
         name = schema.name.removeprefix("aten::")
-        if tensors and not view and not name.startswith(("empty", "new_empty")):
+        if tensors and not view and not name.startswith(("empty", "new_empty", "_unsafe_view")):
             self.found[schema.name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -220,6 +228,22 @@ def launches(case: Case = TIMED, normalizer: str | float | None = None) -> Count
         return seen.launched
 
 
+def dense_launches(name: str, provider: str) -> Counter[str]:
+    """GPU launches by name from a dense head's outputs and its matcher's to the gradients.
+
+    They are as many whatever the sizes.
+    """
+    case = replace(dense.CASES[name], sizes=SMALL)
+    with fake_gpu() as seen, mock.patch.object(ops, "in_eager_mode", lambda tensors: True):
+        x, loss = make_dense_inputs(case, torch.float32, "cpu"), DENSE[provider].make(case)
+        assert loss is not None
+        step(loss, x)
+        seen.launched.clear()
+        with CountKernels(seen.launched):
+            step(loss, x)
+        return seen.launched
+
+
 def variants(rows: Sequence[int] = ROWS, shifts: Sequence[int] = (0,)) -> Counter[str]:
     """How often each kernel is compiled for batches of these rows and shifts, in turn."""
     with fake_gpu() as seen:
@@ -235,6 +259,11 @@ def measure() -> dict[str, Any]:
         **asdict(times()),
         "launches": dict(launches()),
         "launches_number": dict(launches(normalizer=512.0)),
+        "launches_dense": {
+            f"{case}, {provider}": dense_launches(case, provider).total()
+            for case in DENSE_CASES
+            for provider in (Name.DENSE, Name.FLAT, Name.TORCHVISION)
+        },
         "variants": dict(variants()),
         "variants_shifted": dict(variants(ROWS[2:3], (0, SHIFT))),
     }
@@ -259,6 +288,11 @@ def report(found: Mapping[str, Any]) -> str:
             table("By piece", found["pieces_us"], ".1f"),
             table("GPU launches of a step", found["launches"], "d"),
             table("With numbers as normalizers", found["launches_number"], "d"),
+            table(
+                "GPU launches from a dense head's outputs to their gradients",
+                found["launches_dense"],
+                "d",
+            ),
             table(f"Variants compiled for N = {rows}", found["variants"], "d"),
             table(
                 f"Variants compiled for N = {ROWS[2]:,}, and for memory {4 * SHIFT} bytes off",

@@ -14,7 +14,7 @@ if INTERPRETED:
 from sass_text import PROGRAM, counts
 
 from bench.__main__ import main
-from bench.compiled import cases, costs, executed, path, report, time_model
+from bench.compiled import cases, costs, dense_cases, executed, path, report, time_model
 from bench.compiled.costs import Cost, Executed
 from bench.compiled.variants import DTYPES
 from bench.ptx import Line, PtxError, compiled
@@ -165,6 +165,34 @@ $L_end:
     assert executed.trips_around(program, lines) == [1, 1, 4, 4, 4, 4, 1]
 
 
+def test_trips_of_a_loop_that_begins_with_a_guarded_instruction():
+    program = parse(
+        """
+.target sm_90a
+.visible .entry kernel(
+	.param .u32 kernel_param_0
+)
+.reqntid 32
+{
+	.reg .pred %p<3>;
+	.reg .b32 %r<3>;
+	mov.b32 %r1, 0;
+	setp.lt.s32 %p2, %r1, 3;
+$L_loop:
+	@%p2 add.s32 %r2, %r1, 1;
+	add.s32 %r1, %r1, 1;
+	setp.lt.s32 %p1, %r1, 3;
+	@%p1 bra $L_loop;
+	ret;
+}
+"""
+    )
+    lanes = (32, 32, 5, 96, 96, 64, 32)
+    each = zip(program.instructions, lanes, strict=True)
+    lines = [Line(instruction, 1, n, 0, 0, 0) for instruction, n in each]
+    assert executed.trips_around(program, lines) == [1, 1, 3, 3, 3, 3, 1]
+
+
 def small_case(rows):
     """A head with positives in every tile."""
     case = cases.CASES["retinanet-8"]
@@ -212,6 +240,39 @@ def test_samples_are_parts_of_the_case(name):
         assert compiled(part) is compiled(full)
         assert part.programs / full.programs == pytest.approx(few[0] / case.rows, rel=0.02)
     assert parts[0].programs == TEAM.value
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", dense_cases.CASES)
+def test_samples_of_a_dense_case_are_parts_of_it(name, dtype):
+    case = dense_cases.CASES[name]
+    whole = dense_cases.launches(case, dense_cases.unfilled(case, dtype))
+    sizes = dense_cases.sizes(case, whole[0].programs)
+    parts = [dense_cases.smaller(case, more) for more in (0, dense_cases.STEP)]
+    assert sizes == [part.rows for part in parts] and sizes[0] < sizes[1] < case.rows
+    few, many, tiles = (dense_cases.tiles(x, dtype) for x in (*parts, case))
+    # What more rows there are is whole tiles.
+    share = (case.rows - sizes[0]) / (sizes[1] - sizes[0])
+    assert tiles - few == pytest.approx(share * (many - few))
+    for rows, count in zip(sizes, (few, many), strict=True):
+        for full, one in zip(whole, dense_cases.sample(case, dtype, rows, whole), strict=True):
+            assert compiled(one) is compiled(full)
+            assert one.programs / full.programs == pytest.approx(count / tiles, rel=0.02)
+
+
+def test_the_samples_of_a_dense_case_tell_what_all_of_it_costs(monkeypatch):
+    """With positives in every tile."""
+    case = dense_cases.CASES["retinanet-8-contiguous"]
+    head = replace(case.head, positives=0.5)
+    case = replace(case, head=head, anchors=2, sizes=((45, 40), (3, 3)))
+    found = costs.measure(case, "fp32", "sm_90")
+    monkeypatch.setattr(dense_cases, "sizes", lambda case, programs: [case.rows])
+    whole = costs.measure(case, "fp32", "sm_90")
+    for a, b in zip(found, whole, strict=True):
+        assert a.slots == pytest.approx(b.slots, rel=0.05)
+        assert a.executed.distinct == pytest.approx(b.executed.distinct, rel=0.02)
+    assert [c.direction for c in found] == ["forward", "backward"]
+    assert not costs.unexplained(found)
 
 
 def test_what_is_done_once_is_not_scaled(monkeypatch):

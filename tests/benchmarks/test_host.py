@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,10 +17,16 @@ import triton
 
 from bench import host
 from bench.__main__ import main
+from bench.dense import cases
+from bench.dense.cases import Name
+from bench.dense.inputs import make_inputs
+from bench.dense.providers import PROVIDERS
 from bench.fake_gpu import KERNELS, fake_gpu
+from bench.loss import measure
 from jolkernels import JointOptimizationLoss, loss, ops
-from jolkernels.kernels import launch
+from jolkernels.kernels import dense_launch, launch
 
+DENSE = {"dense_rows_kernel", "dense_gradients_kernel"}
 OURS = {"rows_kernel", "gradients_kernel"}
 
 
@@ -73,6 +80,23 @@ def test_arguments_that_a_launcher_would_not_take_are_seen(monkeypatch):
             step.both()
 
 
+@pytest.mark.parametrize("name", host.DENSE_CASES)
+def test_a_dense_step_launches_a_tenth_of_torchvisions(name):
+    ours = host.dense_launches(name, Name.DENSE)
+    assert {k: n for k, n in ours.items() if "::" not in k} == dict.fromkeys(DENSE, 1)
+    assert ours["aten::add"] == ours["aten::ones_like"] == 1
+    assert ours.total() <= host.dense_launches(name, Name.TORCHVISION).total() / 10
+
+
+def test_all_but_the_first_dense_launches_are_direct():
+    case = replace(cases.CASES["retinanet-8"], sizes=host.SMALL)
+    x = make_inputs(case, torch.float32, "cpu")
+    with fake_gpu() as seen:
+        for _ in range(3):
+            measure.step(PROVIDERS[Name.DENSE].make(case), x)
+    assert seen.launched == dict.fromkeys(DENSE, 3) and seen.by_jit == dict.fromkeys(DENSE, 1)
+
+
 def test_planted_launches_are_seen_and_views_and_allocations_are_not(monkeypatch):
     plan = launch.plan_backward
 
@@ -80,6 +104,7 @@ def test_planted_launches_are_seen_and_views_and_allocations_are_not(monkeypatch
         torch.empty(5).fill_(1.0)
         batch.logits.detach().t()[:1].reshape(-1).view(-1)
         torch.empty_like(batch.logits)
+        torch.ops.aten._unsafe_view(batch.logits.detach(), (-1,))
         batch.box_preds.detach().clone()
         return plan(batch, *rest)
 
@@ -108,6 +133,7 @@ def state():
         [id(kernel.device_caches) for kernel in KERNELS],
         dict(vars(ops)),
         dict(vars(launch)),
+        dict(vars(dense_launch)),
         dict(vars(loss)),
     )
 
