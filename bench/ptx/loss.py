@@ -35,7 +35,7 @@ def roles(call: Launch) -> Roles:
         outputs = "grad_logits", "grad_boxes", "grad_extras"
     elif name.endswith("rows_kernel"):
         outputs = ("row_terms", *(RESULTS if call.plan.constants["FINISH"] else ()))
-        workspace, scratch = ("partial_sums", "team_sums"), ("counters",)
+        workspace, scratch = ("partial_sums", "team_sums", "image_sums"), ("counters",)
     given = [n for n, value in named_arguments(call) if isinstance(value, Tensor)]
     return {
         "outputs": [n for n in given if argument(n) in outputs],

@@ -18,19 +18,21 @@ static WIDE void NAME(exp_all)(REAL *x, int64_t count) {
 }
 
 /* The maximum and log sum exp(z - max z) of some rows, whose exponentials are laid end to end in e,
- * so that short rows fill the processor's vectors too. A long row does without e. */
-static inline void NAME(softmax_terms)(const struct call *c, int64_t first, int64_t rows, REAL *e,
-                                       REAL *highest, REAL *log_total) {
+ * so that short rows fill the processor's vectors too. A long row does without e. The results of
+ * a row and the next are `kept` numbers apart. */
+static inline void NAME(softmax_terms)(const struct call *c, const REAL *first, int64_t stride,
+                                       int64_t rows, REAL *e, REAL *highest, REAL *log_total,
+                                       int64_t kept) {
     REAL lowest = NAME(lowest);
     for (int64_t i = 0; i < rows; i++) {
-        const REAL *z = (const REAL *)c->logits + (first + i) * c->logits_row;
-        REAL top = highest[i] = NAME(highest)(z, c->columns), sum = 0;
+        const REAL *z = first + i * stride;
+        REAL top = highest[i * kept] = NAME(highest)(z, c->columns), sum = 0;
         if (e) {
             for (int64_t k = 0; k < c->columns; k++) e[i * c->columns + k] = z[k] - top;
         } else {
 #pragma omp simd reduction(+ : sum)
             for (int64_t k = 0; k < c->columns; k++) sum += NAME(exp_negative)(z[k] - top, lowest);
-            log_total[i] = log(sum);
+            log_total[i * kept] = log(sum);
         }
     }
     if (!e) return;
@@ -39,17 +41,17 @@ static inline void NAME(softmax_terms)(const struct call *c, int64_t first, int6
         REAL sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t k = 0; k < c->columns; k++) sum += e[i * c->columns + k];
-        log_total[i] = log(sum);
+        log_total[i * kept] = log(sum);
     }
 }
 
 /* exp(z - max z - log_total), the softmax, of some rows laid end to end. */
-static inline void NAME(softmax)(const struct call *c, int64_t first, int64_t rows, REAL *p,
-                                 const REAL *highest, const REAL *log_total) {
+static inline void NAME(softmax)(const struct call *c, const REAL *first, int64_t stride,
+                                 int64_t rows, REAL *p, const REAL *highest,
+                                 const REAL *log_total, int64_t kept) {
     for (int64_t i = 0; i < rows; i++) {
-        const REAL *z = (const REAL *)c->logits + (first + i) * c->logits_row;
-        for (int64_t k = 0; k < c->columns; k++)
-            p[i * c->columns + k] = z[k] - highest[i] - log_total[i];
+        const REAL *z = first + i * stride, top = highest[i * kept], log = log_total[i * kept];
+        for (int64_t k = 0; k < c->columns; k++) p[i * c->columns + k] = z[k] - top - log;
     }
     NAME(exp_all)(p, rows * c->columns);
 }
@@ -165,10 +167,10 @@ static WIDE void NAME(wrong_columns)(const struct call *c, REAL *z, int64_t coun
 #undef WRONG
 
 /* Logits of some rows, laid end to end. */
-static inline void NAME(gather)(const struct call *c, int64_t first, int64_t rows, REAL *to) {
+static inline void NAME(gather)(const struct call *c, const REAL *first, int64_t stride,
+                                int64_t rows, REAL *to) {
     for (int64_t i = 0; i < rows; i++)
-        memcpy(to + i * c->columns, (const REAL *)c->logits + (first + i) * c->logits_row,
-               c->columns * sizeof *to);
+        memcpy(to + i * c->columns, first + i * stride, c->columns * sizeof *to);
 }
 
 static inline REAL NAME(class_weight)(const struct call *c, int64_t k) {
@@ -188,12 +190,10 @@ static inline double NAME(sum_of)(const struct call *c, const REAL *e, int64_t c
     return sum;
 }
 
-/* The sigmoid loss of a row, whose labelled column has target t. e holds the losses of its columns
- * as wrong ones, or, of a long row, is room for a piece of them. */
-static inline REAL NAME(sigmoid_loss)(const struct call *c, const REAL *z, int64_t y, REAL t,
-                                      REAL *e) {
+/* The sum of a row's losses in the columns of wrong classes. e holds the losses of its columns as
+ * wrong ones, or, of a long row, is room for a piece of them. */
+static inline double NAME(wrong_sum)(const struct call *c, const REAL *z, int64_t y, REAL *e) {
     double loss = 0;
-    REAL slope;
     for (int64_t at = 0; at < c->columns; at += TILE) {
         int64_t count = c->columns - at < TILE ? c->columns - at : TILE;
         if (c->columns >= TILE) {
@@ -203,8 +203,7 @@ static inline REAL NAME(sigmoid_loss)(const struct call *c, const REAL *z, int64
         if (y >= at && y < at + count) e[y - at] = 0;
         loss += NAME(sum_of)(c, e, count, at);
     }
-    if (y == c->columns) return (REAL)loss;
-    return (REAL)(loss + NAME(class_weight)(c, y) * NAME(labelled)(c, z[y], t, &slope));
+    return loss;
 }
 
 /* The gradient of a row, times `scale`, in place of the derivatives of its columns as wrong ones. */
@@ -216,12 +215,6 @@ static inline void NAME(sigmoid_gradient)(const struct call *c, const REAL *z, i
     } else {
         for (int64_t k = 0; k < c->columns; k++) g[k] *= scale;
     }
-}
-
-/* The classification loss of a row from what the forward pass kept. */
-static inline REAL NAME(kept_loss)(const struct call *c, int64_t row, const REAL *z, int64_t y) {
-    const REAL *kept = (const REAL *)c->rows + row;
-    return c->classification == CROSS_ENTROPY ? kept[0] - z[y] + kept[c->count] : kept[0];
 }
 
 static inline REAL NAME(class_score)(const struct call *c, REAL a, REAL z_y) {

@@ -116,13 +116,13 @@ SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}
 """Of the passes in rows.c."""
 
 
-def run(function: str, c: RowsCall, dtype: torch.dtype) -> None:
+def run(function: str, c: RowsCall, chunks: int, dtype: torch.dtype) -> None:
     """Run a pass of rows.c, in threads where these pay; each takes chunks until none are left.
 
     `c.alive` holds all that the pass reads and writes: after an interrupt a thread may still do so.
     """
     passes, call = getattr(library(), function + SUFFIXES[dtype]), ctypes.byref(c)
-    helpers = -(-c.count // c.chunk) - 1
+    helpers = chunks - 1
     if helpers > 0:
         pays = c.count * c.columns >= SERIAL
         helpers = min(helpers, torch.get_num_threads() - 1) if pays else 0
@@ -147,7 +147,7 @@ def forward(batch: Batch, call: Call) -> Forward:
     sums = (ctypes.c_double * (chunks * numbers))()
     c = describe(batch, call, rows)
     c.sums, c.alive = ctypes.addressof(sums), (batch, rows, sums)
-    run("forward", c, logits.dtype)
+    run("forward", c, chunks, logits.dtype)
     if chunks == 1:  # a tensor's sum would take a small batch several microseconds
         total = sums[:]
     else:
@@ -176,7 +176,7 @@ def backward(
     c.grad_boxes = None if grad_boxes is None else grad_boxes.data_ptr()
     c.grad_extra = None if grad_extra is None else grad_extra.data_ptr()
     c.alive = batch, rows, of_groups, grad_logits, grad_boxes, grad_extra
-    run("backward", c, batch.logits.dtype)
+    run("backward", c, -(-c.count // c.chunk), batch.logits.dtype)
     if c.bad:
         check_labels(batch, call)
     return grad_logits, grad_boxes, grad_extra

@@ -1,4 +1,4 @@
-"""What the C passes know of a call: struct call of rows.c, and how it is filled in."""
+"""What the C passes know of a call: struct call of samples.h, and how it is filled in."""
 
 import ctypes
 import math
@@ -12,7 +12,7 @@ from jolkernels.cpu.closed_form import wrong_columns
 from jolkernels.registry import MOST_TERMS
 from jolkernels.settings import Call, Settings
 
-# The order of the enums in rows.c; IoU's modes follow each other.
+# The order of the enums in samples.h; IoU's modes follow each other.
 CLASSIFICATION: dict[type, int] = {
     choice: i
     for i, choice in enumerate(
@@ -30,12 +30,15 @@ SCORE: dict[type, int] = {
     type(None): 0, spec.IoU: 1, spec.GIoU: 2, spec.NWD: 3, spec.SimD: 4, spec.DotD: 5,
 }  # fmt: skip
 
-POINTERS = ("logits", "boxes", "labels", "targets", "priors", "alphas", "betas", "class_targets",
-            "extra", "class_weights", "groups", "rows", "grad_logits", "grad_boxes",
-            "grad_extra")  # fmt: skip
+POINTERS = ("logits", "boxes", "grad_logits", "grad_boxes", "labels", "matched", "targets",
+            "priors", "alphas", "betas", "class_targets", "extra", "class_weights", "groups",
+            "rows", "grad_extra", "levels")  # fmt: skip
 INTEGERS = ("logits_row", "boxes_row", "boxes_col", "labels_row", "targets_row", "targets_col",
             "priors_row", "priors_col", "alphas_row", "betas_row", "class_targets_row", "extra_row",
-            "class_weights_row", "groups_row", "columns", "box_columns", "background", "last",
+            "class_weights_row", "groups_row", "matched_row", "labels_image", "matched_image",
+            "targets_image", "priors_image", "alphas_image", "betas_image", "class_targets_image",
+            "extra_image", "labels_type", "matched_type", "of_objects", "objects", "num_levels",
+            "images", "samples", "by_image", "columns", "box_columns", "background", "last",
             "ignore", "num_groups", "classification", "soft", "detached", "by_label", "coding",
             "score", "class_score", "joint", "constant", "terms", "on_codes",
             "on_corners")  # fmt: skip
@@ -45,7 +48,7 @@ PROGRESS = ("count", "chunk", "next", "bad")
 
 
 class Term(ctypes.Structure):
-    """struct term of rows.c."""
+    """struct term of samples.h."""
 
     _fields_ = (
         ("factor", ctypes.c_double),
@@ -56,7 +59,7 @@ class Term(ctypes.Structure):
 
 
 class RowsCall(ctypes.Structure):
-    """struct call of rows.c."""
+    """struct call of samples.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in POINTERS),
@@ -215,9 +218,29 @@ def memory(
     """
     strides = tensor.stride()
     last = (rows - 1) * strides[0] + (columns - 1) * strides[-1]
+    return start_of(name, tensor, last, size if rows and columns else 0), strides
+
+
+def storage(
+    name: str, tensor: Tensor, shape: tuple[int, ...], size: int
+) -> tuple[int, tuple[int, ...]]:
+    """As memory, of any shape.
+
+    Raises:
+        ValueError: C would read beyond the storage, or the tensor has another shape by now.
+    """
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: got shape {list(tensor.shape)}, wanted {list(shape)}")
+    strides = tensor.stride()
+    last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    return start_of(name, tensor, last, 0 if 0 in shape else size), strides
+
+
+def start_of(name: str, tensor: Tensor, last: int, size: int) -> int:
+    """Where a tensor begins, if its storage holds number `last` of it."""
     wanted = (tensor.storage_offset() + last + 1) * size
     start = tensor.data_ptr()  # 0 of PyTorch's ZeroTensor, whatever the size of its storage
     got = tensor.untyped_storage().nbytes() if start else 0
-    if got < wanted and rows and columns:
+    if got < wanted:
         raise ValueError(f"{name}: got a storage of {got} bytes, wanted {wanted}")
-    return start, strides
+    return start

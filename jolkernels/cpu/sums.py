@@ -4,20 +4,20 @@ import math
 from array import array
 from collections.abc import Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from jolkernels import process_groups
-from jolkernels.batch import Batch, Forward, number_of_sums
+from jolkernels.batch import Forward, number_of_sums
 from jolkernels.settings import Call
 
 
 class Sums(NamedTuple):
     """What a forward pass adds up of a group; docs/mathematics.md names them P N W A+ A- R.
 
-    The order is that of rows.c.
+    The order is that of samples.h.
     """
 
     positives: float
@@ -42,11 +42,11 @@ class Results(NamedTuple):
     scalars: tuple[float, float, float, float, float]
 
 
-def finish(local: list[Sums], rows: Tensor, batch: Batch, call: Call) -> Forward:
+def finish(local: list[Sums], rows: Tensor, batch: Any, call: Call) -> Forward:
     """The results of this process, whose sums are `local`, with the totals of its sync_group.
 
     One Sums a group, or one alone without groups. `rows` [kept, N] is what the backward pass needs
-    of each row.
+    of each row; the batch is a Batch or a DenseBatch.
     """
     total, sync_group = local, call.settings.sync_group
     if sync_group is not None:
@@ -69,7 +69,7 @@ def finish(local: list[Sums], rows: Tensor, batch: Batch, call: Call) -> Forward
         classification=filled(classification, rows, shape),
         regression=filled(regression, rows, shape),
         negative_weight=filled(w_neg, rows, shape),
-        num_positives=filled(positives, batch.labels, shape),
+        num_positives=filled(positives, rows, shape, torch.int64),
         extra_regression=filled(extra, rows, shape),
         rows=rows,
         scalars=numbers if rows.is_cpu else numbers.to(rows.device),
@@ -127,11 +127,19 @@ def quotient(x: float, z: float) -> float:
     return x / z if z else x * math.copysign(math.inf, z)
 
 
-def filled(numbers: Sequence[float], like: Tensor, shape: tuple[int, ...]) -> Tensor:
+def filled(
+    numbers: Sequence[float],
+    like: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """A 0-dim tensor of one number, or [G]; infinite beyond its range, where new_full raises."""
-    largest = LARGEST.get(like.dtype, math.inf)
+    dtype = dtype or like.dtype
+    largest = LARGEST.get(dtype, math.inf)
     within = [math.copysign(math.inf, x) if abs(x) > largest else x for x in numbers]
-    return like.new_tensor(within) if shape else like.new_full((), within[0])
+    if shape:
+        return like.new_tensor(within, dtype=dtype)
+    return like.new_full((), within[0], dtype=dtype)
 
 
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}

@@ -1,0 +1,314 @@
+"""The dense entrance in C: the passes of rows.c over levels that stay where they lie.
+
+A level whose positions have no single stride, or that lies in neither planes nor rows, is copied
+first; no other is.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jolkernels import process_groups
+from jolkernels.batch import Forward
+from jolkernels.cpu import native
+from jolkernels.cpu.rows_call import RowsCall, chunk_rows, storage, template
+from jolkernels.cpu.sums import Sums, finish
+from jolkernels.dense import OF_SAMPLES, DenseBatch, Levels, positions
+from jolkernels.settings import Call, Settings
+
+INTEGERS = {torch.int64: 0, torch.int32: 1, torch.int16: 2, torch.int8: 3, torch.uint8: 4}
+"""As samples.h numbers them."""
+RUN = 128  # as in samples.h
+Gradients = tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...], Tensor | None]
+
+
+class Place(ctypes.Structure):
+    """struct place of samples.h."""
+
+    _fields_ = (
+        ("at", ctypes.c_void_p),
+        ("image", ctypes.c_int64),
+        ("col", ctypes.c_int64),
+        ("position", ctypes.c_int64),
+    )
+
+
+class Level(ctypes.Structure):
+    """struct level of samples.h."""
+
+    _fields_ = (
+        *((name, Place) for name in ("logits", "boxes", "grad_logits", "grad_boxes")),
+        *((name, ctypes.c_int64) for name in ("first", "positions", "anchors", "planes", "chunk")),
+    )
+
+
+def available(batch: DenseBatch, settings: Settings) -> bool:
+    """Whether the passes compute this: the choices, float32 or float64 throughout."""
+    dtype = batch.logits[0].dtype
+    others = (batch.target_boxes, batch.priors, batch.class_weights)
+    tensors = (*batch.logits, *batch.box_preds, *others, *(getattr(batch, n) for n in OF_SAMPLES))
+    if dtype not in native.SUFFIXES or not batch.logits[0].is_cpu:
+        return False
+    if any(t is not None and t.dtype is not dtype for t in tensors):
+        return False
+    if template(settings, batch.columns, 4) is None:
+        return False
+    if native.library() is None and sum(x.numel() for x in batch.logits) >= native.LARGE:
+        native.warn_once()
+    return native.library() is not None
+
+
+class Strides(NamedTuple):
+    """How far apart the images, channels and positions of a level are; None: no single stride."""
+
+    image: int
+    channel: int
+    position: int | None
+
+
+def strides_of(level: Tensor) -> Strides:
+    """The strides of a level [B, A * C, H, W] or [B, A * C, P]."""
+    image, channel, *others = level.stride()
+    sizes = level.shape[2:]
+    found = [(size, stride) for size, stride in zip(sizes, others, strict=True) if size != 1]
+    if not found:  # any will do: that of rows that follow each other
+        return Strides(image, channel, level.shape[1] * channel)
+    position = found[-1][1]
+    if len(found) == 2 and found[0][1] != found[1][0] * position and 0 not in sizes:
+        return Strides(image, channel, None)
+    return Strides(image, channel, position)
+
+
+def in_rows(level: Tensor) -> bool | None:
+    """Whether a level lies in rows, whose channels follow each other, or in planes; None: neither.
+
+    Where both would do, many positions are better planes.
+    """
+    _, channel, position = strides_of(level)
+    if level.shape[1] == 1 and position == 1:
+        return False
+    if position is not None and channel == 1:
+        return True
+    return False if position == 1 else None
+
+
+def readable(level: Tensor) -> Tensor:
+    """The level, or a copy that lies in rows or planes."""
+    return level if in_rows(level) is not None else level.contiguous()
+
+
+class Layout(NamedTuple):
+    """The levels as the passes see them, which must stay alive, and the table that points there."""
+
+    logits: Levels
+    box_preds: Levels
+    table: ctypes.Array[Level]
+    images_of_chunks: list[int]
+
+
+def lay_out(
+    batch: DenseBatch,
+    logits: Levels,
+    boxes: Levels,
+    grad_logits: Sequence[Tensor | None],
+    grad_boxes: Sequence[Tensor | None],
+) -> Layout:
+    """The table of readable levels and of what their gradients are written to.
+
+    Raises:
+        ValueError: the memory of a tensor does not hold its numbers.
+    """
+    columns, images, size, first = batch.columns, batch.images, logits[0].itemsize, 0
+    table = (Level * len(logits))()
+    of_chunks: list[int] = []
+    for level, z, b, gz, gb in zip(table, logits, boxes, grad_logits, grad_boxes, strict=True):
+        level.first, level.positions, level.anchors = first, positions(z), z.shape[1] // columns
+        first += level.positions * level.anchors
+        size_of_map = z.shape[2:]
+        place(level.logits, "logits", z, (images, level.anchors * columns, *size_of_map), size)
+        place(level.boxes, "box_preds", b, (images, level.anchors * 4, *size_of_map), size)
+        for to, gradient in ((level.grad_logits, gz), (level.grad_boxes, gb)):
+            if gradient is not None:
+                place(to, "gradient", gradient, gradient.shape, size)
+        level.planes = not in_rows(z)
+        fold(level, columns)
+        level.chunk = max(1, chunk_rows(columns, None) // level.anchors)
+        if level.planes:
+            level.chunk = max(RUN, level.chunk // RUN * RUN)
+        each = -(-level.positions // level.chunk)
+        of_chunks += [image for image in range(images) for _ in range(each)]
+    return Layout(logits, boxes, table, of_chunks)
+
+
+def place(to: Place, name: str, level: Tensor, shape: tuple[int, ...], size: int) -> None:
+    """Fill in where a level's numbers are."""
+    to.at, _ = storage(name, level, shape, size)
+    to.image, to.col, to.position = strides_of(level)
+
+
+def fold(level: Level, columns: int) -> None:
+    """Make anchors positions where rows follow each other; planes, where they have one column."""
+    places = ((level.logits, columns), (level.boxes, 4), (level.grad_logits, columns),
+              (level.grad_boxes, 4))  # fmt: skip
+    given = [(p, width) for p, width in places if p.at]
+    if not all(p.position == level.anchors * width * p.col for p, width in given):
+        return
+    for p, width in given:
+        p.position = width * p.col
+    level.positions, level.anchors = level.positions * level.anchors, 1
+    level.planes = columns == 1 and all(p.position == 1 for p, width in given if width == 1)
+
+
+def describe(batch: DenseBatch, call: Call, rows: Tensor, layout: Layout) -> RowsCall:
+    """What rows.c needs to know of a call; the batch, `rows` and the layout must stay alive.
+
+    Raises:
+        ValueError: the memory of a tensor does not hold its numbers.
+    """
+    settings, images, samples = call.settings, batch.images, batch.samples
+    shape, size = (images, samples), rows.itemsize
+    known = template(settings, batch.columns, 4)
+    assert known is not None  # or this would not be available
+    c = RowsCall.from_buffer_copy(known)
+    c.levels, c.num_levels = ctypes.addressof(layout.table), len(layout.table)
+    c.images, c.samples, c.count = images, samples, images * samples
+    targets, matched, labels = batch.target_boxes, batch.matched, batch.labels
+    objects = targets.shape[1] if matched is not None else samples
+    c.of_objects, c.objects = batch.labels_of_objects, objects
+    c.labels_type = INTEGERS[labels.dtype]
+    c.labels, (c.labels_image, c.labels_row) = storage(
+        "labels", labels, (images, objects) if c.of_objects else shape, labels.itemsize
+    )
+    if matched is not None:
+        c.matched_type = INTEGERS[matched.dtype]
+        c.matched, (c.matched_image, c.matched_row) = storage(
+            "matched", matched, shape, matched.itemsize
+        )
+    c.targets, (c.targets_image, c.targets_row, c.targets_col) = storage(
+        "target_boxes", targets, (images, objects, 4), size
+    )
+    if (priors := batch.priors) is not None and settings.coding.uses_priors:
+        c.priors, (*image, c.priors_row, c.priors_col) = storage(
+            "priors", priors, (images, samples, 4)[3 - priors.ndim :], size
+        )
+        c.priors_image = image[0] if image else 0
+    if (alphas := batch.classification_weights) is not None:
+        c.alphas, (c.alphas_image, c.alphas_row) = storage(
+            "classification_weights", alphas, shape, size
+        )
+    if (betas := batch.regression_weights) is not None:
+        c.betas, (c.betas_image, c.betas_row) = storage("regression_weights", betas, shape, size)
+    if (goals := batch.class_targets) is not None:
+        c.class_targets, (c.class_targets_image, c.class_targets_row) = storage(
+            "class_targets", goals, shape, size
+        )
+    if (extra := batch.extra_regression) is not None:
+        c.extra, (c.extra_image, c.extra_row) = storage("extra_regression", extra, shape, size)
+    if (weights := batch.class_weights) is not None:
+        c.class_weights, (c.class_weights_row,) = storage(
+            "class_weights", weights, (batch.columns,), size
+        )
+    c.rows, _ = storage("rows", rows, (settings.kept, c.count), size)
+    return c
+
+
+def forward(batch: DenseBatch, call: Call) -> Forward:
+    """As jolkernels.dense_ops.forward; scalars are [B, 5] where a normaliser is "image"."""
+    nothing, each = (None,) * len(batch.logits), len(Sums._fields)
+    read = tuple(map(readable, batch.logits)), tuple(map(readable, batch.box_preds))
+    layout = lay_out(batch, *read, nothing, nothing)
+    rows = batch.logits[0].new_empty(call.settings.kept, batch.images * batch.samples)
+    chunks = len(layout.images_of_chunks)
+    sums = torch.zeros(chunks, each, dtype=torch.float64)
+    c = describe(batch, call, rows, layout)
+    c.sums, c.alive = sums.data_ptr(), (batch, rows, layout, sums)
+    native.run("forward", c, chunks, rows.dtype)
+    kinds = call.classification_normalizer, call.regression_normalizer
+    if "image" not in kinds:
+        return finish([Sums._make(sums.sum(0).tolist())], rows, batch, call)
+    of_images = sums.new_zeros(batch.images, each)
+    of_images.index_add_(0, torch.tensor(layout.images_of_chunks, dtype=torch.int64), sums)
+    return finish_by_image(of_images, rows, batch, call)
+
+
+def finish_by_image(of_images: Tensor, rows: Tensor, batch: DenseBatch, call: Call) -> Forward:
+    """The results where each image's sums are divided by its positives, then by the images.
+
+    That is a number's normaliser, after sums of samples that have weights of 1 / positives.
+    """
+    names = Sums._fields
+    divisors = of_images[:, names.index("positives")].clamp(min=1)
+    images = process_groups.mean(
+        of_images.new_full((), max(1, batch.images)), call.settings.sync_group
+    )
+    weighted, scale = of_images.clone(), torch.ones(batch.images, 5, dtype=torch.float64)
+    if call.classification_normalizer == "image":
+        for name in ("a_pos", "a_neg"):
+            weighted[:, names.index(name)] /= divisors
+        scale[:, 1], scale[:, 2] = divisors, 1 / divisors
+        batch = batch._replace(classification_normalizer=float(images))
+    if call.regression_normalizer == "image":
+        for name in ("r", "extra"):
+            weighted[:, names.index(name)] /= divisors
+        scale[:, 3] = 1 / divisors
+        batch = batch._replace(regression_normalizer=float(images))
+    result = finish([Sums._make(weighted.sum(0).tolist())], rows, batch, call)
+    return result._replace(scalars=result.scalars * scale)
+
+
+def backward(
+    batch: DenseBatch,
+    call: Call,
+    rows: Tensor,
+    scalars: Tensor,
+    grad_classification: Tensor | None,
+    grad_regression: Tensor | None,
+    needs: tuple[bool, bool, bool],
+) -> Gradients:
+    """As jolkernels.dense_ops.backward."""
+    read = tuple(map(readable, batch.logits)), tuple(map(readable, batch.box_preds))
+    logits = Written(batch.logits, read[0], needs[0])
+    boxes = Written(batch.box_preds, read[1], needs[1])
+    layout = lay_out(batch, *read, logits.written, boxes.written)
+    c = describe(batch, call, rows, layout)
+    of_images = upstream(scalars, grad_classification, grad_regression)
+    c.by_image, c.scalars = scalars.ndim == 2, ctypes.addressof(of_images)
+    extra = None
+    if needs[2] and batch.extra_regression is not None:
+        extra = rows.new_empty(batch.images, batch.samples)
+        c.grad_extra = extra.data_ptr()
+    c.alive = batch, rows, layout, of_images, logits, boxes, extra
+    native.run("backward", c, len(layout.images_of_chunks), rows.dtype)
+    return logits.finished(), boxes.finished(), extra
+
+
+def upstream(
+    scalars: Tensor, grad_classification: Tensor | None, grad_regression: Tensor | None
+) -> ctypes.Array[ctypes.c_double]:
+    """native.upstream, of each image or of all."""
+    zero, each = scalars.new_zeros(()), scalars.reshape(-1, 5)
+    up = [
+        (zero if g is None else g).expand(len(each)) for g in (grad_classification, grad_regression)
+    ]
+    return native.upstream(each, *up)
+
+
+class Written:
+    """Where the gradient of levels goes: where it is wanted, if it lies there as the level does."""
+
+    def __init__(self, wanted: Levels, read: Levels, needed: bool) -> None:
+        self.found: list[Tensor | None] = [torch.empty_like(x) if needed else None for x in wanted]
+        self.written = [
+            g if g is None or in_rows(g) == in_rows(x) else torch.empty_like(x)
+            for g, x in zip(self.found, read, strict=True)
+        ]
+
+    def finished(self) -> tuple[Tensor | None, ...]:
+        """The gradient, after the pass."""
+        for g, written in zip(self.found, self.written, strict=True):
+            if g is not None and written is not None and g is not written:
+                g.copy_(written)
+        return tuple(self.found)
