@@ -218,7 +218,12 @@ def memory(
     """
     strides = tensor.stride()
     last = (rows - 1) * strides[0] + (columns - 1) * strides[-1]
-    return start_of(name, tensor, last, size if rows and columns else 0), strides
+    wanted = (tensor.storage_offset() + last + 1) * size
+    start = tensor.data_ptr()  # 0 of PyTorch's ZeroTensor, whatever the size of its storage
+    got = tensor.untyped_storage().nbytes() if start else 0
+    if got < wanted and rows and columns:
+        raise ValueError(f"{name}: got a storage of {got} bytes, wanted {wanted}")
+    return start, strides
 
 
 def storage(

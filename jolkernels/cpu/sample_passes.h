@@ -31,19 +31,20 @@ struct NAME(boxes) {
     REAL loss, d_loss[4], extra, score, d_score[4], goal;
 };
 
-/* Fills in `r` from the sample's box numbers; the gradients are right only with `slopes`. */
-static inline __attribute__((always_inline)) void NAME(boxes_of)(const struct call *c, const struct sample *s, const REAL *from,
+/* Fills in `r` from the sample's box numbers; the gradients are right only with `slopes`. Takes a copy
+ * of the sample, so that its callers keep theirs in registers. */
+static inline void NAME(boxes_of)(const struct call *c, struct sample s, const REAL *from,
                                   int64_t col, int slopes, struct NAME(boxes) *r) {
     struct NAME(sizes) sizes, unused;
     REAL b[4], given[4], p[4], x[4], t[4], code[4], g[4];
-    NAME(four)(from + NAME(slot)(c, s) * col, col, b);
-    NAME(four)((const REAL *)c->targets + s->image * c->targets_image +
-                   s->object * c->targets_row, c->targets_col, given);
+    NAME(four)(from + NAME(slot)(c, &s) * col, col, b);
+    NAME(four)((const REAL *)c->targets + s.image * c->targets_image +
+                   s.object * c->targets_row, c->targets_col, given);
     memcpy(p, given, sizeof p);
     memcpy(t, given, sizeof t);
     if (c->priors)
-        NAME(four)((const REAL *)c->priors + s->image * c->priors_image +
-                       s->index * c->priors_row, c->priors_col, p);
+        NAME(four)((const REAL *)c->priors + s.image * c->priors_image +
+                       s.index * c->priors_row, c->priors_col, p);
     NAME(decode)(c, b, p, x, &sizes);
     if (c->coding == CXCYWH) NAME(decode)(c, given, p, t, &unused);
 
@@ -59,12 +60,12 @@ static inline __attribute__((always_inline)) void NAME(boxes_of)(const struct ca
         if (slopes) NAME(pull)(c, p, &sizes, by_corners);
     }
     for (int k = 0; k < 4; k++) r->d_loss[k] = by_codes[k] + by_corners[k];
-    r->extra = c->extra ? NAME(factor)(c->extra, s, c->extra_image, c->extra_row) : 0;
+    r->extra = c->extra ? NAME(factor)(c->extra, &s, c->extra_image, c->extra_row) : 0;
     r->loss = loss + r->extra;
 
     r->score = 1;
     memset(r->d_score, 0, sizeof r->d_score);
-    r->goal = NAME(factor)(c->class_targets, s, c->class_targets_image, c->class_targets_row);
+    r->goal = NAME(factor)(c->class_targets, &s, c->class_targets_image, c->class_targets_row);
     int scored = c->score && c->joint, soft = c->soft && !c->class_targets;
     if (!scored && !soft) return;
     int dead = NAME(has_no_extent)(x) || NAME(has_no_extent)(t) ||
@@ -111,7 +112,7 @@ static inline __attribute__((always_inline)) void NAME(add_sample)(const struct 
         return;
     }
     if (sample->kind == POSITIVE)
-        NAME(boxes_of)(c, sample, r->b + i * r->b_step, r->b_col, 0, &boxes);
+        NAME(boxes_of)(c, *sample, r->b + i * r->b_step, r->b_col, 0, &boxes);
     if (!softmax) {
         REAL slope;
         if (y < c->columns)
@@ -177,7 +178,7 @@ static inline __attribute__((always_inline)) void NAME(weigh_sample)(struct call
 
     struct NAME(boxes) boxes;
     REAL beta = NAME(factor)(c->betas, sample, c->betas_image, c->betas_row), d_w = 0;
-    NAME(boxes_of)(c, sample, r->b + i * r->b_step, r->b_col, 1, &boxes);
+    NAME(boxes_of)(c, *sample, r->b + i * r->b_step, r->b_col, 1, &boxes);
     s = NAME(class_score)(c, a, z[sample->y * r->z_col]);
     REAL w = c->joint ? (REAL)c->lam - s * boxes.score : 1;
     if (!c->constant)
