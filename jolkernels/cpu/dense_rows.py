@@ -11,12 +11,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jolkernels import process_groups
 from jolkernels.batch import Forward
 from jolkernels.cpu import native
 from jolkernels.cpu.rows_call import RowsCall, chunk_rows, storage, template
 from jolkernels.cpu.sums import Sums, finish
-from jolkernels.dense import OF_SAMPLES, DenseBatch, Levels, positions
+from jolkernels.dense import (
+    OF_SAMPLES,
+    DenseBatch,
+    Levels,
+    images_of_a_rank,
+    positions,
+    scalars_shape,
+)
 from jolkernels.settings import Call, Settings
 
 INTEGERS = {torch.int64: 0, torch.int32: 1, torch.int16: 2, torch.int8: 3, torch.uint8: 4}
@@ -229,7 +235,7 @@ def forward(batch: DenseBatch, call: Call) -> Forward:
     kinds = call.classification_normalizer, call.regression_normalizer
     if "image" not in kinds:
         return finish([Sums._make(sums.sum(0).tolist())], rows, batch, call)
-    of_images = sums.new_zeros(batch.images, each)
+    of_images = sums.new_zeros(max(1, batch.images), each)
     of_images.index_add_(0, torch.tensor(layout.images_of_chunks, dtype=torch.int64), sums)
     return finish_by_image(of_images, rows, batch, call)
 
@@ -241,10 +247,8 @@ def finish_by_image(of_images: Tensor, rows: Tensor, batch: DenseBatch, call: Ca
     """
     names = Sums._fields
     divisors = of_images[:, names.index("positives")].clamp(min=1)
-    images = process_groups.mean(
-        of_images.new_full((), max(1, batch.images)), call.settings.sync_group
-    )
-    weighted, scale = of_images.clone(), torch.ones(batch.images, 5, dtype=torch.float64)
+    images = images_of_a_rank(batch, call)
+    weighted, scale = of_images.clone(), torch.ones(scalars_shape(batch, call), dtype=torch.float64)
     if call.classification_normalizer == "image":
         for name in ("a_pos", "a_neg"):
             weighted[:, names.index(name)] /= divisors

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from jolkernels import process_groups
 from jolkernels.batch import Forward, accumulator, number_of_sums
-from jolkernels.dense import DenseBatch, Levels, anchors, positions
+from jolkernels.dense import (
+    DenseBatch,
+    Levels,
+    anchors,
+    images_of_a_rank,
+    positions,
+    scalars_shape,
+)
 from jolkernels.kernels.arguments import available, choices, normalizer_kind, tiles
 from jolkernels.kernels.dense import dense_gradients_kernel, dense_rows_kernel
 from jolkernels.kernels.direct import Plan
@@ -277,7 +284,7 @@ def plan_forward(
     programs = images * programs_of_image(layout.tiles_of_image, images)
     logits = batch.logits[0]
     result = logits.new_empty((), dtype=plan.dtype)
-    scalars = result.new_empty((images, 5) if by_image else 5, dtype=torch.float64)
+    scalars = result.new_empty(scalars_shape(batch, call), dtype=torch.float64)
     made = Forward(
         result,
         torch.empty_like(result),
@@ -324,16 +331,15 @@ def is_by_image(call: Call) -> bool:
     return "image" in (call.classification_normalizer, call.regression_normalizer)
 
 
-def sum_of_ranks(ranks: Ranks, call: Call) -> Tensor:
+def sum_of_ranks(batch: DenseBatch, ranks: Ranks, call: Call) -> Tensor:
     """Fill in what the finish reads; returns the positives of each image, or 1, [images]."""
     group = call.settings.sync_group
     assert group is not None
     table = ranks.table
     torch.sum(ranks.sums.view(len(table), -1, table.shape[1]), 1, dtype=torch.float64, out=table)
     positives = table[:, 0].clamp(min=1)
-    ranks.images.fill_(len(table))
     if is_by_image(call):
-        ranks.images.copy_(process_groups.mean(ranks.images, group))
+        ranks.images.copy_(images_of_a_rank(batch, call))
     if call.classification_normalizer == "image":
         table[:, 3:5] /= positives[:, None]
     if call.regression_normalizer == "image":
@@ -405,7 +411,7 @@ def forward(batch: DenseBatch, call: Call, alone: bool = False) -> Forward:
         result, (rows, *finishing), ranks = plan_forward(batch, call, alone)
         rows()
         if ranks is not None:
-            positives = sum_of_ranks(ranks, call)
+            positives = sum_of_ranks(batch, ranks, call)
             for launch in finishing:
                 launch()
             if is_by_image(call):
