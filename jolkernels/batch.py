@@ -79,7 +79,7 @@ def accumulator(batch: Any) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def number_of_sums(batch: Batch, settings: Settings) -> int:
+def number_of_sums(batch: Any, settings: Settings) -> int:
     """How many of the nine sums of jolkernels.cpu.sums a forward pass needs, in their order."""
     counted = settings.classification.softmax and batch.class_weights is not None
     return 9 if counted or batch.extra_regression is not None else 7

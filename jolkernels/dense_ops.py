@@ -6,8 +6,6 @@ As in jolkernels.ops; the passes run on kernels, in C, or flatten first.
 import math
 import os
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, get_type_hints
 
 import torch
@@ -15,17 +13,10 @@ from torch import Tensor
 
 from jolkernels import flattened, ops
 from jolkernels.batch import Forward, accumulator, check, in_tensors
+from jolkernels.cpu import dense_rows
 from jolkernels.dense import DenseBatch, Levels, scalars_shape
 from jolkernels.dense_checks import check_dense_call, check_dense_labels
 from jolkernels.settings import Call
-
-
-def there(name: str) -> Any:
-    """A module of passes without flattening, if there is one."""
-    return import_module(name) if find_spec(name) else None
-
-
-dense_rows = there("jolkernels.cpu.dense_rows")
 
 TYPES = {Levels: "Tensor[]", Tensor: "Tensor"}
 BATCH = ", ".join(
@@ -89,10 +80,11 @@ def implementation(batch: DenseBatch, call: Call) -> Any:
     """The module whose `forward` and `backward` compute this."""
     logits = batch.logits[0]
     if ops.HAS_TRITON and (logits.is_cuda or (ops.INTERPRETED and logits.is_cpu)):
-        dense_launch = there("jolkernels.kernels.dense_launch")
-        if dense_launch is not None and dense_launch.available(call.settings):
+        from jolkernels.kernels import dense_launch
+
+        if dense_launch.available(call.settings):
             return dense_launch
-    elif dense_rows is not None and dense_rows.available(batch, call.settings):
+    elif dense_rows.available(batch, call.settings):
         return dense_rows
     return flattened
 

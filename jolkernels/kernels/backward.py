@@ -153,10 +153,9 @@ def tile_gradients(
     CLASSIFY: tl.constexpr = CLASS[1]
     PARAMS: tl.constexpr = CLASS[2]
     SOFT: tl.constexpr = CLASS[3]
+    some = SOME
     if SOME is None:
         some = tl.max(positive.to(tl.int32), 0) > 0
-    else:
-        some: tl.constexpr = SOME
     zero = tl.zeros(samples.shape, ACC)
     # By row: labels may have changed since the forward pass, whose poison is in the scalars.
     poison = tl.where(bad, float("nan"), zero + poison)

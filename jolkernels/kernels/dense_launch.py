@@ -221,10 +221,8 @@ def sizes(batch: DenseBatch, call: Call) -> tuple[int, ...]:
 
 def contiguous(batch: DenseBatch) -> DenseBatch:
     """The batch with all but its levels contiguous."""
-    return batch._replace(
-        **{name: t.contiguous() for name, t in zip(batch._fields[2:], batch[2:], strict=True)
-           if isinstance(t, Tensor)}
-    )  # fmt: skip
+    others = (x.contiguous() if isinstance(x, Tensor) else x for x in batch[2:])
+    return DenseBatch(*batch[:2], *others)  # type: ignore[arg-type]
 
 
 def programs_of_image(tiles_of_image: int, images: int) -> int:

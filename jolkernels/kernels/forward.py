@@ -192,10 +192,9 @@ def tile_numbers(
     CLASSIFY: tl.constexpr = CLASS[1]
     PARAMS: tl.constexpr = CLASS[2]
     SOFT: tl.constexpr = CLASS[3]
+    some = SOME
     if SOME is None:
         some = tl.max(positive.to(tl.int32), 0) > 0
-    else:
-        some: tl.constexpr = SOME
     terms = row_terms + samples
     zero = tl.zeros(samples.shape, ACC)
 

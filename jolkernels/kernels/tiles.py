@@ -171,7 +171,7 @@ def over_blocks(
         LAST: tl.constexpr = (COLUMNS - 1) // BLOCK * BLOCK
         END: tl.constexpr = COLUMNS // BLOCK * BLOCK
         z = blocks[0]
-        for start in range(BLOCK, END, BLOCK):
+        for start in tl.range(BLOCK, END, BLOCK, loop_unroll_factor=2):
             ahead = load_block(table, start, begin, False, SHAPE)
             state = STEP(state, z, start - BLOCK, begin, given, False, CHOICES, SHAPE)
             z = ahead
