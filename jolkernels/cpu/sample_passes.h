@@ -6,8 +6,8 @@ struct NAME(run) {
     const REAL *z, *b;
     REAL *gz, *gb;
     int64_t z_col, z_step, b_col, b_step, gz_col, gz_step, gb_col, gb_step;
-    int64_t image, index, row, anchors; /* the first sample; how many samples there are from one to the next */
-    int64_t count;
+    int64_t image, index, row; /* of the first sample */
+    int64_t anchors, count;    /* the next sample's number is higher by `anchors` */
 };
 
 /* A number of a sample, or 1. */
