@@ -64,7 +64,7 @@ static inline REAL NAME(iou_part)(const struct NAME(pair) *o, REAL eps, REAL fac
 }
 
 /* 1 - IoU + (x dx^2 + y dy^2) / diagonal^2 of the hull. */
-static inline __attribute__((always_inline)) REAL NAME(distance_loss)(const struct NAME(pair) *o, REAL x, REAL y,
+INLINE REAL NAME(distance_loss)(const struct NAME(pair) *o, REAL x, REAL y,
                                        struct NAME(parts) *d) {
     REAL weight[2] = {x, y}, sum = 0;
     REAL diagonal = NAME(hull)(o, 0) * NAME(hull)(o, 0) + NAME(hull)(o, 1) * NAME(hull)(o, 1) + EPS;

@@ -3,10 +3,10 @@
 /* exp for x <= 0 without a branch or a call, so that loops over it vectorise: 2^n times the Taylor
  * series of the remainder r, |r| <= ln(2) / 2. At `lowest` and below, the power's bits are those of
  * 0. NaN stays NaN; n, which an integer must hold, is that of the nearest number in range. (A
- * constant in place of `lowest` makes GCC split the path, and the loop scalar; a call likewise.) */
+ * constant in place of `lowest` makes GCC split the path, and the loop scalar.) */
 static volatile REAL NAME(lowest) = (REAL)LOWEST;
 
-static inline __attribute__((always_inline)) REAL NAME(exp_negative)(REAL x, REAL lowest) {
+INLINE REAL NAME(exp_negative)(REAL x, REAL lowest) {
     REAL t = x < lowest ? lowest : x, bound = x > lowest ? x : lowest;
     bound = bound < -lowest ? bound : -lowest;
     REAL n = (REAL)(int32_t)(bound * (REAL)1.4426950408889634 - (REAL)0.5);

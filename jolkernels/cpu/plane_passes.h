@@ -1,5 +1,5 @@
 /* The passes over samples whose columns are planes apart, and neighbours in each plane; included by
- * rows.c once a type. A run is taken some columns at a time, its samples side by side in vectors. */
+ * rows.c once a type. A run is taken some columns at a time, its samples side by side. */
 
 /* What is known of the samples of a run. */
 struct NAME(plane_run) {

@@ -38,7 +38,7 @@ static void NAME(forward_rows)(const struct call *c, const struct NAME(run) *r, 
 
 /* The gradient of a sample for its logits, from the softmax, or the derivatives of its columns as
  * wrong ones, in g. */
-static inline __attribute__((always_inline)) void NAME(row_gradient)(const struct call *c, const REAL *z, const struct sample *s,
+INLINE void NAME(row_gradient)(const struct call *c, const REAL *z, const struct sample *s,
                                       const struct NAME(slope) *slope, REAL *g) {
     int64_t y = s->y;
     if (!counts(s)) {

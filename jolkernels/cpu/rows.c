@@ -25,6 +25,9 @@
 #include <string.h>
 #include <tgmath.h>
 
+/* Of what GCC would call instead, in loops over rows or logits, in a file of this size. */
+#define INLINE static inline __attribute__((always_inline))
+
 #include "samples.h"
 
 /* The Taylor series of exp, by Horner; a loop over the terms would not be vectorised. */

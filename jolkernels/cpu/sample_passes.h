@@ -31,8 +31,8 @@ struct NAME(boxes) {
     REAL loss, d_loss[4], extra, score, d_score[4], goal;
 };
 
-/* Fills in `r` from the sample's box numbers; the gradients are right only with `slopes`. Takes a copy
- * of the sample, so that its callers keep theirs in registers. */
+/* Fills in `r` from the sample's box numbers; the gradients are right only with `slopes`. Takes a
+ * copy of the sample, so that its callers keep theirs in registers. */
 static inline void NAME(boxes_of)(const struct call *c, struct sample s, const REAL *from,
                                   int64_t col, int slopes, struct NAME(boxes) *r) {
     struct NAME(sizes) sizes, unused;
@@ -82,7 +82,7 @@ static inline void NAME(boxes_of)(const struct call *c, struct sample s, const R
     NAME(pull)(c, p, &sizes, r->d_score);
 }
 
-static inline __attribute__((always_inline)) struct sample NAME(sample)(const struct call *c, const struct NAME(run) *r,
+INLINE struct sample NAME(sample)(const struct call *c, const struct NAME(run) *r,
                                          int64_t i) {
     struct sample s = {.image = r->image, .index = r->index + i * r->anchors,
                        .row = r->row + i * r->anchors};
@@ -97,9 +97,9 @@ static inline REAL NAME(kept_loss)(const struct call *c, const struct sample *s,
     return c->classification == CROSS_ENTROPY ? kept[0] - z[s->y * col] + kept[c->count] : kept[0];
 }
 
-/* Forward: adds sample i of a run to the sums of its chunk. `wrong` is the sum of the sigmoid losses
- * in the columns of wrong classes. */
-static inline __attribute__((always_inline)) void NAME(add_sample)(const struct call *c, const struct NAME(run) *r, int64_t i,
+/* Forward: adds sample i of a run to the sums of its chunk. `wrong` is the sum of the sigmoid
+ * losses in the columns of wrong classes. */
+INLINE void NAME(add_sample)(const struct call *c, const struct NAME(run) *r, int64_t i,
                                     const struct sample *sample, double wrong, double *sums) {
     REAL *kept = (REAL *)c->rows + sample->row;
     const REAL *z = r->z + i * r->z_step;
@@ -151,9 +151,10 @@ struct NAME(slope) {
     REAL scale, goal, d_s, s;
 };
 
-/* Backward: writes the gradients of sample i of a run but that for the logits, and fills in what that
- * needs. Those of a sample that does not count are 0 or, out of range, NaN: never a silent number. */
-static inline __attribute__((always_inline)) void NAME(weigh_sample)(struct call *c, const struct NAME(run) *r, int64_t i,
+/* Backward: writes the gradients of sample i of a run but that for the logits, and fills in what
+ * that needs. Of a sample that does not count they are 0 or, out of range, NaN: never a silent
+ * number. */
+INLINE void NAME(weigh_sample)(struct call *c, const struct NAME(run) *r, int64_t i,
                                       const struct sample *sample, struct NAME(slope) *slope) {
     REAL *gb = r->gb ? r->gb + i * r->gb_step : 0;
     REAL *ge = c->grad_extra ? (REAL *)c->grad_extra + sample->row : 0;

@@ -108,7 +108,7 @@ static int64_t take(struct call *c, const struct level *levels, struct chunk *ta
 }
 
 /* An integer, read once: another thread may write to it, and it is an index. */
-static inline __attribute__((always_inline)) int64_t integer(const void *from, int64_t type, int64_t i) {
+INLINE int64_t integer(const void *from, int64_t type, int64_t i) {
     switch (type) {
     case INT32: return ((const volatile int32_t *)from)[i];
     case INT16: return ((const volatile int16_t *)from)[i];
@@ -128,7 +128,7 @@ struct sample {
 };
 
 /* Set the sample's object and label. Returns 0 if its object is out of range. */
-static inline __attribute__((always_inline)) int set_label(const struct call *c, struct sample *s) {
+INLINE int set_label(const struct call *c, struct sample *s) {
     int64_t i = s->index;
     s->object = i;
     if (c->matched) {
@@ -146,7 +146,7 @@ static inline __attribute__((always_inline)) int set_label(const struct call *c,
 }
 
 /* Fill in what a sample is, from its image and its number there. */
-static inline __attribute__((always_inline)) enum kind set_kind(const struct call *c, struct sample *s) {
+INLINE enum kind set_kind(const struct call *c, struct sample *s) {
     s->group = 0;
     if (!set_label(c, s)) return OUT_OF_RANGE;
     if (s->y == c->ignore) return IGNORED;
