@@ -61,7 +61,8 @@ def flat(weighting: str, case: Case) -> Loss:
 
     def loss(x: Outputs) -> Tensor:
         logits, boxes = permuted(x.logits, case.columns), permuted(x.boxes, 4)
-        labels = matched_labels(objects(x), x.matched, case.columns)
+        ignore = criterion.settings.ignore_index
+        labels = matched_labels(objects(x), x.matched, case.columns, ignore)
         targets = torch.cat(matched_boxes(objects(x), list(x.matched)))
         choices: dict[str, Any] = dict.fromkeys(SUMS, "positives")
         if case.normalizer == "image":
