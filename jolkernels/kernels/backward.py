@@ -88,11 +88,15 @@ def store_box_gradient(out, rows, slot, d, poison, inside, positive, WIDTH: tl.c
 
 
 @triton.jit
-def store_planes(p, d, there, cols, HANGS_OVER: tl.constexpr, COLUMNS: tl.constexpr):
-    """Store a block in planes."""
+def store_in_planes(
+    out, at, d, HANGS_OVER: tl.constexpr, VECTOR: tl.constexpr, SHAPE: tl.constexpr
+):  # fmt: skip
+    """Store a block in planes, of those rows that the level has."""
+    COLUMNS: tl.constexpr = SHAPE[0]
+    p, inside = in_planes(out, at, VECTOR, SHAPE[3])
     if HANGS_OVER:
-        there = there & (cols < COLUMNS)
-    tl.store(p, narrowed(d, p), mask=there)
+        inside = inside & (at < COLUMNS)
+    tl.store(p, narrowed(d, p), mask=inside)
 
 
 @triton.jit
@@ -118,18 +122,16 @@ def store_gradients(
             within = (cols >= 0) & (cols < COLUMNS)
             d *= load_factors(class_weights[0], class_weights[1], cols, within, d.dtype)
     d = tl.where(valid[:, None], scale[:, None] * d, poison[:, None])
-    mask = inside[:, None]
-    if HANGS_OVER:
-        mask = mask & (cols >= 0) & (cols < COLUMNS)
-    if SHAPE[2] == "planes":
+    if SHAPE[2] == "planes" or SHAPE[2] == "long planes":
         if out[4]:
-            p, there = in_planes(out, at, SHAPE[4], SHAPE[3])
-            store_planes(p, d, there, cols, HANGS_OVER, COLUMNS)
+            store_in_planes(out, at, d, HANGS_OVER, SHAPE[4], SHAPE)
         else:
-            p, there = in_planes(out, at, 1, SHAPE[3])
-            store_planes(p, d, there, cols, HANGS_OVER, COLUMNS)
+            store_in_planes(out, at, d, HANGS_OVER, 1, SHAPE)
     else:
-        tl.store(out[0] + at * out[1], narrowed(d, out[0]), mask=mask)
+        mask = inside[:, None]
+        if HANGS_OVER:
+            mask = mask & (cols >= 0) & (cols < COLUMNS)
+        tl.store(out[0] + at, narrowed(d, out[0]), mask=mask)
     return state
 
 
@@ -137,12 +139,11 @@ def store_gradients(
 def tile_gradients(
     place, rows, boxes, targets, priors, factors, row_terms, n, of_group, grad_extras,
     CLASS: tl.constexpr, BOX: tl.constexpr, WEIGHT: tl.constexpr, CONSTANT: tl.constexpr,
-    SHAPE: tl.constexpr, TOGETHER: tl.constexpr, ACC: tl.constexpr, SOME: tl.constexpr = None,
+    SHAPE: tl.constexpr, TOGETHER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of a tile's logits and extras.
 
-    Returns those of its positives' codes, and what is added to those of all rows: 0, or NaN. SOME
-    as for tile_numbers.
+    Returns those of its positives' codes, and what is added to those of all rows: 0, or NaN.
     """
     table, blocks, begin, at_y, out, out_y = place
     samples, inside, valid, positive, bad, y = rows
@@ -153,9 +154,7 @@ def tile_gradients(
     CLASSIFY: tl.constexpr = CLASS[1]
     PARAMS: tl.constexpr = CLASS[2]
     SOFT: tl.constexpr = CLASS[3]
-    some = SOME
-    if SOME is None:
-        some = tl.max(positive.to(tl.int32), 0) > 0
+    some = tl.max(positive.to(tl.int32), 0) > 0
     zero = tl.zeros(samples.shape, ACC)
     # By row: labels may have changed since the forward pass, whose poison is in the scalars.
     poison = tl.where(bad, float("nan"), zero + poison)

@@ -18,7 +18,7 @@ from jolkernels.dense import (
     positions,
     scalars_shape,
 )
-from jolkernels.kernels.arguments import available, choices, normalizer_kind, tiles
+from jolkernels.kernels.arguments import TILE, available, choices, normalizer_kind, tiles
 from jolkernels.kernels.dense import dense_gradients_kernel, dense_rows_kernel
 from jolkernels.kernels.direct import Plan
 from jolkernels.kernels.finish import TEAM, finish_kernel
@@ -37,8 +37,6 @@ from jolkernels.settings import Call
 
 __all__ = ["available", "backward", "forward"]
 
-PLANE_TILE = 1024
-"""Numbers of a block in planes."""
 Strides = tuple[int, int, int]
 """Of images, columns and positions."""
 
@@ -127,7 +125,7 @@ def layout_of(batch: DenseBatch, softmax: bool) -> Layout:
     constants = tiles(columns, softmax)
     if kind == "planes":
         constants = tiles_in_planes(columns, logits[0].itemsize, vector_of(logits, boxes))
-    rows, vector = constants["ROWS"], constants.get("VECTOR", 1)
+    rows, vector = constants["ROWS"], constants.get("VECTOR") or 1
     numbers, count = [], 0
     for z, b in zip(logits, boxes, strict=True):
         p, a, of_z, of_b = positions(z), anchors(b), strides(z), strides(b)
@@ -153,10 +151,12 @@ def vector_of(logits: Levels, boxes: Levels) -> int:
 
 @lru_cache
 def tiles_in_planes(columns: int, itemsize: int, vector: int) -> dict[str, Any]:
-    """Rows of a tile and columns of a block in planes."""
-    rows = 64 if itemsize == 8 else 128
-    block = min(triton.next_power_of_2(columns), PLANE_TILE // rows)
-    return {"ROWS": rows, "BLOCK": block, "KIND": "planes", "VECTOR": vector, "num_warps": 1}
+    """Rows of a tile and columns of a block in planes: 64 bytes or more of each plane."""
+    narrow = tiles(columns, False)
+    rows = max(16, 64 // itemsize)
+    if narrow["KIND"] == "narrow" and rows * columns <= 2 * TILE:
+        return narrow | {"KIND": "planes", "ROWS": max(rows, narrow["ROWS"]), "VECTOR": vector}
+    return {"KIND": "long planes", "ROWS": 32, "BLOCK": 32, "VECTOR": vector, "num_warps": 1}
 
 
 def strides_of_gradient(x: Tensor) -> tuple[int, int]:
@@ -188,7 +188,7 @@ def constants(batch: DenseBatch, layout: Layout, call: Call) -> dict[str, Any]:
     settings, columns = call.settings, batch.columns
     return {
         **choices(settings),
-        "VECTOR": 1,
+        "VECTOR": None,
         **layout.tiles,
         "COLUMNS": columns,
         "BACKGROUND": settings.background_label(columns),

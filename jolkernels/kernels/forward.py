@@ -108,7 +108,8 @@ def add_exponentials(
 @triton.jit
 def logsumexp(blocks, table, begin, SHAPE: tl.constexpr, ACC: tl.constexpr):
     """The highest logit of a tile's rows and log sum exp(z - highest)."""
-    if SHAPE[2] == "narrow":
+    KIND: tl.constexpr = SHAPE[2]
+    if KIND == "narrow" or KIND == "planes":
         top = blocks[0].to(ACC)
         for i in tl.static_range(1, len(blocks)):
             top = tl.maximum(top, blocks[i].to(ACC))
@@ -118,11 +119,11 @@ def logsumexp(blocks, table, begin, SHAPE: tl.constexpr, ACC: tl.constexpr):
             sums += exp(blocks[i].to(ACC) - highest[:, None])
         total = tl.sum(sums, 1)
     else:
-        LINES: tl.constexpr = SHAPE[1] // LANE if SHAPE[2] == "wide" else SHAPE[3]
+        LINES: tl.constexpr = SHAPE[1] // LANE if KIND == "wide" else SHAPE[3]
         state = (tl.full([LINES], -float("inf"), ACC), tl.zeros([LINES], ACC))
         state = over_blocks(add_exponentials, state, blocks, table, begin, (), (), SHAPE)
         highest, total = state
-        if SHAPE[2] == "wide":
+        if KIND == "wide":
             highest = tl.max(state[0], 0, keep_dims=True)
             total = tl.sum(state[1] * exp(state[0] - highest), 0, keep_dims=True)
     return highest, tl.log(total)
@@ -178,12 +179,9 @@ def add_to_groups(
 def tile_numbers(
     place, rows, boxes, targets, priors, factors, row_terms, n, CLASS: tl.constexpr,
     BOX: tl.constexpr, WEIGHT: tl.constexpr, SUMS: tl.constexpr, SHAPE: tl.constexpr,
-    TOGETHER: tl.constexpr, ACC: tl.constexpr, SOME: tl.constexpr = None,
+    TOGETHER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """What each row of a tile adds to the sums: SUMS tensors [ROWS]. Writes the rows' terms.
-
-    SOME: whether there are positives, or None: it depends. False: as if they were negatives.
-    """
+    """What each row of a tile adds to the sums: SUMS tensors [ROWS]. Writes the rows' terms."""
     table, blocks, begin, at_y = place
     samples, inside, valid, positive, bad, y = rows
     alphas, stride_alpha, betas, stride_beta, class_targets, stride_class_target = factors[:6]
@@ -192,9 +190,7 @@ def tile_numbers(
     CLASSIFY: tl.constexpr = CLASS[1]
     PARAMS: tl.constexpr = CLASS[2]
     SOFT: tl.constexpr = CLASS[3]
-    some = SOME
-    if SOME is None:
-        some = tl.max(positive.to(tl.int32), 0) > 0
+    some = tl.max(positive.to(tl.int32), 0) > 0
     terms = row_terms + samples
     zero = tl.zeros(samples.shape, ACC)
 

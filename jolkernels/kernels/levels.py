@@ -96,11 +96,13 @@ def level_of(tile, maps, levels, ROWS: tl.constexpr, PLANES: tl.constexpr):
 
 
 @triton.jit
-def in_planes_of(first, anchor, at, numbers, image, SHAPE: tl.constexpr, DENSE: tl.constexpr):
-    """place_of a tile or a strip in planes: of one anchor, from its position `first` on."""
+def in_planes_of(tile, at, numbers, image, SHAPE: tl.constexpr, DENSE: tl.constexpr):
+    """place_of a tile in planes: of one anchor."""
     COLUMNS: tl.constexpr = SHAPE[0]
     positions, anchors, whole = numbers[0], numbers[1], numbers[2]
-    rows = tl.arange(0, SHAPE[3])
+    ROWS: tl.constexpr = SHAPE[3]
+    rows = tl.arange(0, ROWS)
+    anchor, first = tile % anchors, tile // anchors * ROWS
     left = positions - first
     position = first + tl.minimum(rows, left - 1)
     if DENSE:
@@ -112,10 +114,7 @@ def in_planes_of(first, anchor, at, numbers, image, SHAPE: tl.constexpr, DENSE: 
         offset = image * numbers[3] + anchor * COLUMNS * stride + first
         box = image * numbers[6] + anchor * 4 * stride_box + position * numbers[8]
     z = at[0] + (offset - first) + position
-    if SHAPE[2] == "planes":
-        table = (at[0], offset, left, stride, whole)
-    else:
-        table = (z[:, None], stride)
+    table = (at[0], offset, left, stride, whole)
     row, inside = position * anchors + anchor, rows < left
     return table, 0, (z, stride), (at[1] + box, stride_box), row, inside
 
@@ -150,19 +149,16 @@ def in_rows_of(tile, at, numbers, image, SHAPE: tl.constexpr, DENSE: tl.constexp
 
 
 @triton.jit
-def place_of(tile, strip, at, numbers, image, SHAPE: tl.constexpr, DENSE: tl.constexpr,
-             ROWS: tl.constexpr):  # fmt: skip
-    """Where the rows of a level's tile lie, or in planes those of a strip of it.
+def place_of(tile, at, numbers, image, SHAPE: tl.constexpr, DENSE: tl.constexpr):
+    """Where the rows of a level's tile lie.
 
     Returns a table and the column where its first block begins, as load_block takes them; pointers
     to the rows' first logits and the stride of columns; the same of their boxes; the rows' numbers
     on the level and which of them are there. Those that are not are the last one once more, so that
-    all can be read. ROWS: of a tile.
+    all can be read.
     """
-    if SHAPE[2] == "planes" or SHAPE[2] == "strip":
-        anchors = numbers[1]
-        first = tile // anchors * ROWS + strip
-        place = in_planes_of(first, tile % anchors, at, numbers, image, SHAPE, DENSE)
+    if SHAPE[2] == "planes" or SHAPE[2] == "long planes":
+        place = in_planes_of(tile, at, numbers, image, SHAPE, DENSE)
     else:
         place = in_rows_of(tile, at, numbers, image, SHAPE, DENSE)
     return place

@@ -5,12 +5,11 @@ The programs of a launch, a warp each, take tiles in turn. A tile is of one KIND
 narrow: ROWS rows; a block is [ROWS, BLOCK] of their numbers, and all blocks are in registers;
 wide: one row; a block is BLOCK numbers of it as [BLOCK / LANE, LANE]. Blocks begin where 16 bytes
 do in a contiguous tensor, up to LANE - 1 numbers before the row;
-planes: ROWS rows that are neighbours in each column's plane, as in feature maps [C, H, W]. A block
-is [ROWS, BLOCK], a row of which one lane holds, and is read while the one before is computed;
-strip: as narrow, but one block is in registers at a time.
+planes: as narrow, of rows that are neighbours in each column's plane, as in feature maps [C, H, W];
+long planes: one block is in registers at a time, and read while the one before is computed.
 
-A SHAPE is (COLUMNS, BLOCK, KIND, ROWS, VECTOR), the last for planes alone. Offsets of logits within
-a tile are 32-bit where tensors are contiguous (DENSE), others 64-bit.
+A SHAPE is (COLUMNS, BLOCK, KIND, ROWS, VECTOR), the last two for planes alone. Offsets of logits
+within a tile are 32-bit where tensors are contiguous (DENSE), others 64-bit.
 """
 
 import triton
@@ -90,8 +89,10 @@ def in_planes(table, at, VECTOR: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
-def load_planes(p, inside, at, HANGS_OVER: tl.constexpr, COLUMNS: tl.constexpr):
+def load_in_planes(table, at, HANGS_OVER: tl.constexpr, VECTOR: tl.constexpr, SHAPE: tl.constexpr):
     """A block in planes; what its rows hold beyond the level is anything."""
+    COLUMNS: tl.constexpr = SHAPE[0]
+    p, inside = in_planes(table, at, VECTOR, SHAPE[3])
     if HANGS_OVER:
         z = tl.load(p, mask=inside & (at < COLUMNS), other=-float("inf"))
     else:
@@ -108,13 +109,11 @@ def load_block(table, start, begin, HANGS_OVER: tl.constexpr, SHAPE: tl.constexp
     """
     COLUMNS: tl.constexpr = SHAPE[0]
     at = in_block(start, SHAPE)
-    if SHAPE[2] == "planes":
+    if SHAPE[2] == "planes" or SHAPE[2] == "long planes":
         if table[4]:
-            p, inside = in_planes(table, at, SHAPE[4], SHAPE[3])
-            z = load_planes(p, inside, at, HANGS_OVER, COLUMNS)
+            z = load_in_planes(table, at, HANGS_OVER, SHAPE[4], SHAPE)
         else:
-            p, inside = in_planes(table, at, 1, SHAPE[3])
-            z = load_planes(p, inside, at, HANGS_OVER, COLUMNS)
+            z = load_in_planes(table, at, HANGS_OVER, 1, SHAPE)
     elif HANGS_OVER:
         cols = begin + at
         inside = (cols >= 0) & (cols < COLUMNS)
@@ -125,10 +124,22 @@ def load_block(table, start, begin, HANGS_OVER: tl.constexpr, SHAPE: tl.constexp
 
 
 @triton.jit
+def all_in_planes(table, VECTOR: tl.constexpr, SHAPE: tl.constexpr):
+    """All blocks of a tile in planes."""
+    COLUMNS: tl.constexpr = SHAPE[0]
+    BLOCK: tl.constexpr = SHAPE[1]
+    blocks = ()
+    for start in tl.static_range(0, COLUMNS, BLOCK):
+        at = in_block(start, SHAPE)
+        blocks = blocks + (load_in_planes(table, at, start + BLOCK > COLUMNS, VECTOR, SHAPE),)
+    return blocks
+
+
+@triton.jit
 def load_first(table, begin, SHAPE: tl.constexpr):
     """The blocks that a tile reads at once, as a tuple: no load waits for the numbers of another.
 
-    All of a narrow tile, none of a wide one, else the first.
+    All of a narrow tile or one in planes, the first in long planes, none of a wide one.
     """
     COLUMNS: tl.constexpr = SHAPE[0]
     BLOCK: tl.constexpr = SHAPE[1]
@@ -136,7 +147,12 @@ def load_first(table, begin, SHAPE: tl.constexpr):
     if SHAPE[2] == "narrow":
         for start in tl.static_range(0, COLUMNS, BLOCK):
             blocks = blocks + (load_block(table, start, begin, start + BLOCK > COLUMNS, SHAPE),)
-    elif SHAPE[2] != "wide":
+    elif SHAPE[2] == "planes":
+        if table[4]:
+            blocks = all_in_planes(table, SHAPE[4], SHAPE)
+        else:
+            blocks = all_in_planes(table, 1, SHAPE)
+    elif SHAPE[2] == "long planes":
         blocks = blocks + (load_block(table, 0, begin, BLOCK > COLUMNS, SHAPE),)
     return blocks
 
@@ -162,25 +178,22 @@ def over_blocks(
             state = STEP(state, z, i * BLOCK, begin, given, False, CHOICES, SHAPE)
         z = load_block(table, (1 + whole) * BLOCK, begin, True, SHAPE)
         state = STEP(state, z, (1 + whole) * BLOCK, begin, given, True, CHOICES, SHAPE)
-    elif SHAPE[2] == "narrow":
+    elif SHAPE[2] == "long planes":
+        END: tl.constexpr = COLUMNS // BLOCK * BLOCK
+        z = blocks[0]
+        for start in range(BLOCK, END, BLOCK):
+            ahead = load_block(table, start, begin, False, SHAPE)
+            state = STEP(state, z, start - BLOCK, begin, given, False, CHOICES, SHAPE)
+            z = ahead
+        state = STEP(state, z, END - BLOCK, begin, given, False, CHOICES, SHAPE)
+        if END < COLUMNS:
+            z = load_block(table, END, begin, True, SHAPE)
+            state = STEP(state, z, END, begin, given, True, CHOICES, SHAPE)
+    else:
         for i in tl.static_range(len(blocks)):
             state = STEP(
                 state, blocks[i], i * BLOCK, begin, given, (i + 1) * BLOCK > COLUMNS, CHOICES, SHAPE
             )
-    else:
-        LAST: tl.constexpr = (COLUMNS - 1) // BLOCK * BLOCK
-        END: tl.constexpr = COLUMNS // BLOCK * BLOCK
-        z = blocks[0]
-        for start in tl.range(BLOCK, END, BLOCK, loop_unroll_factor=2):
-            ahead = load_block(table, start, begin, False, SHAPE)
-            state = STEP(state, z, start - BLOCK, begin, given, False, CHOICES, SHAPE)
-            z = ahead
-        if END > 0:
-            state = STEP(state, z, END - BLOCK, begin, given, False, CHOICES, SHAPE)
-            if LAST == END:
-                z = load_block(table, LAST, begin, True, SHAPE)
-        if LAST == END:
-            state = STEP(state, z, LAST, begin, given, True, CHOICES, SHAPE)
     return state
 
 
