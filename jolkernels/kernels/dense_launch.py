@@ -18,7 +18,7 @@ from jolkernels.dense import (
     positions,
     scalars_shape,
 )
-from jolkernels.kernels.arguments import TILE, available, choices, normalizer_kind, tiles
+from jolkernels.kernels.arguments import available, choices, normalizer_kind, tiles
 from jolkernels.kernels.dense import dense_gradients_kernel, dense_rows_kernel
 from jolkernels.kernels.direct import Plan
 from jolkernels.kernels.finish import TEAM, finish_kernel
@@ -37,6 +37,8 @@ from jolkernels.settings import Call
 
 __all__ = ["available", "backward", "forward"]
 
+MOST_IN_PLANES = 2560
+"""Numbers of a tile in planes, 80 a lane; of 8 bytes half as many."""
 Strides = tuple[int, int, int]
 """Of images, columns and positions."""
 
@@ -153,10 +155,11 @@ def vector_of(logits: Levels, boxes: Levels) -> int:
 def tiles_in_planes(columns: int, itemsize: int, vector: int) -> dict[str, Any]:
     """Rows of a tile and columns of a block in planes: 64 bytes or more of each plane."""
     narrow = tiles(columns, False)
-    rows = max(16, 64 // itemsize)
-    if narrow["KIND"] == "narrow" and rows * columns <= 2 * TILE:
-        return narrow | {"KIND": "planes", "ROWS": max(rows, narrow["ROWS"]), "VECTOR": vector}
-    return {"KIND": "long planes", "ROWS": 32, "BLOCK": 32, "VECTOR": vector, "num_warps": 1}
+    most = MOST_IN_PLANES if itemsize <= 4 else MOST_IN_PLANES // 2
+    for rows in (32, 16):
+        if narrow["KIND"] == "narrow" and rows * columns <= most:
+            return narrow | {"KIND": "planes", "ROWS": rows, "VECTOR": vector}
+    return {"KIND": "long planes", "ROWS": 32, "BLOCK": 16, "VECTOR": vector, "num_warps": 1}
 
 
 def strides_of_gradient(x: Tensor) -> tuple[int, int]:

@@ -124,14 +124,24 @@ def load_block(table, start, begin, HANGS_OVER: tl.constexpr, SHAPE: tl.constexp
 
 
 @triton.jit
-def all_in_planes(table, VECTOR: tl.constexpr, SHAPE: tl.constexpr):
-    """All blocks of a tile in planes."""
+def all_of_planes(table, VECTOR: tl.constexpr, SHAPE: tl.constexpr):
+    """All blocks of a tile in planes, VECTOR rows at once."""
     COLUMNS: tl.constexpr = SHAPE[0]
     BLOCK: tl.constexpr = SHAPE[1]
     blocks = ()
     for start in tl.static_range(0, COLUMNS, BLOCK):
         at = in_block(start, SHAPE)
         blocks = blocks + (load_in_planes(table, at, start + BLOCK > COLUMNS, VECTOR, SHAPE),)
+    return blocks
+
+
+@triton.jit
+def load_planes(table, SHAPE: tl.constexpr):
+    """All blocks of a tile in planes."""
+    if table[4]:
+        blocks = all_of_planes(table, SHAPE[4], SHAPE)
+    else:
+        blocks = all_of_planes(table, 1, SHAPE)
     return blocks
 
 
@@ -148,10 +158,7 @@ def load_first(table, begin, SHAPE: tl.constexpr):
         for start in tl.static_range(0, COLUMNS, BLOCK):
             blocks = blocks + (load_block(table, start, begin, start + BLOCK > COLUMNS, SHAPE),)
     elif SHAPE[2] == "planes":
-        if table[4]:
-            blocks = all_in_planes(table, SHAPE[4], SHAPE)
-        else:
-            blocks = all_in_planes(table, 1, SHAPE)
+        blocks = load_planes(table, SHAPE)
     elif SHAPE[2] == "long planes":
         blocks = blocks + (load_block(table, 0, begin, BLOCK > COLUMNS, SHAPE),)
     return blocks
