@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jolkernels import process_groups
-from jolkernels.batch import in_tensors, make_normalizer, wrong
+from jolkernels.batch import check, in_tensors, make_normalizer, wrong
 from jolkernels.dense_checks import (
     BACKGROUND,
     IGNORED,
@@ -184,6 +184,7 @@ def read_objects(batch: DenseBatch, settings: Settings) -> tuple[Any, Any]:
             raise TypeError("labels: got a list, wanted a tensor, as target_boxes are one")
         return labels, targets
     check_list("target_boxes", targets, ("G_i", 4), like)
+    check("target_boxes[0]", targets[0], targets[0].shape, like)  # padding is NaN
     most = max(map(len, targets))
     if both[0]:
         check_list("labels", labels, ("G_i",), like)

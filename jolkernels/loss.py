@@ -135,27 +135,30 @@ class JointOptimizationLoss(nn.Module):
     def dense(self, *args: Any, **kwargs: Any) -> JointLoss:  # noqa: D417  those of DenseInputs
         """The loss of a dense head's predictions, read where they lie: no flattened copies.
 
-        It is that of `forward` with the levels permuted, reshaped and joined, with one box for all
-        classes. Letters: B images, L levels, A anchors of a position, M =
-        the sum of H * W * A over the levels, the samples of an image, in torchvision's order
-        (level, position, anchor), G objects of an image.
+        It is that of `forward` with all levels permuted, reshaped and joined to [B * M, C] and
+        [B * M, 4]: one box for all classes, and no groups.
+
+        Letters: B images, L levels, A anchors of a position, C class columns; M samples of an
+        image, the sum of H * W * A over the levels; G objects of an image. Samples are in
+        torchvision's order: level, position (row by row), anchor.
 
         Args:
-            logits: list of L tensors [B, A * C, H, W] or [B, A * C, P] (as if H * W = P) floating,
-                of one dtype, in any memory format; the columns of an anchor are neighbours. A may
-                differ by level. Gradients have the memory format of their level.
-            box_preds: list of L tensors [B, A * 4, H, W] or [B, A * 4, P] floating.
+            logits: list of L tensors [B, A * C, H, W], or [B, A * C, P] with P positions, floating,
+                of one dtype, in any memory format. Channel a * C + c is column c of anchor a.
+                Gradients have the memory format of their level.
+            box_preds: list of L tensors [B, A * 4, H, W] or [B, A * 4, P] floating, coded as
+                `coding` says. Their channels say what A is, which may differ by level.
             labels: [B, M] of int8, uint8, int16, int32 or int64, as in `forward`. With `matched`
-                also [B, G], or a list of B tensors [G_i]: the objects' labels. Those that have the
-                shape of `matched` are the samples' own.
-            target_boxes: [B, M, 4] x1 y1 x2 y2 in pixels, as in `forward`. With `matched` [B, G, 4]
-                or a list of B tensors [G_i, 4]: the objects' boxes.
-            priors: [M, 4], of all images, [B, M, 4] or a list of B tensors [M, 4], x1 y1 x2 y2 in
-                pixels, for "delta" and "ltrb".
-            matched: [B, M] of an integer dtype, or a list of B tensors [M]: the index of the object
-                whose box, and whose label if labels are the objects', a sample has. With the
-                objects' labels -1 says background and -2 ignored; with the samples' own it is read
-                for positives only.
+                also the objects': [B, G], or a list of B tensors [G_i] where target_boxes are a
+                list. A tensor that has the shape of `matched` is the samples'.
+            target_boxes: [B, M, 4] x1 y1 x2 y2 in pixels, as in `forward`. With `matched` the
+                objects': [B, G, 4] or a list of B tensors [G_i, 4].
+            priors: [M, 4] for all images, [B, M, 4] or a list of B tensors [M, 4], x1 y1 x2 y2 in
+                pixels, for "delta" and "ltrb". A list of one tensor B times is read as that one.
+            matched: [B, M] of an integer dtype, or a list of B tensors [M]: the object, counted
+                from 0 in its image, whose box a sample has. With the objects' labels it has that
+                object's label, too; -1 is then the background and -2 an ignored sample, as in
+                torchvision's Matcher. With the samples' labels it is read for positives only.
             classification_weights: [B, M] floating, as in `forward`; so are all others below.
             regression_weights: [B, M] floating.
             classification_normalizer: as in `forward`, or "image": the sum over an image is divided

@@ -153,6 +153,8 @@ OBJECTS = [
      r"target_boxes\[1\]: got shape \[0, 5\], wanted a tensor of shape \[G_i, 4\]"),
     ("target_boxes", [ones(4, 4), ones(0, 4, **META)], ValueError,
      r"target_boxes\[1\]: got device meta, wanted logits'"),
+    ("target_boxes", [ones(4, 4).long(), ones(0, 4).long()], TypeError,
+     r"target_boxes\[0\]: got torch.int64, wanted torch.float64 or"),
     ("target_boxes", [ones(4, 4), 3], TypeError, r"target_boxes\[1\]: got int, wanted a tensor"),
 ]  # fmt: skip
 

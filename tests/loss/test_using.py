@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from cases import DEVICE
+from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_convert
 
 from jolkernels import JointOptimizationLoss
+from jolkernels.integrations.matching import match_as
 
 pytestmark = pytest.mark.kernels
 TEXT = (Path(__file__).parents[2] / "docs" / "using.md").read_text()
@@ -75,6 +77,68 @@ def test_the_example_of_detrs_heads(num_boxes):
             classification_normalizer=number, regression_normalizer=number,
         )  # fmt: skip
         torch.testing.assert_close(loss.total[layer], alone.total)
+
+
+class Outputs:
+    """A head's outputs by level, in place of its layers."""
+
+    def __init__(self, width, sizes):
+        g = torch.Generator().manual_seed(width)
+        made = (torch.randn(2, 3 * width, h, w, generator=g) for h, w in sizes)
+        self.levels = [x.to(DEVICE).requires_grad_() for x in made]
+
+    def __call__(self, level):
+        return self.levels[level]
+
+    def joined(self, width):
+        """As torchvision flattens them, [B, M, width]."""
+        parts = [x.unflatten(1, (3, width)).permute(0, 3, 4, 1, 2) for x in self.levels]
+        return torch.cat([x.reshape(2, -1, width) for x in parts], 1)
+
+
+def test_the_example_of_a_dense_head():
+    """It is the flat loss of torchvision's order, each image over its positives."""
+    sizes = (4, 5), (2, 2)
+    centres = torch.cat([torch.cartesian_prod(torch.arange(h), torch.arange(w)) for h, w in sizes])
+    corners = (8.0 * centres.flip(1))[:, None] + torch.tensor([[0.0, 0], [2, 2], [4, 4]])
+    anchors = torch.cat((corners, corners + 10), -1).flatten(0, 1).to(DEVICE)
+    targets = [
+        {"boxes": anchors[[4, 31]] + 1, "labels": torch.tensor([2, 0], device=DEVICE)},
+        {"boxes": anchors[:0], "labels": torch.zeros(0, dtype=torch.int64, device=DEVICE)},
+    ]
+    classes, deltas = Outputs(5, sizes), Outputs(4, sizes)
+    names = {"match_as": match_as, "matcher": Matcher(0.5, 0.4, allow_low_quality_matches=True)}
+    loss, criterion = run(
+        EXAMPLES[2], classes=classes, deltas=deltas, features=(0, 1), targets=targets,
+        anchors=anchors, **names,
+    )  # fmt: skip
+    assert loss.num_positives >= 2
+    grads = [x.grad for x in (*classes.levels, *deltas.levels)]
+    matched = torch.stack([match_as(names["matcher"], t["boxes"], anchors) for t in targets])
+    labels = targets[0]["labels"][matched[0].clamp(min=0)].where(matched[0] >= 0, 5)
+    labels = torch.stack((labels.masked_fill(matched[0] == -2, -100), torch.full_like(labels, 5)))
+    weights = 1 / (matched >= 0).sum(1, keepdim=True).clamp(min=1).expand_as(matched)
+    flat = criterion(
+        classes.joined(5).flatten(0, 1), deltas.joined(4).flatten(0, 1), labels.flatten(),
+        targets[0]["boxes"][matched.clamp(min=0)].flatten(0, 1), anchors.repeat(2, 1),
+        weights.flatten(), weights.flatten(), 2.0, 2.0,
+    )  # fmt: skip
+    torch.testing.assert_close(loss[:2], flat[:2])
+    wanted = torch.autograd.grad(flat.total, [*classes.levels, *deltas.levels])
+    torch.testing.assert_close(grads, list(wanted))
+
+
+def test_the_example_of_yolos_joined_levels():
+    """It is that of a YOLO head, image by image."""
+    logits, corners, labels, targets = head(2, 15)
+    score = torch.linspace(0, 1, 30, device=DEVICE).view(2, 15)
+    given = {"corners": corners, "labels": labels, "targets": targets, "score": score, "dfl": score}
+    flat, _ = run(
+        EXAMPLES[0], logits=logits.flatten(0, 1).requires_grad_(),
+        **{name: x.flatten(0, 1) for name, x in given.items()},
+    )  # fmt: skip
+    loss, _ = run(EXAMPLES[3], scores=logits.mT.contiguous(), **given)
+    torch.testing.assert_close(loss, flat)
 
 
 def mean_error(criterion, exact, rounded):
