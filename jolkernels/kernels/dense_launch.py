@@ -177,7 +177,8 @@ def gradient_like(x: Tensor) -> Tensor:
 def kind_of(batch: DenseBatch, layout: Layout, call: Call, *others: Any) -> tuple[Any, ...]:
     """All that a kernel is specialised for."""
     key: list[Any] = [call.settings, call.classification_normalizer, call.regression_normalizer]
-    key += [*others, layout.kind, layout.dense, batch.columns, batch.labels_of_objects]
+    key += [*others, layout.kind, layout.dense, *layout.tiles.values()]
+    key += [batch.columns, batch.labels_of_objects]
     for t in batch[2:]:
         key.append(t.dtype if isinstance(t, Tensor) else type(t))
     read_wide = *layout.logits, *layout.boxes, batch.target_boxes, batch.priors

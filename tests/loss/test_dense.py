@@ -83,6 +83,13 @@ def test_numbers_of_images_and_anchors_and_sizes_of_levels(shape, layout, head):
     assert_equal_to_flat(loss_of(head), batch)
 
 
+def test_levels_of_other_sizes_after_these():
+    """A launch's plan is for as many positions at once as the levels' sizes allow."""
+    for sizes in [((4, 4),), ((3, 2),), ((5, 3),), ((4, 4),)]:
+        batch = dense_batch(sizes=sizes, anchors=1, dtype=torch.float32)
+        assert_equal_to_flat(loss_of(), batch, 1e-5)
+
+
 @every(
     2,
     ("head", "layout", "classes"),
