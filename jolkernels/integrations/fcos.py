@@ -30,7 +30,8 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
         weigh_boxes: weigh each point's box loss by its centreness and divide by their sum, as
             MMDetection; False (default): all positive points equally, as torchvision.
         dense: in training, outputs are lists of levels [B, A * K, H, W], [B, A * 4, H, W] and
-            [B, A, H, W]; False: torchvision's flattened ones, which cost several copies.
+            [B, A, H, W], unless a part of the head has a forward or hooks of its own; False: always
+            torchvision's flattened ones, which cost several copies.
         kwargs: FCOSHead's arguments by name.
 
     Attributes:
@@ -64,7 +65,7 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
         Args:
             head: torchvision's.
             criterion: as above.
-            choices: weigh_boxes, dense.
+            choices: weigh_boxes and dense, as above.
         """
         with torch.device("meta"):  # draws no random numbers
             made = cls(1, 1, 1, 0, criterion=criterion, **choices)
@@ -72,7 +73,7 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
         return made._take_over(head)
 
     def levels(self, x: list[Tensor]) -> Outputs:
-        """cls_logits, levels [B, A * K, H, W], bbox_regression, [B, A * 4, H, W], bbox_ctrness."""
+        """cls_logits, bbox_regression and bbox_ctrness, levels of A * K, A * 4 and A channels."""
         classes, boxes = self.classification_head, self.regression_head
         towers = [boxes.conv(level) for level in x]
         return {
@@ -96,6 +97,9 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
                 [B, M, 4] and [B, M, 1].
             anchors: B tensors [M, 4], pixels; one tensor B times is read as one.
             matched_idxs: B tensors [M]: the box a point is matched to, -1 background, -2 ignored.
+
+        Returns:
+            classification, bbox_regression and bbox_ctrness, 0-dim.
         """
         flat = isinstance(head_outputs["cls_logits"], Tensor)
         loss = self._flat_losses if flat else self._dense_losses

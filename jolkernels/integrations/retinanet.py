@@ -29,8 +29,9 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
             `retinanet_criterion`.
         normalizer: what the losses are divided by. "image": an image's by its own positives, then
             their mean, as torchvision; "batch": the batch's positives, as MMDetection.
-        dense: in training, outputs are lists of levels [B, A * K, H, W] and [B, A * 4, H, W];
-            False: torchvision's flattened ones, which cost several copies.
+        dense: in training, outputs are lists of levels [B, A * K, H, W] and [B, A * 4, H, W], unless
+            a part of the head has a forward or hooks of its own; False: always torchvision's
+            flattened ones, which cost several copies.
         kwargs: RetinaNetHead's arguments by name.
 
     Attributes:
@@ -69,14 +70,14 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
         Args:
             head: torchvision's, of version 1 or 2.
             criterion: as above.
-            choices: normalizer, dense.
+            choices: normalizer and dense, as above.
         """
         with torch.device("meta"):  # draws no random numbers
             made = cls(1, 1, 1, criterion=criterion, **choices)
         return made._take_over(head)
 
     def levels(self, x: list[Tensor]) -> Outputs:
-        """cls_logits, levels [B, A * K, H, W], and bbox_regression, [B, A * 4, H, W]."""
+        """cls_logits and bbox_regression, levels [B, A * K, H, W] and [B, A * 4, H, W]."""
         classes, boxes = self.classification_head, self.regression_head
         return {
             "cls_logits": [classes.cls_logits(classes.conv(level)) for level in x],
@@ -97,6 +98,9 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
             head_outputs: cls_logits and bbox_regression, levels or [B, M, K] and [B, M, 4].
             anchors: B tensors [M, 4], pixels; one tensor B times is read as one.
             matched_idxs: B tensors [M]: the box an anchor is matched to, -1 background, -2 ignored.
+
+        Returns:
+            classification and bbox_regression, 0-dim.
         """
         logits, boxes = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         if isinstance(logits, Tensor):
