@@ -37,15 +37,16 @@ def main(steps: int = 100) -> list[float]:
     losses = []
     for step in range(steps):
         images, boxes = make_batch(8)
-        output = model(images).flatten(2).mT  # [8, 64, 5]
+        output = model(images)  # [8, 5, 8, 8]
         iou = box_iou(boxes, ANCHORS)  # [8, 64]
         positive = (iou >= 0.4) | (iou == iou.amax(1, keepdim=True))
-        loss = criterion(
-            logits=output[..., :1].reshape(-1, 1),
-            box_preds=output[..., 1:].reshape(-1, 4),
-            labels=torch.where(positive, 0, 1).flatten(),  # 0: the class; 1: the background
-            target_boxes=boxes[:, None].expand(-1, len(ANCHORS), -1).reshape(-1, 4),
-            priors=ANCHORS.repeat(len(images), 1),
+        loss = criterion.dense(
+            logits=[output[:, :1]],  # a level
+            box_preds=[output[:, 1:]],
+            labels=torch.zeros(8, 1, dtype=torch.int64),  # of an image's object: class 0
+            target_boxes=boxes[:, None],  # [8, 1, 4]
+            priors=ANCHORS,
+            matched=torch.where(positive, 0, -1),  # [8, 64]: the object, or the background
             classification_normalizer="positives",
             regression_normalizer="positives",
         )

@@ -29,8 +29,8 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
             `retinanet_criterion`.
         normalizer: what the losses are divided by. "image": an image's by its own positives, then
             their mean, as torchvision; "batch": the batch's positives, as MMDetection.
-        dense: in training, outputs are lists of levels [B, A * K, H, W] and [B, A * 4, H, W], unless
-            a part of the head has a forward or hooks of its own; False: always torchvision's
+        dense: in training, outputs are lists of levels [B, A * K, H, W] and [B, A * 4, H, W],
+            unless a part of the head has a forward or hooks of its own; False: always torchvision's
             flattened ones, which cost several copies.
         kwargs: RetinaNetHead's arguments by name.
 
