@@ -58,7 +58,8 @@ class JointOptimizationLoss(nn.Module):
     """Joint Optimization Loss (Shi, Fang, Xu; Remote Sens. 2025, 17, 1476, Eq. 2 to 4).
 
     Every positive sample has the weight w = lam - S_loc * S_cls, every negative the mean weight of
-    the batch's positives, in both the classification and the box loss.
+    the batch's positives, in both the classification and the box loss. A call takes rows of
+    samples, `dense` the levels of a one-stage head.
 
     Args:
         classification: "cross_entropy", "bce", "focal", "quality_focal", "varifocal", "mal" or a
