@@ -169,7 +169,8 @@ static WIDE void NAME(wrong_columns)(const struct call *c, REAL *z, int64_t coun
 /* Logits of some rows, laid end to end. */
 static inline void NAME(gather)(const struct call *c, const REAL *first, int64_t stride,
                                 int64_t rows, REAL *to) {
-    for (int64_t i = 0; i < rows; i++)
+    if (stride == c->columns) memcpy(to, first, rows * c->columns * sizeof *to);
+    else for (int64_t i = 0; i < rows; i++)
         memcpy(to + i * c->columns, first + i * stride, c->columns * sizeof *to);
 }
 

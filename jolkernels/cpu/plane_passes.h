@@ -122,6 +122,7 @@ static void NAME(backward_planes)(struct call *c, const struct NAME(run) *r) {
     REAL e[TILE], scale[RUN], used[RUN], *at;
     int softmax = c->classification == CROSS_ENTROPY;
     NAME(look)(c, r, &known);
+    NAME(clear_boxes)(c, r);
     for (int64_t i = 0; i < r->count; i++) {
         NAME(weigh_sample)(c, r, i, &known.sample[i], &slope[i]);
         scale[i] = slope[i].scale, used[i] = counts(&known.sample[i]);

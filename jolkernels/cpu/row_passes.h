@@ -61,6 +61,7 @@ static void NAME(backward_rows)(struct call *c, const struct NAME(run) *r) {
     REAL tile[TILE], *g = r->gz;
     int elsewhere = g && r->count > 1 && r->gz_step != c->columns;
     if (elsewhere) g = tile;
+    NAME(clear_boxes)(c, r);
     if (g && c->classification == CROSS_ENTROPY) {
         NAME(softmax)(c, r->z, r->z_step, r->count, g, kept, kept + c->count, r->anchors);
     } else if (g) {

@@ -106,23 +106,25 @@ INLINE void NAME(add_sample)(const struct call *c, const struct NAME(run) *r, in
     struct NAME(boxes) boxes;
     int softmax = c->classification == CROSS_ENTROPY;
     int64_t y = sample->y;
-    if (sample->kind == OUT_OF_RANGE) sums[BAD]++;
     if (!counts(sample)) {
+        if (sample->kind == OUT_OF_RANGE) sums[BAD]++;
         if (!softmax) kept[0] = 0;
         return;
     }
     if (sample->kind == POSITIVE)
         NAME(boxes_of)(c, *sample, r->b + i * r->b_step, r->b_col, 0, &boxes);
-    if (!softmax) {
+    REAL a, count = 1;
+    if (softmax) {
+        a = NAME(kept_loss)(c, sample, z, r->z_col);
+        count = NAME(class_weight)(c, y);
+    } else {
         REAL slope;
         if (y < c->columns)
             wrong += NAME(class_weight)(c, y) *
                      NAME(labelled)(c, z[y * r->z_col], boxes.goal, &slope);
-        kept[0] = (REAL)wrong;
+        kept[0] = a = (REAL)wrong;
     }
     double *s = sums + sample->group * SUMS;
-    REAL a = NAME(kept_loss)(c, sample, z, r->z_col);
-    REAL count = softmax ? NAME(class_weight)(c, y) : 1;
     REAL alpha = NAME(factor)(c->alphas, sample, c->alphas_image, c->alphas_row) * count;
     s[N]++;
     s[COUNTS] += count;
@@ -151,33 +153,48 @@ struct NAME(slope) {
     REAL scale, goal, d_s, s;
 };
 
+/* Backward: the gradients of a run for its boxes are 0 but for what weigh_sample writes. */
+static inline void NAME(clear_boxes)(const struct call *c, const struct NAME(run) *r) {
+    if (!r->gb) return;
+    if (r->gb_col == 1 && r->gb_step == c->box_columns) {
+        NAME(fill)(r->gb, r->count * c->box_columns, 0);
+    } else if (r->gb_step == 1) {
+        for (int64_t k = 0; k < c->box_columns; k++) NAME(fill)(r->gb + k * r->gb_col, r->count, 0);
+    } else {
+        for (int64_t i = 0; i < r->count; i++)
+            for (int64_t k = 0; k < c->box_columns; k++) r->gb[i * r->gb_step + k * r->gb_col] = 0;
+    }
+}
+
 /* Backward: writes the gradients of sample i of a run but that for the logits, and fills in what
  * that needs. Of a sample that does not count they are 0 or, out of range, NaN: never a silent
- * number. */
+ * number. Those for boxes are 0 before. */
 INLINE void NAME(weigh_sample)(struct call *c, const struct NAME(run) *r, int64_t i,
                                       const struct sample *sample, struct NAME(slope) *slope) {
     REAL *gb = r->gb ? r->gb + i * r->gb_step : 0;
     REAL *ge = c->grad_extra ? (REAL *)c->grad_extra + sample->row : 0;
-    REAL outside = sample->kind == OUT_OF_RANGE ? (REAL)NAN : 0;
-    if (gb && r->gb_col == 1) NAME(fill)(gb, c->box_columns, outside);
-    else for (int64_t k = 0; gb && k < c->box_columns; k++) gb[k * r->gb_col] = outside;
-    if (ge) *ge = outside;
-    *slope = (struct NAME(slope)){outside, 0, 0, 0};
-    if (sample->kind == OUT_OF_RANGE) __atomic_fetch_add(&c->bad, 1, __ATOMIC_RELAXED);
+    *slope = (struct NAME(slope)){0, 0, 0, 0};
+    if (ge) *ge = 0;
+    if (sample->kind == OUT_OF_RANGE) {
+        slope->scale = (REAL)NAN;
+        for (int64_t k = 0; gb && k < c->box_columns; k++) gb[k * r->gb_col] = (REAL)NAN;
+        if (ge) *ge = (REAL)NAN;
+        __atomic_fetch_add(&c->bad, 1, __ATOMIC_RELAXED);
+    }
     if (!counts(sample)) return;
 
-    const REAL *z = r->z + i * r->z_step;
     int softmax = c->classification == CROSS_ENTROPY;
     const double *scalars =
         c->scalars + (c->by_image ? sample->image : sample->group) * SCALARS;
     REAL g_cls = (REAL)scalars[G_CLS], g_loc = (REAL)scalars[G_LOC], s = 0, d_s = 0;
-    REAL a = NAME(kept_loss)(c, sample, z, r->z_col);
     REAL alpha = NAME(factor)(c->alphas, sample, c->alphas_image, c->alphas_row);
     if (softmax) alpha *= NAME(class_weight)(c, sample->y);
     slope->scale = g_cls * alpha * (REAL)scalars[W_NEG];
     if (sample->kind == NEGATIVE) return;
 
     struct NAME(boxes) boxes;
+    const REAL *z = r->z + i * r->z_step;
+    REAL a = NAME(kept_loss)(c, sample, z, r->z_col);
     REAL beta = NAME(factor)(c->betas, sample, c->betas_image, c->betas_row), d_w = 0;
     NAME(boxes_of)(c, *sample, r->b + i * r->b_step, r->b_col, 1, &boxes);
     s = NAME(class_score)(c, a, z[sample->y * r->z_col]);

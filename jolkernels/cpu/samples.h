@@ -109,12 +109,12 @@ static int64_t take(struct call *c, const struct level *levels, struct chunk *ta
 
 /* An integer, read once: another thread may write to it, and it is an index. */
 INLINE int64_t integer(const void *from, int64_t type, int64_t i) {
+    if (type == INT64) return ((const volatile int64_t *)from)[i];
     switch (type) {
     case INT32: return ((const volatile int32_t *)from)[i];
     case INT16: return ((const volatile int16_t *)from)[i];
     case INT8: return ((const volatile int8_t *)from)[i];
-    case UINT8: return ((const volatile uint8_t *)from)[i];
-    default: return ((const volatile int64_t *)from)[i];
+    default: return ((const volatile uint8_t *)from)[i];
     }
 }
 
