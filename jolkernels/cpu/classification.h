@@ -6,9 +6,24 @@
 
 static inline REAL NAME(highest)(const REAL *z, int64_t columns) {
     REAL highest = z[0];
+    if (columns < SHORT) {
+        for (int64_t k = 1; k < columns; k++) highest = z[k] > highest ? z[k] : highest;
+        return highest;
+    }
 #pragma omp simd reduction(max : highest)
     for (int64_t k = 1; k < columns; k++) highest = z[k] > highest ? z[k] : highest;
     return highest;
+}
+
+static inline REAL NAME(total)(const REAL *x, int64_t count) {
+    REAL sum = 0;
+    if (count < SHORT) {
+        for (int64_t k = 0; k < count; k++) sum += x[k];
+        return sum;
+    }
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = 0; k < count; k++) sum += x[k];
+    return sum;
 }
 
 static WIDE void NAME(exp_all)(REAL *x, int64_t count) {
@@ -37,12 +52,8 @@ static inline void NAME(softmax_terms)(const struct call *c, const REAL *first, 
     }
     if (!e) return;
     NAME(exp_all)(e, rows * c->columns);
-    for (int64_t i = 0; i < rows; i++) {
-        REAL sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t k = 0; k < c->columns; k++) sum += e[i * c->columns + k];
-        log_total[i * kept] = log(sum);
-    }
+    for (int64_t i = 0; i < rows; i++)
+        log_total[i * kept] = log(NAME(total)(e + i * c->columns, c->columns));
 }
 
 /* exp(z - max z - log_total), the softmax, of some rows laid end to end. */
@@ -166,12 +177,15 @@ static WIDE void NAME(wrong_columns)(const struct call *c, REAL *z, int64_t coun
 }
 #undef WRONG
 
-/* Logits of some rows, laid end to end. */
+/* Logits of some rows, laid end to end. Of short rows that lie so already some are copied at once:
+ * a call costs as much as a row. */
 static inline void NAME(gather)(const struct call *c, const REAL *first, int64_t stride,
                                 int64_t rows, REAL *to) {
-    if (stride == c->columns) memcpy(to, first, rows * c->columns * sizeof *to);
-    else for (int64_t i = 0; i < rows; i++)
-        memcpy(to + i * c->columns, first + i * stride, c->columns * sizeof *to);
+    int64_t some = stride == c->columns && c->columns < 64 ? 512 / c->columns : 1;
+    for (int64_t i = 0; i < rows; i += some) {
+        int64_t count = rows - i < some ? rows - i : some;
+        memcpy(to + i * c->columns, first + i * stride, count * c->columns * sizeof *to);
+    }
 }
 
 static inline REAL NAME(class_weight)(const struct call *c, int64_t k) {

@@ -14,6 +14,7 @@ enum { P, N, W, A_POS, A_NEG, R, BAD, COUNTS, EXTRA, SUMS }; /* as Sums of sums.
 enum { W_NEG, MEAN_NEG, G_CLS, G_LOC, SCALARS }; /* the last two: upstream over normalisers */
 enum { TERMS = 4 }; /* MOST_TERMS of registry.py */
 enum { TILE = 2048 }; /* logits whose exp is taken in one loop */
+enum { SHORT = 16 };  /* columns of a row from which vectors pay for it alone */
 enum { RUN = 128 };   /* neighbouring positions in planes that are taken together */
 enum { INT64, INT32, INT16, INT8, UINT8 };
 
