@@ -18,6 +18,7 @@ from jolkernels.dense import (
     images_of_a_rank,
     scalars_shape,
 )
+from jolkernels.dense_checks import check_dense_labels
 from jolkernels.settings import Call
 
 
@@ -46,7 +47,11 @@ def backward(
     flat, flat_call = flatten_samples(batch, call)
     scalars = scalars.view(-1, 5)[0]  # what differs by image is in the weights
     saved = rows, scalars, grad_classification, grad_regression
-    logits, boxes, extra = ops.backward_pass(flat, flat_call, *saved, needs)
+    try:
+        logits, boxes, extra = ops.backward_pass(flat, flat_call, *saved, needs)
+    except ValueError:  # a label went bad since the forward pass: named as it was given
+        check_dense_labels(batch, call)
+        raise
     nothing = (None,) * len(batch.logits)
     return (
         nothing if logits is None else in_levels(logits, batch.logits),

@@ -23,6 +23,7 @@ from jolkernels.dense import (
     positions,
     scalars_shape,
 )
+from jolkernels.dense_checks import check_dense_labels
 from jolkernels.settings import Call, Settings
 
 INTEGERS = {torch.int64: 0, torch.int32: 1, torch.int16: 2, torch.int8: 3, torch.uint8: 4}
@@ -272,7 +273,11 @@ def backward(
     grad_regression: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> Gradients:
-    """As jolkernels.dense_ops.backward."""
+    """As jolkernels.dense_ops.backward.
+
+    Raises:
+        ValueError: a label or index of `matched` that is out of range by now; or as describe.
+    """
     read = tuple(map(readable, batch.logits)), tuple(map(readable, batch.box_preds))
     logits = Written(batch.logits, read[0], needs[0])
     boxes = Written(batch.box_preds, read[1], needs[1])
@@ -286,6 +291,8 @@ def backward(
         c.grad_extra = extra.data_ptr()
     c.alive = batch, rows, layout, of_images, logits, boxes, extra
     native.run("backward", c, len(layout.images_of_chunks), rows.dtype)
+    if c.bad:
+        check_dense_labels(batch, call)
     return logits.finished(), boxes.finished(), extra
 
 

@@ -1,5 +1,7 @@
 """The dense entrance in C against the flat entrance in C, whose batch is made by flattening."""
 
+import re
+
 import pytest
 import torch
 from cases import CODINGS, HEADS, ON_KERNELS, REGRESSIONS, SCORES, boxes, centered
@@ -335,8 +337,12 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "matched", "value"), BAD)
 @pytest.mark.parametrize("layout", ["planes", "rows"])
-def test_out_of_range(layout, name, matched, value):
-    """Results and the sample's gradients are NaN, the other samples' are as they were."""
+def test_out_of_range(layout, name, matched, value, monkeypatch):
+    """Results and the sample's gradients are NaN, the other samples' are as they were.
+
+    Also if the label is in order again when Python looks.
+    """
+    monkeypatch.setattr(dense_rows, "check_dense_labels", lambda *_: None)
     given = dense_case(
         layout=layout, matched=matched, sizes=((5, 7),), inputs=("extra_regression",)
     )
@@ -364,6 +370,30 @@ def test_out_of_range(layout, name, matched, value):
         rows, wanted = (x.flatten(1, 3) for x in (rows, wanted))
         assert rows[hit].isnan().all() and torch.equal(rows[~hit], wanted[~hit])
     assert found[2][hit].isnan().all() and torch.equal(found[2][~hit], gradients[2][~hit])
+
+
+WENT_BAD = [
+    ("labels", None, 9, "labels: got 9 at image 1, sample 4, wanted 0 to 8"),
+    ("labels", "objects", -1, "labels: got -1 at image 1, object 4, wanted 0 to 8"),
+    ("matched", "objects", 5, "matched: got 5 at image 1, sample 4, wanted 0 to 4, -1 for"),
+    ("matched", "samples", -3, "matched: got -3 at image 1, sample 4, wanted 0 to 4, a label of"),
+]
+
+
+@pytest.mark.parametrize(("name", "matched", "value", "message"), WENT_BAD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_labels_that_go_bad_between_the_passes(dtype, name, matched, value, message):
+    """In C, and where the batch is flattened, the error names them as they were given."""
+    given = dense_case(matched=matched, dtype=dtype)
+    if matched is not None:
+        given["matched"][1, 4] = 4
+    if matched != "objects":
+        given["labels"][1, 4] = 0
+    given["logits"] = [x.requires_grad_() for x in given["logits"]]
+    loss = JointOptimizationLoss("focal", coding="delta").dense(**given)
+    given[name].numpy()[1, 4] = value  # unseen by autograd
+    with pytest.raises(ValueError, match=re.escape(message)):
+        loss.total.backward()
 
 
 @pytest.mark.parametrize("layout", ["planes", "rows"])
