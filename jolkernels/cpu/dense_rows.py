@@ -1,12 +1,12 @@
 """The dense entrance in C: the passes of rows.c over levels that stay where they lie.
 
-A level whose positions have no single stride, or that lies in neither planes nor rows, is copied
-first; no other is.
+A level whose positions have no single stride is copied first, as is one of logits in neither planes
+nor rows; no other is.
 """
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,14 @@ from jolkernels.dense import (
     scalars_shape,
 )
 from jolkernels.dense_checks import check_dense_labels
+from jolkernels.layout import (
+    as_levels,
+    empty_level,
+    is_in_planes,
+    is_in_rows,
+    kind_of_level,
+    strides,
+)
 from jolkernels.settings import Call, Settings
 
 INTEGERS = {torch.int64: 0, torch.int32: 1, torch.int16: 2, torch.int8: 3, torch.uint8: 4}
@@ -68,43 +76,22 @@ def available(batch: DenseBatch, settings: Settings) -> bool:
     return native.library() is not None
 
 
-class Strides(NamedTuple):
-    """How far apart the images, channels and positions of a level are; None: no single stride."""
+def in_rows(logits: Tensor) -> bool | None:
+    """Whether the passes take a level of logits in rows, or else in planes; None: it is in neither.
 
-    image: int
-    channel: int
-    position: int | None
-
-
-def strides_of(level: Tensor) -> Strides:
-    """The strides of a level [B, A * C, H, W] or [B, A * C, P]."""
-    image, channel, *others = level.stride()
-    sizes = level.shape[2:]
-    found = [(size, stride) for size, stride in zip(sizes, others, strict=True) if size != 1]
-    if not found:  # any will do: that of rows that follow each other
-        return Strides(image, channel, level.shape[1] * channel)
-    position = found[-1][1]
-    if len(found) == 2 and found[0][1] != found[1][0] * position and 0 not in sizes:
-        return Strides(image, channel, None)
-    return Strides(image, channel, position)
-
-
-def in_rows(level: Tensor) -> bool | None:
-    """Whether a level lies in rows, whose channels follow each other, or in planes; None: neither.
-
-    Where both would do, many positions are better planes.
+    Where both would do, one column is better a plane, and one position a row.
     """
-    _, channel, position = strides_of(level)
-    if level.shape[1] == 1 and position == 1:
-        return False
-    if position is not None and channel == 1:
-        return True
-    return False if position == 1 else None
+    rows, planes = is_in_rows(logits), is_in_planes(logits)
+    if rows and planes:
+        return logits.shape[1] > 1
+    return rows if rows or planes else None
 
 
-def readable(level: Tensor) -> Tensor:
-    """The level, or a copy that lies in rows or planes."""
-    return level if in_rows(level) is not None else level.contiguous()
+def readable(batch: DenseBatch) -> tuple[Levels, Levels]:
+    """The levels of logits and boxes, copied where the passes could not read them."""
+    logits = (x if in_rows(x) is not None else x.contiguous() for x in batch.logits)
+    boxes = (x if strides(x) is not None else x.contiguous() for x in batch.box_preds)
+    return tuple(logits), tuple(boxes)
 
 
 class Layout(NamedTuple):
@@ -153,15 +140,19 @@ def lay_out(
 def place(to: Place, name: str, level: Tensor, shape: tuple[int, ...], size: int) -> None:
     """Fill in where a level's numbers are."""
     to.at, _ = storage(name, level, shape, size)
-    to.image, to.col, to.position = strides_of(level)
+    found = strides(level)
+    assert found is not None  # or it would have been copied
+    to.image, to.col, to.position = found
+    if positions(level) == 1:  # any will do: that of rows that follow each other
+        to.position = level.shape[1] * to.col
 
 
 def fold(level: Level, columns: int) -> None:
-    """Make anchors positions where rows follow each other; planes, where they have one column."""
+    """Make anchors positions where rows follow each other; a plane, if they have one column."""
     places = ((level.logits, columns), (level.boxes, 4), (level.grad_logits, columns),
               (level.grad_boxes, 4))  # fmt: skip
     given = [(p, width) for p, width in places if p.at]
-    if not all(p.position == level.anchors * width * p.col for p, width in given):
+    if level.planes or any(p.position != level.anchors * width * p.col for p, width in given):
         return
     for p, width in given:
         p.position = width * p.col
@@ -225,8 +216,7 @@ def describe(batch: DenseBatch, call: Call, rows: Tensor, layout: Layout) -> Row
 def forward(batch: DenseBatch, call: Call) -> Forward:
     """As jolkernels.dense_ops.forward; scalars are [B, 5] where a normaliser is "image"."""
     nothing, each = (None,) * len(batch.logits), len(Sums._fields)
-    read = tuple(map(readable, batch.logits)), tuple(map(readable, batch.box_preds))
-    layout = lay_out(batch, *read, nothing, nothing)
+    layout = lay_out(batch, *readable(batch), nothing, nothing)
     rows = batch.logits[0].new_empty(call.settings.kept, batch.images * batch.samples)
     chunks = len(layout.images_of_chunks)
     sums = torch.zeros(chunks, each, dtype=torch.float64)
@@ -278,10 +268,15 @@ def backward(
     Raises:
         ValueError: a label or index of `matched` that is out of range by now; or as describe.
     """
-    read = tuple(map(readable, batch.logits)), tuple(map(readable, batch.box_preds))
-    logits = Written(batch.logits, read[0], needs[0])
-    boxes = Written(batch.box_preds, read[1], needs[1])
-    layout = lay_out(batch, *read, logits.written, boxes.written)
+    nothing = (None,) * len(batch.logits)
+    logits, boxes = readable(batch)
+    grad_logits: tuple[Any, ...] = nothing
+    grad_boxes: tuple[Any, ...] = nothing
+    if needs[0]:
+        grad_logits = tuple(empty_level(x, "rows" if in_rows(x) else "planes") for x in logits)
+    if needs[1]:
+        grad_boxes = tuple(empty_level(x, kind_of_level(x)) for x in boxes)
+    layout = lay_out(batch, logits, boxes, grad_logits, grad_boxes)
     c = describe(batch, call, rows, layout)
     of_images = upstream(scalars, grad_classification, grad_regression)
     c.by_image, c.scalars = scalars.ndim == 2, ctypes.addressof(of_images)
@@ -289,11 +284,15 @@ def backward(
     if needs[2] and batch.extra_regression is not None:
         extra = rows.new_empty(batch.images, batch.samples)
         c.grad_extra = extra.data_ptr()
-    c.alive = batch, rows, layout, of_images, logits, boxes, extra
+    c.alive = batch, rows, layout, of_images, grad_logits, grad_boxes, extra
     native.run("backward", c, len(layout.images_of_chunks), rows.dtype)
     if c.bad:
         check_dense_labels(batch, call)
-    return logits.finished(), boxes.finished(), extra
+    return (
+        as_levels(grad_logits, batch.logits) if needs[0] else nothing,
+        as_levels(grad_boxes, batch.box_preds) if needs[1] else nothing,
+        extra,
+    )
 
 
 def upstream(
@@ -305,21 +304,3 @@ def upstream(
         (zero if g is None else g).expand(len(each)) for g in (grad_classification, grad_regression)
     ]
     return native.upstream(each, *up)
-
-
-class Written:
-    """Where the gradient of levels goes: where it is wanted, if it lies there as the level does."""
-
-    def __init__(self, wanted: Levels, read: Levels, needed: bool) -> None:
-        self.found: list[Tensor | None] = [torch.empty_like(x) if needed else None for x in wanted]
-        self.written = [
-            g if g is None or in_rows(g) == in_rows(x) else torch.empty_like(x)
-            for g, x in zip(self.found, read, strict=True)
-        ]
-
-    def finished(self) -> tuple[Tensor | None, ...]:
-        """The gradient, after the pass."""
-        for g, written in zip(self.found, self.written, strict=True):
-            if g is not None and written is not None and g is not written:
-                g.copy_(written)
-        return tuple(self.found)

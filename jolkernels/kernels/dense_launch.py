@@ -33,45 +33,28 @@ from jolkernels.kernels.launch import (
     workspace_for,
 )
 from jolkernels.kernels.levels import packed_sizes, packed_stride
+from jolkernels.layout import (
+    as_levels,
+    empty_level,
+    has_no_gaps,
+    is_in_planes,
+    is_in_rows,
+    kind_of_level,
+    strides,
+)
 from jolkernels.settings import Call
 
 __all__ = ["available", "backward", "forward"]
 
 MOST_IN_PLANES = 2560
 """Numbers of a tile in planes, 80 a lane; of 8 bytes half as many."""
-Strides = tuple[int, int, int]
-"""Of images, columns and positions."""
-
-
-def strides(x: Tensor) -> Strides | None:
-    """Those of a level; None: its positions do not lie at one stride."""
-    if not x.numel():
-        return 0, 1, 1
-    image, column, *inner = x.stride()
-    if len(inner) == 1 or x.shape[3] == 1:
-        return image, column, inner[0]
-    if x.shape[2] == 1 or inner[0] == x.shape[3] * inner[1]:
-        return image, column, inner[1]
-    return None
-
-
-def is_in_planes(x: Tensor) -> bool:
-    """Whether positions of a level are neighbours, in each column of each image."""
-    found = strides(x)
-    return found is not None and (found[2] == 1 or positions(x) == 1)
-
-
-def is_in_rows(x: Tensor) -> bool:
-    """Whether the columns of a position are neighbours."""
-    found = strides(x)
-    return found is not None and (found[1] == 1 or x.shape[1] == 1)
 
 
 def kind_of_levels(logits: Levels) -> str:
     """How the first level lies that is not both: in "planes" or "rows"."""
     for x in logits:
         if positions(x) > 1 and x.shape[1] > 1:
-            return "rows" if is_in_rows(x) and not is_in_planes(x) else "planes"
+            return kind_of_level(x)
     return "planes"
 
 
@@ -80,24 +63,6 @@ def in_format(x: Tensor, kind: str) -> Tensor:
     if is_in_planes(x) if kind == "planes" else is_in_rows(x):
         return x
     return empty_level(x, kind).copy_(x)
-
-
-def empty_level(x: Tensor, kind: str) -> Tensor:
-    """Memory for a level like x, without gaps."""
-    if kind == "planes":
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-    if x.ndim == 3:
-        return torch.empty_like(x.mT, memory_format=torch.contiguous_format).mT
-    return torch.empty_like(x, memory_format=torch.channels_last)
-
-
-def has_no_gaps(x: Tensor, kind: str) -> bool:
-    """Whether a level lies as that of empty_level does."""
-    if kind == "planes":
-        return x.is_contiguous()
-    return (
-        x.mT.is_contiguous() if x.ndim == 3 else x.is_contiguous(memory_format=torch.channels_last)
-    )
 
 
 class Layout(NamedTuple):
@@ -164,14 +129,9 @@ def tiles_in_planes(columns: int, itemsize: int, vector: int) -> dict[str, Any]:
 
 def strides_of_gradient(x: Tensor) -> tuple[int, int]:
     """Of the gradient of a level of boxes its strides of columns and positions."""
-    if is_in_rows(x) and not is_in_planes(x):
+    if kind_of_level(x) == "rows":
         return 1, x.shape[1]
     return positions(x), 1
-
-
-def gradient_like(x: Tensor) -> Tensor:
-    """Memory for the gradient of a level, in the level's format."""
-    return empty_level(x, "rows" if is_in_rows(x) and not is_in_planes(x) else "planes")
 
 
 def kind_of(batch: DenseBatch, layout: Layout, call: Call, *others: Any) -> tuple[Any, ...]:
@@ -385,7 +345,7 @@ def plan_backward(
     )
     plan: BackwardPlan = kept(key, make_backward_plan, batch, layout, call, scalars.ndim == 2)
     grad_logits = tuple(empty_level(x, layout.kind) for x in layout.logits) if needs[0] else None
-    grad_boxes = tuple(gradient_like(x) for x in layout.boxes) if needs[1] else None
+    grad_boxes = tuple(empty_level(x, kind_of_level(x)) for x in layout.boxes) if needs[1] else None
     extra = batch.extra_regression
     grad_extra = torch.empty_like(extra) if needs[2] and extra is not None else None
     arguments = (
@@ -442,12 +402,4 @@ def backward(
         nothing if logits is None else as_levels(logits, batch.logits),
         nothing if boxes is None else as_levels(boxes, batch.box_preds),
         extra,
-    )
-
-
-def as_levels(gradients: Levels, like: Levels) -> Levels:
-    """Gradients in the formats of levels of which some were copied."""
-    return tuple(
-        g if g.stride() == e.stride() else e.copy_(g)
-        for g, e in ((g, torch.empty_like(x)) for g, x in zip(gradients, like, strict=True))
     )

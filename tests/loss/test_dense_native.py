@@ -422,7 +422,7 @@ def test_an_upstream_gradient_of_none_is_0():
 
 
 class Made(TorchDispatchMode):
-    """The tensors that operators return."""
+    """The tensors that operators return, if they have memory."""
 
     def __init__(self):
         super().__init__()
@@ -430,7 +430,7 @@ class Made(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and not result.is_meta:
             self.tensors.append(result)
         return result
 
