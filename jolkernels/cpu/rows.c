@@ -1,7 +1,7 @@
 /* The row passes of the loss in C, for float and double: what kernels/forward.py and backward.py
  * compute (docs/mathematics.md has the derivation).
  *
- * rows_call.py and dense_rows.py fill struct call; the first knows which settings are computed here.
+ * rows_call.py and dense_call.py fill struct call; the first knows which settings are computed here.
  * The file includes itself once for each type, and with it the headers, which hold a concern each:
  *
  *     samples.h           the call, its levels, what a sample is (once for both types)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jolkernels import JointOptimizationLoss, spec
-from jolkernels.cpu import dense_rows, native
+from jolkernels.cpu import dense_call, dense_rows, native
 from jolkernels.dense import make_dense_batch
 from jolkernels.flattened import flatten, in_levels
 
@@ -219,14 +219,14 @@ def test_columns_and_anchors(name, layout, anchors, columns):
         check(*make(given, head))
 
 
-@pytest.mark.parametrize("labels_dtype", dense_rows.INTEGERS, ids=str)
+@pytest.mark.parametrize("labels_dtype", dense_call.INTEGERS, ids=str)
 @pytest.mark.parametrize("matched", [None, "objects", "samples"])
 @pytest.mark.parametrize("normalizer", ["samples", "image"])
 def test_integers_as_they_are(labels_dtype, matched, normalizer):
     given = dense_case(labels_dtype=labels_dtype, matched=matched)
     given["labels"] = given["labels"].repeat_interleave(2, 1)[:, ::2]
     if matched:
-        for dtype in set(dense_rows.INTEGERS) - {torch.uint8}:
+        for dtype in set(dense_call.INTEGERS) - {torch.uint8}:
             of_dtype = given["matched"].to(dtype).t().contiguous().t()
             batch, call = make(
                 given | {"matched": of_dtype}, normalizers=dict.fromkeys(IMAGE, normalizer)
@@ -295,11 +295,15 @@ def test_no_sample_at_all(sizes, matched, normalizers):
         )
 
 
-@pytest.mark.parametrize("normalizers", [{}, IMAGE], ids=str)
-def test_no_image_and_no_object(normalizers):
-    batch, call = make(dense_case(images=0), normalizers=normalizers)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_image(layout):
+    batch, call = make(dense_case(images=0, layout=layout, sizes=SIZES[:2]), normalizers=IMAGE)
     result, (logits, _, _) = passes(batch, call)
-    assert result.classification == 0 and logits[1].shape == (0, 16, 20, 9)
+    assert result.classification == 0 and logits[1].shape == batch.logits[1].shape
+
+
+@pytest.mark.parametrize("normalizers", [{}, IMAGE], ids=str)
+def test_no_object(normalizers):
     given = dense_case(matched="objects")
     given |= {
         "matched": given["matched"].clamp(max=-1),
@@ -460,6 +464,13 @@ def test_a_part_of_a_map_alone_is_copied():
     assert batch.logits[1].shape in shapes and batch.logits[0].shape not in shapes
 
 
+def test_boxes_need_no_layout_but_one_stride():
+    given = dense_case(sizes=((40, 30),), boxes_layout="every second channel")
+    with Made() as made:
+        dense_rows.forward(*make(given))
+    assert given["box_preds"][0].shape not in [x.shape for x in made.tensors]
+
+
 READ = "logits", "box_preds", "labels", "matched", "target_boxes", "priors", *ALL
 
 
@@ -491,6 +502,12 @@ def test_a_tensor_of_another_shape_by_now_is_not_read(name):
         dense_rows.backward(
             batch, call, result.rows, result.scalars, *upstream(batch), (True, True, True)
         )
+
+
+def test_chunks_of_planes_are_whole_runs():
+    """Python knows as well as C how long a run is."""
+    source = (native.FOLDER / "samples.h").read_text()
+    assert f"enum {{ RUN = {dense_call.RUN} }};" in source
 
 
 def test_what_is_not_in_c():
