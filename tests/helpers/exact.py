@@ -1,14 +1,18 @@
 """The loss against the equations in float64, as closely as its dtypes allow."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from cases import in_dtype
+from dense import flat, in_rows
+from dense import gradients as dense_gradients
+from dense import leaves as dense_leaves
 from inputs import all_gradients, leaves
 from torch import Tensor
 
-from jolkernels import JointOptimizationLoss, reference
-from jolkernels.batch import accumulator, make_batch
+from jolkernels import JointLoss, JointOptimizationLoss, reference
+from jolkernels.batch import make_batch
 
 LOSSES, GRADIENTS = 2e-6, 1e-5  # of float32, relative: of a loss, and of the largest gradient
 DOUBLE = 1e-12
@@ -30,15 +34,36 @@ def assert_exact(criterion: JointOptimizationLoss, batch: dict[str, Any]) -> Non
     half precision no further than that, but for the rounding of the gradients.
     """
     loss = criterion(**batch)
+    assert_stated(loss, all_gradients(loss, batch), criterion, batch)
+
+
+def assert_exact_dense(criterion: JointOptimizationLoss, batch: dict[str, Any]) -> None:
+    """The same of the dense entrance, whose gradients lie as their levels do."""
+    loss, rows, count = criterion.dense(**batch), flat(criterion, batch), len(batch["logits"])
+    found = dense_gradients(loss, batch)
+    for g, x in zip(found, dense_leaves(batch), strict=True):
+        assert g.dtype == x.dtype and g.stride() == torch.empty_like(x).stride()
+    logits, boxes, extra = found[:count], found[count : 2 * count], found[2 * count :]
+    columns = rows["logits"].shape[1]
+    in_order = in_rows(logits, columns), in_rows(boxes, 4), *(x.flatten() for x in extra)
+    assert_stated(loss, in_order, criterion, rows)
+
+
+def assert_stated(
+    loss: JointLoss,
+    found: Sequence[Tensor],
+    criterion: JointOptimizationLoss,
+    batch: dict[str, Any],
+) -> None:
+    """Results and gradients against those of the equations of a flat batch."""
     wanted, slopes = stated(criterion, batch, torch.float64)
     _, plain = stated(criterion, batch, torch.float32)
-    double = accumulator(make_batch(criterion.settings, **batch)[0]) == torch.float64
+    double = loss.classification.dtype == torch.float64
     losses, gradients = (DOUBLE, DOUBLE) if double else (LOSSES, GRADIENTS)
     for a, b in zip(loss, wanted, strict=True):
         torch.testing.assert_close(
             a.detach().double(), b, rtol=losses, atol=losses * size(b), equal_nan=True
         )
-    found = all_gradients(loss, batch)
     for leaf, a, b, c in zip(leaves(batch), found, slopes, plain, strict=True):
         assert a.dtype == leaf.dtype
         near = torch.tensor(gradients * size(b))

@@ -1,0 +1,195 @@
+"""The dense entrance on compiled kernels: values and gradients are those of the equations."""
+
+import pytest
+import torch
+from cases import INTERPRETED
+from dense import dense_batch, gradients, leaves
+from exact import assert_exact_dense
+from inputs import FURTHER
+
+pytest.importorskip("triton")
+if INTERPRETED:
+    pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
+
+from bench.ptx import compiled_kernels, in_all_orders
+from jolkernels import JointOptimizationLoss
+from jolkernels.kernels import dense_launch
+from jolkernels.kernels.finish import TEAM
+
+pytestmark = pytest.mark.compiled
+
+FOCAL, ENTROPY = ("focal", "last"), ("cross_entropy", "first")
+SIZES = (12, 11), (10, 13), (0, 3), (1, 1)
+"""More than a tile in planes, whose positions are a multiple of 16 bytes or not, none and one."""
+FORMATS = pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+IMAGE = {"classification_normalizer": "image", "regression_normalizer": "image"}
+
+
+def loss_of(head=FOCAL, **choices) -> JointOptimizationLoss:
+    return JointOptimizationLoss(
+        **{"classification": head[0], "background": head[1], "coding": "delta"} | choices
+    )
+
+
+def batch_of(head=FOCAL, **given) -> dict:
+    """Labels of objects, and 20 columns: two blocks in planes and half a one."""
+    made = {"sizes": SIZES, "classes": 20, "dtype": torch.float32, "matched": "objects"}
+    return dense_batch(head, **made | given)
+
+
+def slowly(cases: list, quick: int) -> list:
+    """All of them, those after the first few slow."""
+    return [*cases[:quick], *(pytest.param(*c, marks=pytest.mark.slow) for c in cases[quick:])]
+
+
+@FORMATS
+@pytest.mark.parametrize(("images", "anchors"), [(1, 3), (2, 2), (3, (1, 9, 2, 1))])
+@pytest.mark.parametrize("programs", [4096, 6])
+def test_sizes_of_images_and_levels(layout, images, anchors, programs, monkeypatch) -> None:
+    """A tile a program, and several."""
+    monkeypatch.setattr(dense_launch, "PROGRAMS", programs)
+    batch = batch_of(images=images, anchors=anchors, layouts=layout) | IMAGE
+    assert_exact_dense(loss_of(), batch)
+
+
+STRIPS = {"none": [], "first": [0], "last": [131], "one": [70], "two": [33, 127], "each": None}
+
+
+@FORMATS
+@pytest.mark.parametrize("where", STRIPS)
+def test_positives_in_strips_of_a_tile(layout, where) -> None:
+    """Of one anchor of the first level; the other anchor has none."""
+    batch = batch_of(images=1, layouts=layout) | IMAGE
+    batch["box_preds"] = [x.detach().nan_to_num(0.1).requires_grad_() for x in batch["box_preds"]]
+    positions = range(132) if where == "each" else STRIPS[where]
+    batch["matched"][:] = -1
+    for p in positions:
+        batch["matched"][0, 2 * p + 1] = p % 4
+    assert loss_of().dense(**batch).num_positives == len(positions)
+    assert_exact_dense(loss_of(), batch)
+
+
+MIXED = "nchw", "channels_last", "channels", "channels of channels_last"
+HALF = torch.bfloat16
+CHOICES = [  # head, layouts, matched, normalizers, dtype, classes
+    (ENTROPY, "channels", None, ("samples", "samples"), torch.float64, 20),
+    (("quality_focal", "last"), "channels of channels_last", "samples",
+     ("positives", "image"), torch.float32, 8),
+    (FOCAL, "channels_last", "objects", ("positives", "sum"), torch.float32, 300),
+    (ENTROPY, "channels_last", "samples", ("image", "samples"), torch.float32, 300),
+    (ENTROPY, "nchw", "objects", ("image", 3.5), HALF, 80),
+    (("cross_entropy", "last"), "channels_last", "samples", ("positives", "sum"), HALF, 8),
+    (FOCAL, "nchw", None, ("samples", "positives"), HALF, 80),
+    (FOCAL, "channels_last", "samples", (2.5, "image"), HALF, 8),
+    (("quality_focal", "last"), "nchw", "objects", ("image", "image"), torch.float64, 40),
+    (("varifocal", "last"), "channels of channels_last", "objects", ("sum", "samples"), HALF, 80),
+    (("cross_entropy", "last"), "channels", "samples", ("image", "samples"), torch.float32, 300),
+    (("bce", "last"), MIXED, "objects", ("positives", "image"), torch.float32, 9),
+    (("bce", "last"), MIXED[::-1], "objects", ("image", "positives"), torch.float64, 9),
+    (FOCAL, "BCP", "objects", ("image", "image"), torch.float32, 80),
+    (ENTROPY, "BPC", "samples", ("samples", "samples"), torch.float32, 8),
+    (("mal", "last"), "positions", "samples", ("positives", "positives"), torch.float16, 1),
+    (FOCAL, "every second of channels_last", "objects", ("image", "samples"), torch.float32, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("head", "layouts", "matched", "normalizers", "dtype", "classes"), slowly(CHOICES, 3)
+)
+@pytest.mark.parametrize("more", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_choices(head, layouts, matched, normalizers, dtype, classes, more) -> None:
+    """With all inputs, and without: what no loss may read is NaN."""
+    softmax = head[0] == "cross_entropy"
+    batch = batch_of(
+        head, layouts=layouts, matched=matched, dtype=dtype, classes=classes - softmax, images=3,
+        inputs=(FURTHER[1:3] if softmax else FURTHER[:3]) if more else (),
+    )  # fmt: skip
+    for part, normalizer in zip(("classification", "regression"), normalizers, strict=True):
+        batch[f"{part}_normalizer"] = normalizer
+        if not more:
+            del batch[f"{part}_weights"]
+    assert_exact_dense(loss_of(head, regression="5*l1+2*giou"), batch)
+
+
+INTEGERS = [("objects", torch.int8), ("samples", torch.int32), ("objects", torch.int32)]
+
+
+@pytest.mark.parametrize(("matched", "dtype"), slowly(INTEGERS, 1))
+def test_integers(matched, dtype) -> None:
+    batch = batch_of(images=3, matched=matched) | IMAGE
+    labels = batch["labels"]
+    batch["matched"] = batch["matched"].to(dtype)
+    batch["labels"] = labels.to(dtype) if matched == "samples" else [x.to(dtype) for x in labels]
+    assert_exact_dense(loss_of(), batch)
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [(what, x) for what in ("label", "matched") for x in (21, -3, 2**31, 2**40, -(2**40))],
+)
+def test_what_is_out_of_range_makes_everything_nan(layout, what, value, monkeypatch) -> None:
+    """And reads nothing by it; on the CPU, where looking costs nothing, it would be an error."""
+    monkeypatch.setattr("jolkernels.ops.math.isnan", lambda x: False)
+    batch = batch_of(images=3, layouts=layout) | IMAGE
+    if what == "label":
+        used = batch["matched"][2].max()
+        batch["labels"][2][used] = value
+    else:
+        batch["matched"][2, 7] = value
+    loss = loss_of().dense(**batch)
+    assert loss.classification.isnan() and loss.regression.isnan()
+    assert all(g.isnan().all() for g in gradients(loss, batch))
+
+
+@FORMATS
+def test_ignored_logits_are_not_read(layout) -> None:
+    """Nor ignored boxes, which are NaN in all batches."""
+    batch = batch_of(images=3, layouts=layout) | IMAGE
+    batch["logits"] = [
+        torch.full_like(x, bad, requires_grad=True)
+        for x, bad in zip(batch["logits"], [torch.nan, torch.inf, 0.0, -torch.inf], strict=True)
+    ]
+    batch["matched"][:] = -2
+    loss = loss_of().dense(**batch)
+    assert loss.total == 0 and loss.num_positives == 0 and loss.negative_weight == 1
+    assert all((g == 0).all() for g in gradients(loss, batch))
+
+
+ONE_BY_ONE = {"order": "reverse", "parts": 400}
+ORDERS = {"order": "forward", "parts": 1}, {"order": 1, "parts": 7}, ONE_BY_ONE
+
+
+@pytest.mark.parametrize(
+    ("layout", "normalizer", "images", "rows"),
+    slowly(
+        [
+            ("nchw", "image", 2, 66),  # tiles of an image in planes: two teams, one of them small
+            ("channels_last", "image", 2, 150),  # two teams of as many programs, one tile or two
+            ("nchw", "samples", 3, 66),  # teams of more than one image
+            ("channels_last", "image", 70, 2),
+            ("nchw", "image", 1, 150),
+        ],
+        2,
+    ),
+)
+def test_no_order_of_the_programs_changes_a_bit(
+    layout, normalizer, images, rows, monkeypatch
+) -> None:
+    """With teams of programs; counters are zeros again each time."""
+    monkeypatch.setattr(dense_launch, "PROGRAMS", 2 * images * 2 * TEAM.value)
+    tile = 128 if layout == "nchw" else 32
+    sizes = (rows - 2, tile), (1, tile - 1), (0, 3), (1, 1)
+    batch = batch_of(sizes=sizes, anchors=1, layouts=layout, images=images) | IMAGE
+    batch |= dict.fromkeys(IMAGE, normalizer)
+    per_image = min(rows, 2 * TEAM.value)
+
+    def compute(**options):
+        with compiled_kernels(**options) as ran:
+            loss = loss_of().dense(**batch)
+            found = *(x.detach() for x in loss), *torch.autograd.grad(loss.total, leaves(batch))
+        assert ran[0].programs == images * per_image
+        return found, None
+
+    in_all_orders(compute, ORDERS)
+    assert_exact_dense(loss_of(), batch)
