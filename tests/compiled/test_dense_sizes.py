@@ -65,9 +65,7 @@ def batch_like(kind: str, images: int, device: str) -> dict:
             return torch.cat([x.detach()] * images).requires_grad_(x.requires_grad)
         last = x.ndim == 4 and not x.is_contiguous()
         kept = torch.channels_last if last else torch.contiguous_format
-        return torch.empty(
-            (images, *x.shape[1:]), dtype=x.dtype, device=device, memory_format=kept
-        )
+        return torch.empty((images, *x.shape[1:]), dtype=x.dtype, device=device, memory_format=kept)
 
     return {k: [many(x) for x in v] if isinstance(v, list) else many(v) for k, v in batch.items()}
 
