@@ -82,7 +82,8 @@ def sigmoid_losses(
     KIND: tl.constexpr = SHAPE[2]
     total = tl.zeros((y[:, None] + in_block(0, SHAPE)).shape, ACC)
     CHOICES: tl.constexpr = (CLASSIFY, PARAMS, LABELED)
-    if LABELED:  # in a dense head seldom: a loop, not unrolled
+    ONE: tl.constexpr = KIND != "wide" and COLUMNS <= BLOCK
+    if LABELED and not ONE:  # in a dense head seldom: a loop, not unrolled
         HANGS_OVER: tl.constexpr = KIND == "wide" or COLUMNS % BLOCK != 0
         for start in range(0, COLUMNS - begin, BLOCK):
             z = load_block(table, start, begin, HANGS_OVER, SHAPE)
