@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.compiler import CompiledKernel
 
-from jolkernels import ops
+from jolkernels import dense_ops, ops
 from jolkernels.kernels import dense_launch, launch
 
 OTHERS = 9
@@ -142,7 +142,8 @@ def fake_gpu() -> Iterator[Seen]:
             replace(module, "gpu", lambda device: 0)
         replace(ops, "INTERPRETED", True)
         # Only on a CPU are the scalars looked at, which here hold anything.
-        replace(ops, "math", SimpleNamespace(isnan=lambda number: False))
+        for passes in (ops, dense_ops):
+            replace(passes, "math", SimpleNamespace(isnan=lambda number: False))
         yield seen
 
 
