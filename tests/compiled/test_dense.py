@@ -143,6 +143,14 @@ def test_what_is_out_of_range_makes_everything_nan(layout, what, value, monkeypa
 
 
 @FORMATS
+def test_priors_of_each_image_and_objects_to_ignore(layout) -> None:
+    batch = batch_of(images=3, layouts=layout) | IMAGE
+    batch["priors"] = [batch["priors"] + i for i in range(3)]
+    batch["labels"][2][batch["matched"][2].max()] = -100
+    assert_exact_dense(loss_of(), batch)
+
+
+@FORMATS
 def test_ignored_logits_are_not_read(layout) -> None:
     """Nor ignored boxes, which are NaN in all batches."""
     batch = batch_of(images=3, layouts=layout) | IMAGE
