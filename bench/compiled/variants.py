@@ -1,7 +1,7 @@
 """Ways to use the loss, and what its kernels need when they are compiled for each."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,10 +153,10 @@ def resources(compiled: Any) -> tuple[int, int, int]:
     return used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared
 
 
-def report(variant: Variant, target: str) -> list[Report]:
-    """Compile all kernels of a variant for a target."""
+def report(launches: Iterable[Launch], target: str) -> list[Report]:
+    """Compile launches for a target."""
     reports = []
-    for call in variant.launches():
+    for call in launches:
         name = call.plan.kernel.fn.__name__
         if TARGETS[target].backend == "cuda":
             made = compiled(call, target)

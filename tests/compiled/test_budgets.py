@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 if INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
 
-from bench.compiled import costs, report, variants
-from bench.compiled.cases import CASES
+from bench.compiled import costs, dense_cases, report, variants
+from bench.compiled.report import CASES
 
 pytestmark = [
     pytest.mark.compiled,
@@ -70,7 +70,7 @@ def heads():
 
 @pytest.mark.parametrize(("head", "target"), list(heads()))
 def test_resources(head: variants.Variant, target: str) -> None:
-    found = variants.report(head, target)
+    found = variants.report(head.launches(), target)
     assert [r.kernel for r in found] == ["rows_kernel", "gradients_kernel"]
     for r in found:
         assert r.spill_bytes == 0, r
@@ -79,6 +79,49 @@ def test_resources(head: variants.Variant, target: str) -> None:
             assert r.load_bytes == LOADS[head.columns], r
     if target == "sm_90":
         assert found[1].store_bytes == LOADS[head.columns], found[1]
+
+
+DENSE_LOADS = {"contiguous": {"fp32": 16, "bf16": 8}, "channels_last": {"fp32": 16, "bf16": 16}}
+"""By memory format: most positions of the levels are in half precision no multiple of 16 bytes."""
+LIMITS = {"fp32": (32, 40, 1.3), "bf16": (32, 40, 1.7)}
+"""Issue slots an element of a dense head with 80 columns; microseconds over the copy floor."""
+
+
+def dense_heads():
+    """Dense heads for every GPU, all but two slowly."""
+    for name in dense_cases.CASES:
+        for dtype in LIMITS:
+            for target in variants.TARGETS:
+                quick = name.startswith("retinanet-80") and (dtype, target) == ("fp32", "sm_90")
+                marks = [] if quick else [pytest.mark.slow]
+                yield pytest.param(name, dtype, target, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "dtype", "target"), list(dense_heads()))
+def test_resources_of_dense_heads(name: str, dtype: str, target: str) -> None:
+    case = dense_cases.CASES[name]
+    found = variants.report(dense_cases.launches(case, dense_cases.unfilled(case, dtype)), target)
+    assert [r.kernel for r in found] == ["dense_rows_kernel", "dense_gradients_kernel"]
+    for r in found:
+        assert r.spill_bytes == 0, r
+        assert 0 < r.registers <= 255, r
+    if target == "sm_90":
+        wide = DENSE_LOADS[case.memory_format][dtype]
+        assert [r.load_bytes for r in found] == [wide, wide]
+        assert found[1].store_bytes == wide
+
+
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(d, marks=[pytest.mark.slow] if d == "bf16" else []) for d in LIMITS]
+)
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_a_dense_head_costs_no_more_than_its_limits(memory_format: str, dtype: str) -> None:
+    group = costs.measure(CASES[f"retinanet-80-{memory_format}"], dtype, "sm_90")
+    assert not costs.unexplained(group)
+    total, floor = report.total_and_floor(group)
+    found = (*(cost.slots for cost in group), total / floor)
+    print(f"{memory_format} {dtype}: {found}, {total:.3g} us")
+    assert all(x <= most for x, most in zip(found, LIMITS[dtype], strict=True)), found
 
 
 def test_a_dearer_kernel_fails(monkeypatch) -> None:

@@ -14,6 +14,7 @@ if INTERPRETED:
 from bench.ptx import compiled_kernels, in_all_orders
 from jolkernels import JointOptimizationLoss
 from jolkernels.kernels import dense_launch
+from jolkernels.kernels.arguments import tiles
 from jolkernels.kernels.finish import TEAM
 
 pytestmark = pytest.mark.compiled
@@ -78,6 +79,7 @@ CHOICES = [  # head, layouts, matched, normalizers, dtype, classes
     (ENTROPY, "channels_last", "samples", ("image", "samples"), torch.float32, 300),
     (ENTROPY, "nchw", "objects", ("image", 3.5), HALF, 80),
     (("cross_entropy", "last"), "channels_last", "samples", ("positives", "sum"), HALF, 8),
+    (FOCAL, "nchw", "objects", ("image", "image"), torch.float32, 300),
     (FOCAL, "nchw", None, ("samples", "positives"), HALF, 80),
     (FOCAL, "channels_last", "samples", (2.5, "image"), HALF, 8),
     (("quality_focal", "last"), "nchw", "objects", ("image", "image"), torch.float64, 40),
@@ -186,7 +188,8 @@ def test_no_order_of_the_programs_changes_a_bit(
 ) -> None:
     """With teams of programs; counters are zeros again each time."""
     monkeypatch.setattr(dense_launch, "PROGRAMS", 2 * images * 2 * TEAM.value)
-    tile = 128 if layout == "nchw" else 32
+    planes = dense_launch.tiles_in_planes(20, 4, 4)
+    tile = (planes if layout == "nchw" else tiles(20, softmax=False))["ROWS"]
     sizes = (rows - 2, tile), (1, tile - 1), (0, 3), (1, 1)
     batch = batch_of(sizes=sizes, anchors=1, layouts=layout, images=images) | IMAGE
     batch |= dict.fromkeys(IMAGE, normalizer)
