@@ -1,6 +1,5 @@
 """A forward and a backward pass of the dense entrance as kernel launches."""
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -10,16 +9,16 @@ from torch import Tensor
 
 from jolkernels import process_groups
 from jolkernels.batch import Forward, accumulator, number_of_sums
-from jolkernels.dense import (
-    DenseBatch,
-    Levels,
-    anchors,
-    images_of_a_rank,
-    positions,
-    scalars_shape,
-)
-from jolkernels.kernels.arguments import available, choices, normalizer_kind, tiles
+from jolkernels.dense import DenseBatch, Levels, images_of_a_rank, scalars_shape
+from jolkernels.kernels.arguments import available, choices, normalizer_kind
 from jolkernels.kernels.dense import dense_gradients_kernel, dense_rows_kernel
+from jolkernels.kernels.dense_layout import (
+    Layout,
+    as_read,
+    empty_gradients,
+    in_formats,
+    layout_of,
+)
 from jolkernels.kernels.direct import Plan
 from jolkernels.kernels.finish import TEAM, finish_kernel
 from jolkernels.kernels.launch import (
@@ -32,119 +31,24 @@ from jolkernels.kernels.launch import (
     on_device,
     workspace_for,
 )
-from jolkernels.kernels.levels import packed_sizes, packed_stride
-from jolkernels.layout import (
-    as_levels,
-    empty_level,
-    has_no_gaps,
-    is_in_planes,
-    is_in_rows,
-    kind_of_level,
-    strides,
-)
 from jolkernels.settings import Call
 
 __all__ = ["available", "backward", "forward"]
 
-MOST_IN_PLANES = 2560
-"""Numbers of a tile in planes, 80 a lane; of 8 bytes half as many."""
 
-
-def kind_of_levels(logits: Levels) -> str:
-    """How the first level lies that is not both: in "planes" or "rows"."""
-    for x in logits:
-        if positions(x) > 1 and x.shape[1] > 1:
-            return kind_of_level(x)
-    return "planes"
-
-
-def in_format(x: Tensor, kind: str) -> Tensor:
-    """A level as it is, if it lies in this way, else a copy that does."""
-    if is_in_planes(x) if kind == "planes" else is_in_rows(x):
-        return x
-    return empty_level(x, kind).copy_(x)
-
-
-class Layout(NamedTuple):
-    """How the levels of a batch lie, and the tiles of their images."""
-
-    kind: str
-    """ "planes" or "rows"."""
-    dense: bool
-    """Whether all levels are without gaps, in one format."""
-    logits: Levels
-    boxes: Levels
-    levels: tuple[tuple[int, ...], ...]
-    """Of each level, packed, its sizes and, if not `dense`, its strides."""
-    tiles: dict[str, Any]
-    tiles_of_image: int
-
-
-def layout_of(batch: DenseBatch, softmax: bool) -> Layout:
-    """The layout of a batch, of which levels of another kind than the first are copied."""
-    columns = batch.columns
-    kind = kind_of_levels(batch.logits)
-    logits = tuple(in_format(x, kind) for x in batch.logits)
-    boxes = tuple(x if strides(x) else x.contiguous() for x in batch.box_preds)
-    dense = all(has_no_gaps(x, kind) for x in (*logits, *boxes)) and all(
-        positions(x) * max(columns, 4) < 2**31 for x in logits
-    )
-    constants = tiles(columns, softmax)
-    if kind == "planes":
-        constants = tiles_in_planes(columns, logits[0].itemsize, vector_of(logits, boxes))
-    rows, vector = constants["ROWS"], constants.get("VECTOR") or 1
-    numbers, count = [], 0
-    for z, b in zip(logits, boxes, strict=True):
-        p, a, of_z, of_b = positions(z), anchors(b), strides(z), strides(b)
-        assert of_z is not None and of_b is not None
-        whole = all(x % vector == 0 for x in (p, *of_z[:2]))
-        more = () if dense else map(packed_stride, (*of_z, *of_b, *strides_of_gradient(b)))
-        numbers.append((packed_sizes(p if batch.images else 0, a, whole), *more))
-        count += -(-p // rows) * a if kind == "planes" else -(-p * a // rows)
-    count = count if batch.images else 0
-    return Layout(kind, dense, logits, boxes, tuple(numbers), constants, count)
-
-
-def vector_of(logits: Levels, boxes: Levels) -> int:
-    """How many positions of planes are read at once: 16 bytes, or 8 if many more rows allow it."""
-    most = 16 // logits[0].itemsize
-
-    def allowing(vector: int) -> int:
-        sizes = [(positions(x), anchors(b)) for x, b in zip(logits, boxes, strict=True)]
-        return sum(p * a for p, a in sizes if p % vector == 0)
-
-    return most if 10 * allowing(most) >= 9 * allowing(most // 2) else most // 2
-
-
-@lru_cache
-def tiles_in_planes(columns: int, itemsize: int, vector: int) -> dict[str, Any]:
-    """Rows of a tile and columns of a block in planes: 64 bytes or more of each plane."""
-    narrow = tiles(columns, False)
-    most = MOST_IN_PLANES if itemsize <= 4 else MOST_IN_PLANES // 2
-    for rows in (32, 16):
-        if narrow["KIND"] == "narrow" and rows * columns <= most:
-            return narrow | {"KIND": "planes", "ROWS": rows, "VECTOR": vector}
-    return {"KIND": "long planes", "ROWS": 32, "BLOCK": 16, "VECTOR": vector, "num_warps": 1}
-
-
-def strides_of_gradient(x: Tensor) -> tuple[int, int]:
-    """Of the gradient of a level of boxes its strides of columns and positions."""
-    if kind_of_level(x) == "rows":
-        return 1, x.shape[1]
-    return positions(x), 1
-
-
-def kind_of(batch: DenseBatch, layout: Layout, call: Call, *others: Any) -> tuple[Any, ...]:
+def kind_of(
+    batch: DenseBatch, read: tuple[Levels, Levels], layout: Layout, call: Call, *others: Any
+) -> tuple[Any, ...]:
     """All that a kernel is specialised for."""
     key: list[Any] = [call.settings, call.classification_normalizer, call.regression_normalizer]
     key += [*others, layout.kind, layout.dense, *layout.tiles.values()]
     key += [batch.columns, batch.labels_of_objects]
     for t in batch[2:]:
         key.append(t.dtype if isinstance(t, Tensor) else type(t))
-    read_wide = *layout.logits, *layout.boxes, batch.target_boxes, batch.priors
+    read_wide = *read[0], *read[1], batch.target_boxes, batch.priors
     key += [t is None or t.data_ptr() % 16 == 0 for t in read_wide]
     z, b = batch.logits[0], batch.box_preds[0]
-    return (*key, len(layout.logits), z.dtype, b.dtype, z.get_device(), "dense")
+    return (*key, len(batch.logits), z.dtype, b.dtype, z.get_device(), "dense")
 
 
 def constants(batch: DenseBatch, layout: Layout, call: Call) -> dict[str, Any]:
@@ -165,12 +69,12 @@ def constants(batch: DenseBatch, layout: Layout, call: Call) -> dict[str, Any]:
     }
 
 
-def inputs(batch: DenseBatch, layout: Layout) -> tuple[Any, ...]:
+def inputs(batch: DenseBatch, read: tuple[Levels, Levels], layout: Layout) -> tuple[Any, ...]:
     """What both kernels take first."""
     priors = batch.priors
     of_images = priors is not None and priors.ndim == 3
     return (
-        layout.logits, layout.boxes, layout.levels, batch.labels, batch.matched,
+        *read, layout.levels, batch.labels, batch.matched,
         batch.target_boxes, priors, 4 * batch.samples if of_images else 0,
         batch.classification_weights, batch.regression_weights, batch.class_targets,
         batch.extra_regression, batch.class_weights,
@@ -241,7 +145,9 @@ def plan_forward(
     batch = contiguous(batch)
     settings = call.settings
     layout = layout_of(batch, settings.classification.softmax)
-    plan: ForwardPlan = kept(kind_of(batch, layout, call), make_forward_plan, batch, layout, call)
+    read = as_read(layout, batch)
+    key = kind_of(batch, read, layout, call)
+    plan: ForwardPlan = kept(key, make_forward_plan, batch, layout, call)
     images, by_image = max(1, batch.images), is_by_image(call)
     programs = images * programs_of_image(layout.tiles_of_image, images)
     logits = batch.logits[0]
@@ -271,7 +177,7 @@ def plan_forward(
     numbers = [z if isinstance(z, float) else float(images) for z in zs]
     tensors = [z if isinstance(z, Tensor) else None for z in zs]
     arguments = (
-        *inputs(batch, layout), made.rows, sums, team_sums, image_sums, counters, *made[:5],
+        *inputs(batch, read, layout), made.rows, sums, team_sums, image_sums, counters, *made[:5],
         scalars, *tensors, *numbers, process_groups.size(settings.sync_group), *sizes(batch, call),
     )  # fmt: skip
     launches = [Launch(plan.rows, programs, arguments, gpu(logits.device))]
@@ -334,22 +240,19 @@ def plan_backward(
     """The gradients, allocated, and the launch that fills them."""
     batch = contiguous(batch)
     layout = layout_of(batch, call.settings.classification.softmax)
+    read = as_read(layout, batch)
     upstream = grad_classification, grad_regression
-    key = kind_of(
-        batch,
-        layout,
-        call,
-        needs,
-        scalars.ndim,
-        *[None if g is None else g.dtype for g in upstream],
-    )
+    dtypes = [None if g is None else g.dtype for g in upstream]
+    key = kind_of(batch, read, layout, call, needs, scalars.ndim, *dtypes)
     plan: BackwardPlan = kept(key, make_backward_plan, batch, layout, call, scalars.ndim == 2)
-    grad_logits = tuple(empty_level(x, layout.kind) for x in layout.logits) if needs[0] else None
-    grad_boxes = tuple(empty_level(x, kind_of_level(x)) for x in layout.boxes) if needs[1] else None
+    n = len(batch.logits)
+    of_logits, of_boxes = layout.gradients[:n], layout.gradients[n:]
+    grad_logits = empty_gradients(of_logits, batch.logits[0]) if needs[0] else None
+    grad_boxes = empty_gradients(of_boxes, batch.box_preds[0]) if needs[1] else None
     extra = batch.extra_regression
     grad_extra = torch.empty_like(extra) if needs[2] and extra is not None else None
     arguments = (
-        *inputs(batch, layout), rows, scalars, *upstream, grad_logits, grad_boxes, grad_extra,
+        *inputs(batch, read, layout), rows, scalars, *upstream, grad_logits, grad_boxes, grad_extra,
         *sizes(batch, call),
     )  # fmt: skip
     images = max(1, batch.images)
@@ -397,9 +300,9 @@ def backward(
         )
         for launch in launches:
             launch()
-    nothing = (None,) * len(batch.logits)
+    n, layout = len(batch.logits), layout_of(batch, call.settings.classification.softmax)
     return (
-        nothing if logits is None else as_levels(logits, batch.logits),
-        nothing if boxes is None else as_levels(boxes, batch.box_preds),
+        (None,) * n if logits is None else in_formats(logits, layout.gradients[:n]),
+        (None,) * n if boxes is None else in_formats(boxes, layout.gradients[n:]),
         extra,
     )

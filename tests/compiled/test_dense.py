@@ -188,7 +188,7 @@ def test_no_order_of_the_programs_changes_a_bit(
 ) -> None:
     """With teams of programs; counters are zeros again each time."""
     monkeypatch.setattr(dense_launch, "PROGRAMS", 2 * images * 2 * TEAM.value)
-    planes = dense_launch.tiles_in_planes(20, 4, 4)
+    planes = dense_layout.tiles_in_planes(20, 4, 4)
     tile = (planes if layout == "nchw" else tiles(20, softmax=False))["ROWS"]
     sizes = (rows - 2, tile), (1, tile - 1), (0, 3), (1, 1)
     batch = batch_of(sizes=sizes, anchors=1, layouts=layout, images=images) | IMAGE
