@@ -13,7 +13,7 @@ if INTERPRETED:
 
 from bench.ptx import compiled_kernels, in_all_orders
 from jolkernels import JointOptimizationLoss
-from jolkernels.kernels import dense_launch
+from jolkernels.kernels import dense_launch, dense_layout
 from jolkernels.kernels.arguments import tiles
 from jolkernels.kernels.finish import TEAM
 
