@@ -41,6 +41,7 @@ __all__ = [
     "anchors",
     "images_of_a_rank",
     "make_dense_batch",
+    "no_label",
     "positions",
     "scalars_shape",
 ]
@@ -194,8 +195,13 @@ def read_objects(batch: DenseBatch, settings: Settings) -> tuple[Any, Any]:
         if labels[0].dtype is torch.uint8:  # which has no number that is no label
             labels = [y.short() for y in labels]
         most += most == batch.samples  # labels of that shape would be those of samples
-        labels = padded(labels, most, -1 if settings.ignore_index != -1 else -2)
+        labels = padded(labels, most, no_label(settings))
     return labels, padded(targets, most, torch.nan)
+
+
+def no_label(settings: Settings) -> int:
+    """A number that is no label, and not that of samples to ignore."""
+    return -1 if settings.ignore_index != -1 else -2
 
 
 def is_list(given: object) -> bool:

@@ -82,7 +82,7 @@ def implementation(batch: DenseBatch, call: Call) -> Any:
     if ops.HAS_TRITON and (logits.is_cuda or (ops.INTERPRETED and logits.is_cpu)):
         from jolkernels.kernels import dense_launch
 
-        if dense_launch.available(call.settings):
+        if dense_launch.available(batch, call.settings):
             return dense_launch
     elif dense_rows.available(batch, call.settings):
         return dense_rows
@@ -103,9 +103,7 @@ def forward_pass(batch: DenseBatch, call: Call, in_operator: bool = False) -> Fo
     else:
         result = chosen.forward(batch, call, alone=in_operator)
     may_wait = validate or batch.labels.is_cpu
-    if may_wait and math.isnan(
-        result.scalars.view(-1)[4].item()
-    ):  # of all ranks: they raise together
+    if may_wait and math.isnan(result.scalars.view(-1)[4].item()):  # of all ranks: all raise
         check_dense_labels(batch, call)
         raise ValueError("labels: a label or index is out of range on another rank of sync_group")
     if validate:

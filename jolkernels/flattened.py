@@ -16,6 +16,7 @@ from jolkernels.dense import (
     DenseBatch,
     Levels,
     images_of_a_rank,
+    no_label,
     scalars_shape,
 )
 from jolkernels.dense_checks import check_dense_labels
@@ -144,7 +145,7 @@ def labels_and_targets(batch: DenseBatch, call: Call) -> tuple[Tensor, Tensor]:
         return labels.reshape(rows), targets.reshape(rows, 4)
     ignore = call.settings.ignore_index
     background = call.settings.background_label(batch.columns)
-    bad = -1 if ignore != -1 else -2
+    bad = no_label(call.settings)
     matched, objects = matched.long(), targets.shape[1]
     found = (matched >= 0) & (matched < objects)
     at = matched.where(found, 0)

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
 from jolkernels import process_groups
-from jolkernels.dense import padded
+from jolkernels.dense import no_label, padded
 from jolkernels.integrations.levels import LevelsInTraining, Outputs, Targets, at_least_float32
 from jolkernels.integrations.matching import matched_boxes, matched_labels
 from jolkernels.loss import JointLoss, JointOptimizationLoss
+from jolkernels.settings import Settings
 from jolkernels.spec import LTRB
 
 CENTRENESS = JointOptimizationLoss("bce", "l1", "xyxy", weighting="none", ignore_index=-1)
@@ -114,7 +115,7 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
     def _dense_losses(
         self, targets: Targets, outputs: Outputs, anchors: list[Tensor], matched: Tensor
     ) -> tuple[JointLoss, Tensor]:
-        labels, boxes = objects(targets, matched.shape[1])
+        labels, boxes = objects(targets, matched.shape[1], self.criterion.settings)
         shared = all(a is anchors[0] for a in anchors)
         priors = anchors[0] if shared else torch.stack(anchors)
         wanted = objects_of(boxes, matched)
@@ -179,11 +180,11 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
         return choices
 
 
-def objects(targets: Targets, samples: int) -> tuple[Tensor, Tensor]:
+def objects(targets: Targets, samples: int, settings: Settings) -> tuple[Tensor, Tensor]:
     """Labels [B, G] and boxes [B, G, 4] of the images' objects; G is not M, the samples."""
     most = max(len(t["boxes"]) for t in targets)
     most += most == samples
-    labels = padded([t["labels"] for t in targets], most, -1)
+    labels = padded([t["labels"] for t in targets], most, no_label(settings))
     return labels, padded([t["boxes"] for t in targets], most, torch.nan)
 
 

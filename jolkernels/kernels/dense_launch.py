@@ -9,8 +9,9 @@ from torch import Tensor
 
 from jolkernels import process_groups
 from jolkernels.batch import Forward, accumulator, number_of_sums
-from jolkernels.dense import DenseBatch, Levels, images_of_a_rank, scalars_shape
-from jolkernels.kernels.arguments import available, choices, normalizer_kind
+from jolkernels.dense import DenseBatch, Levels, anchors, images_of_a_rank, scalars_shape
+from jolkernels.kernels import arguments as flat
+from jolkernels.kernels.arguments import choices, normalizer_kind
 from jolkernels.kernels.dense import dense_gradients_kernel, dense_rows_kernel
 from jolkernels.kernels.dense_layout import (
     Layout,
@@ -31,9 +32,14 @@ from jolkernels.kernels.launch import (
     on_device,
     workspace_for,
 )
-from jolkernels.settings import Call
+from jolkernels.kernels.levels import MOST_ANCHORS
+from jolkernels.settings import Call, Settings
 
-__all__ = ["available", "backward", "forward"]
+
+def available(batch: DenseBatch, settings: Settings) -> bool:
+    """Whether there are device functions for all choices, and 32 bits hold a sample's number."""
+    sizes = (anchors(x) < MOST_ANCHORS for x in batch.box_preds)
+    return flat.available(settings) and batch.samples < 2**31 and all(sizes)
 
 
 def kind_of(

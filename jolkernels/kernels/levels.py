@@ -20,6 +20,8 @@ STRIDES = (
 )  # fmt: skip
 """Of a level's logits, of its boxes, and of the gradient of these, which has no gaps."""
 PACKED = tl.constexpr(2**62 + 1)
+MOST_ANCHORS = 2**20
+"""Of a position, as packed sizes have them: fewer than these."""
 
 
 def packed_sizes(positions: int, anchors: int, whole: bool) -> int:
@@ -36,7 +38,7 @@ def packed_stride(stride: int) -> int:
 def sizes(level):
     """Positions, anchors and `whole` of a level, 32 bits each."""
     packed = level[0] - PACKED
-    positions, anchors = (packed >> 31).to(tl.int32), ((packed >> 11) & 0xFFFFF).to(tl.int32)
+    positions, anchors = (packed >> 31).to(tl.int32), ((packed >> 11) & (2**20 - 1)).to(tl.int32)
     return positions, anchors, ((packed >> 1) & 1).to(tl.int32)
 
 
