@@ -32,6 +32,7 @@ FLOORS = (
     {"jolkernels.ops"},
     {"jolkernels.kernels", "jolkernels.cpu"},
     {"jolkernels.reference"},
+    {"jolkernels.layout"},
     {"jolkernels.dense"},
     {"jolkernels.dense_checks"},
     {"jolkernels.batch"},
