@@ -68,12 +68,13 @@ def has_no_gaps(x: Tensor, kind: str) -> bool:
 
 
 def as_levels(gradients: Levels, like: Levels) -> Levels:
-    """Gradients in the memory formats of these levels, as torch.empty_like has them.
+    """Gradients in the dtype and memory formats of these levels, as torch.empty_like has them.
 
-    Copied where a pass wrote another.
+    Copied where a pass wrote others.
     """
     found = []
     for g, x in zip(gradients, like, strict=True):
         wanted = torch.empty_like(x, device="meta").stride()
-        found.append(g if g.stride() == wanted else torch.empty_like(x).copy_(g))
+        as_is = g.dtype is x.dtype and g.stride() == wanted
+        found.append(g if as_is else torch.empty_like(x).copy_(g))
     return tuple(found)

@@ -1,4 +1,7 @@
-"""The dense entrance in C: the passes of rows.c over levels that stay where they lie."""
+"""The dense entrance in C: the passes of rows.c over levels that stay where they lie.
+
+Those in half precision are copied as float32, as are those that dense_call.readable copies.
+"""
 
 import ctypes
 from typing import Any
@@ -19,14 +22,17 @@ from jolkernels.settings import Call, Settings
 Gradients = tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...], Tensor | None]
 
 
+HALF = torch.float16, torch.bfloat16
+
+
 def available(batch: DenseBatch, settings: Settings) -> bool:
-    """Whether the passes compute this: the choices, float32 or float64 throughout."""
-    dtype = batch.logits[0].dtype
+    """Whether the passes compute this: the choices, float64 throughout, or float32 and less."""
     others = (batch.target_boxes, batch.priors, batch.class_weights)
     tensors = (*batch.logits, *batch.box_preds, *others, *(getattr(batch, n) for n in OF_SAMPLES))
-    if dtype not in native.SUFFIXES or not batch.logits[0].is_cpu:
+    if not batch.logits[0].is_cpu:
         return False
-    if any(t is not None and t.dtype is not dtype for t in tensors):
+    dtypes = {t.dtype for t in tensors if t is not None}
+    if not (dtypes == {torch.float64} or dtypes <= {torch.float32, *HALF}):
         return False
     if template(settings, batch.columns, 4) is None:
         return False
@@ -35,8 +41,19 @@ def available(batch: DenseBatch, settings: Settings) -> bool:
     return native.library() is not None
 
 
+def widened(batch: DenseBatch) -> DenseBatch:
+    """The batch with float32 copies of what has less, which the passes do not read."""
+
+    def wide(x: Any) -> Any:
+        return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x
+
+    logits, boxes, *others = batch
+    return DenseBatch(tuple(map(wide, logits)), tuple(map(wide, boxes)), *map(wide, others))
+
+
 def forward(batch: DenseBatch, call: Call) -> Forward:
     """As jolkernels.dense_ops.forward; scalars are [B, 5] where a normaliser is "image"."""
+    batch = widened(batch)
     nothing, each = (None,) * len(batch.logits), len(Sums._fields)
     layout = lay_out(batch, *readable(batch), nothing, nothing)
     rows = batch.logits[0].new_empty(call.settings.kept, batch.images * batch.samples)
@@ -90,7 +107,7 @@ def backward(
     Raises:
         ValueError: a label or index of `matched` that is out of range by now; or as describe.
     """
-    nothing = (None,) * len(batch.logits)
+    nothing, given, batch = (None,) * len(batch.logits), batch, widened(batch)
     logits, boxes = readable(batch)
     grad_logits: tuple[Any, ...] = nothing
     grad_boxes: tuple[Any, ...] = nothing
@@ -102,8 +119,8 @@ def backward(
     c = describe(batch, call, rows, layout)
     of_images = upstream(scalars, grad_classification, grad_regression)
     c.by_image, c.scalars = scalars.ndim == 2, ctypes.addressof(of_images)
-    extra = None
-    if needs[2] and batch.extra_regression is not None:
+    extra, of_samples = None, given.extra_regression
+    if needs[2] and of_samples is not None:
         extra = rows.new_empty(batch.images, batch.samples)
         c.grad_extra = extra.data_ptr()
     c.alive = batch, rows, layout, of_images, grad_logits, grad_boxes, extra
@@ -111,9 +128,9 @@ def backward(
     if c.bad:
         check_dense_labels(batch, call)
     return (
-        as_levels(grad_logits, batch.logits) if needs[0] else nothing,
-        as_levels(grad_boxes, batch.box_preds) if needs[1] else nothing,
-        extra,
+        as_levels(grad_logits, given.logits) if needs[0] else nothing,
+        as_levels(grad_boxes, given.box_preds) if needs[1] else nothing,
+        None if extra is None or of_samples is None else extra.to(of_samples.dtype),
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jolkernels import JointOptimizationLoss, spec
+from jolkernels.batch import accumulator
 from jolkernels.cpu import dense_call, dense_rows, native
 from jolkernels.dense import make_dense_batch
 from jolkernels.flattened import flatten, in_levels
@@ -151,7 +152,7 @@ def make(given, head=("focal", "last"), coding="delta", normalizers=None, **sett
 
 
 def upstream(batch):
-    return tuple(torch.tensor(x, dtype=batch.logits[0].dtype) for x in UP)
+    return tuple(torch.tensor(x, dtype=accumulator(batch)) for x in UP)
 
 
 def passes(batch, call, needs=(True, True, True)):
@@ -385,10 +386,14 @@ WENT_BAD = [
 
 
 @pytest.mark.parametrize(("name", "matched", "value", "message"), WENT_BAD)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_labels_that_go_bad_between_the_passes(dtype, name, matched, value, message):
+@pytest.mark.parametrize("flattening", [False, True])
+def test_labels_that_go_bad_between_the_passes(
+    flattening, name, matched, value, message, monkeypatch
+):
     """In C, and where the batch is flattened, the error names them as they were given."""
-    given = dense_case(matched=matched, dtype=dtype)
+    if flattening:
+        monkeypatch.setattr(dense_rows, "available", lambda *_: False)
+    given = dense_case(matched=matched)
     if matched is not None:
         given["matched"][1, 4] = 4
     if matched != "objects":
@@ -510,13 +515,37 @@ def test_chunks_of_planes_are_whole_runs():
     assert f"enum {{ RUN = {dense_call.RUN} }};" in source
 
 
+@pytest.mark.parametrize("layout", ["planes", "rows", "part of a map"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype, layout):
+    """As the same numbers in float32; results stay in that, gradients are rounded at the end."""
+    for of_levels_alone in (True, False):
+        given = dense_case(layout=layout, dtype=dtype, inputs=ALL)
+        if of_levels_alone:
+            given |= {n: given[n].float() for n in ("target_boxes", "priors", *ALL)}
+        batch, call = make(given, normalizers=IMAGE, regression="giou")
+        result, found = passes(batch, call)
+        wide, call = make(
+            {n: [x.float() for x in v] if isinstance(v, list) else
+             v.float() if v.is_floating_point() else v for n, v in given.items()},
+            normalizers=IMAGE, regression="giou",
+        )  # fmt: skip
+        wanted, gradients = passes(wide, call)
+        for a, b in zip(result, wanted, strict=True):
+            assert a.dtype is b.dtype and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+        assert found[2].dtype is given["extra_regression"].dtype
+        for mine, exact, like in zip(found[:2], gradients[:2], batch[:2], strict=True):
+            for a, b, x in zip(mine, exact, like, strict=True):
+                assert a.dtype is dtype and a.stride() == torch.empty_like(x).stride()
+                assert torch.equal(a, b.to(dtype))
+
+
 def test_what_is_not_in_c():
     """Other dtypes, of one tensor or all."""
     batch, call = make(dense_case(inputs=ALL))
     for name in ("target_boxes", "priors", *ALL):
-        other = getattr(batch, name).float()
-        assert not dense_rows.available(batch._replace(**{name: other}), call.settings)
+        for dtype in (torch.float32, torch.bfloat16):
+            other = getattr(batch, name).to(dtype)
+            assert not dense_rows.available(batch._replace(**{name: other}), call.settings)
     boxes = (*batch.box_preds[:-1], batch.box_preds[-1].float())
     assert not dense_rows.available(batch._replace(box_preds=boxes), call.settings)
-    half = make_dense_batch(call.settings, **dense_case(dtype=torch.float16))[0]
-    assert not dense_rows.available(half, call.settings)
