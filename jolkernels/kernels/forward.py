@@ -204,12 +204,6 @@ def tile_numbers(
         s = exp(-a)
         tl.store(terms, highest, mask=inside)
         tl.store(terms + n, log_total, mask=inside)
-    elif not some:
-        goal = None if class_targets is None and not SOFT else zero[:, None]
-        a = sigmoid_losses(
-            blocks, table, begin, (class_weights, stride_class_weight), y, positive, goal,
-            CLASSIFY, PARAMS, False, SHAPE, ACC,
-        )  # fmt: skip
 
     # 2. Box loss, scores and weights of the positives.
     w, r, extra, a_pos = zero, zero, zero, zero
@@ -219,12 +213,11 @@ def tile_numbers(
         )
         if not SOFTMAX:
             goal = goals(class_targets, stride_class_target, samples, positive, quality, SOFT, ACC)
-            z_y = tl.load(at_y, mask=positive, other=0.0).to(ACC)
             a = sigmoid_losses(
                 blocks, table, begin, (class_weights, stride_class_weight), y, positive, goal,
                 CLASSIFY, PARAMS, True, SHAPE, ACC,
             )  # fmt: skip
-            s = sigmoid(z_y)
+            s = sigmoid(tl.load(at_y, mask=positive, other=0.0).to(ACC))
         w = weight(s, v, WEIGHT[0], WEIGHT[1], WEIGHT[2])
         if extras is not None:
             extra = load_factors(extras, stride_extra, samples, positive, ACC)
@@ -232,6 +225,12 @@ def tile_numbers(
         w = tl.where(positive, w, 0.0)
         to_r = w * load_factors(betas, stride_beta, samples, positive, ACC)
         r, extra = tl.where(positive, to_r * r, 0.0), tl.where(positive, to_r * extra, 0.0)
+    elif not SOFTMAX:  # in an if of its own the logits' loads could move there, behind the labels'
+        no_goal = None if class_targets is None and not SOFT else zero[:, None]
+        a = sigmoid_losses(
+            blocks, table, begin, (class_weights, stride_class_weight), y, positive, no_goal,
+            CLASSIFY, PARAMS, False, SHAPE, ACC,
+        )  # fmt: skip
 
     # 3. The sums. The backward reads positives' losses; the others make the output repeatable.
     if not SOFTMAX:
