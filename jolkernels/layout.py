@@ -67,14 +67,20 @@ def has_no_gaps(x: Tensor, kind: str) -> bool:
     )
 
 
-def as_levels(gradients: Levels, like: Levels) -> Levels:
-    """Gradients in the dtype and memory formats of these levels, as torch.empty_like has them.
+def strides_of_gradient(x: Tensor) -> tuple[int, ...]:
+    """The strides that torch.empty_like gives a level's gradient."""
+    if torch.ops.aten.is_non_overlapping_and_dense(x):
+        return x.stride()
+    return torch.empty_like(x, device="meta").stride()
 
-    Copied where a pass wrote others.
+
+def as_levels(gradients: Levels, like: Levels) -> Levels:
+    """Gradients in the memory formats of these levels, as torch.empty_like has them.
+
+    Copied where a pass wrote another.
     """
     found = []
     for g, x in zip(gradients, like, strict=True):
-        wanted = torch.empty_like(x, device="meta").stride()
-        as_is = g.dtype is x.dtype and g.stride() == wanted
-        found.append(g if as_is else torch.empty_like(x).copy_(g))
+        wanted = strides_of_gradient(x)
+        found.append(g if g.stride() == wanted else torch.empty_like(x).copy_(g))
     return tuple(found)

@@ -20,6 +20,7 @@ from jolkernels.layout import (
     is_in_rows,
     kind_of_level,
     strides,
+    strides_of_gradient,
 )
 
 MOST_IN_PLANES = 2560
@@ -108,7 +109,7 @@ def kind_of_levels(logits: Levels) -> str:
 
 def gradient_of(x: Tensor, kind: str | None) -> Gradient:
     """That of a level, written in this way; None: in the level's own."""
-    wanted = torch.empty_like(x)
+    wanted = torch.empty_strided(x.shape, strides_of_gradient(x), device="meta")
     kind = kind or kind_of_level(x)
     written = wanted if has_no_gaps(wanted, kind) else empty_level(x, kind)
     return Gradient(x.shape, written.stride(), wanted.stride())
