@@ -144,6 +144,26 @@ def test_what_is_out_of_range_makes_everything_nan(layout, what, value, monkeypa
     assert all(g.isnan().all() for g in gradients(loss, batch))
 
 
+def test_planes_that_begin_anywhere() -> None:
+    """Of each column, or of each image; the levels themselves begin at multiples of 16 bytes."""
+    batch = batch_of(images=3, sizes=((12, 11), (10, 12), (0, 3), (1, 1))) | IMAGE
+    columns, images, *others = (x.detach().flatten(2) for x in batch["logits"])
+    columns = torch.nn.functional.pad(columns, (0, 1), value=torch.nan)[:, :, :-1]
+    images = torch.nn.functional.pad(images.flatten(1), (0, 1), value=torch.nan)
+    images = images[:, :-1].unflatten(1, (-1, 120))
+    batch["logits"] = [x.requires_grad_() for x in (columns, images, *others)]
+    batch["box_preds"] = [x.detach().flatten(2).requires_grad_() for x in batch["box_preds"]]
+    assert_exact_dense(loss_of(), batch)
+
+
+@FORMATS
+def test_inputs_of_samples_with_gaps(layout) -> None:
+    batch = batch_of(images=3, layouts=layout) | IMAGE
+    for name in ("matched", "priors", "classification_weights"):
+        batch[name] = torch.stack((batch[name], -batch[name]), -1)[..., 0]
+    assert_exact_dense(loss_of(), batch)
+
+
 @FORMATS
 def test_priors_of_each_image_and_objects_to_ignore(layout) -> None:
     batch = batch_of(images=3, layouts=layout) | IMAGE

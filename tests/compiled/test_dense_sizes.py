@@ -33,12 +33,15 @@ def apart(x: Tensor, dim: int, step: int) -> Tensor:
     return found.movedim(0, dim).requires_grad_()
 
 
-@pytest.mark.parametrize("dim", [0, 1, 3])
-@pytest.mark.parametrize("step", [2**27, pytest.param(2**30 + 2**29, marks=pytest.mark.slow)])
-def test_levels_with_strides_beyond_32_bits(dim: int, step: int) -> None:
-    """In bytes, and in numbers."""
+BOTH = "logits", "box_preds"
+APART = [(BOTH, 0, 2**30), (BOTH, 1, 2**29), (BOTH, 3, 2**29), (BOTH[1:], 3, 2**29)]
+
+
+@pytest.mark.parametrize(("names", "dim", "step"), APART)
+def test_levels_with_offsets_beyond_32_bits(names, dim: int, step: int) -> None:
+    """In numbers, of images, columns and positions; boxes in rows beside logits in planes, too."""
     batch = dense_batch(images=3, sizes=SIZES, dtype=torch.float32, matched="objects")
-    for name in ("logits", "box_preds"):
+    for name in names:
         batch[name] = [apart(x, dim, step) for x in batch[name]]
     assert_exact_dense(CRITERION, batch)
 
