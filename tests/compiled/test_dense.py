@@ -144,6 +144,19 @@ def test_what_is_out_of_range_makes_everything_nan(layout, what, value, monkeypa
     assert all(g.isnan().all() for g in gradients(loss, batch))
 
 
+@pytest.mark.parametrize("layout", ["nchw", pytest.param("channels_last", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["box_preds", pytest.param("logits", marks=pytest.mark.slow)])
+def test_gradients_of_one_kind_alone(layout, name) -> None:
+    batch = batch_of(images=3, layouts=layout) | IMAGE
+    loss, count = loss_of().dense(**batch), len(SIZES)
+    wanted = gradients(loss, batch)[count:] if name == "box_preds" else gradients(loss, batch)
+    other = "logits" if name == "box_preds" else "box_preds"
+    alone = batch | {other: [x.detach() for x in batch[other]]}
+    loss = loss_of().dense(**alone)
+    found = torch.autograd.grad(1.3 * loss[0] + 0.7 * loss[1], alone[name])
+    assert all(map(torch.equal, found, wanted[:count]))
+
+
 def test_planes_that_begin_anywhere() -> None:
     """Of each column, or of each image; the levels themselves begin at multiples of 16 bytes."""
     batch = batch_of(images=3, sizes=((12, 11), (10, 12), (0, 3), (1, 1))) | IMAGE

@@ -33,16 +33,24 @@ def apart(x: Tensor, dim: int, step: int) -> Tensor:
     return found.movedim(0, dim).requires_grad_()
 
 
+def rows_apart(x: Tensor, dim: int, step: int) -> Tensor:
+    """The same, with the columns of a position together."""
+    return apart(x.movedim(1, 3), dim, step).detach().movedim(3, 1).requires_grad_()
+
+
 BOTH = "logits", "box_preds"
-APART = [(BOTH, 0, 2**30), (BOTH, 1, 2**29), (BOTH, 3, 2**29), (BOTH[1:], 3, 2**29)]
+APART = [
+    (BOTH, apart, 0, 2**30), (BOTH, apart, 1, 2**29), (BOTH, apart, 3, 2**29),
+    (BOTH[1:], apart, 3, 2**29), (BOTH, rows_apart, 0, 2**30),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("names", "dim", "step"), APART)
-def test_levels_with_offsets_beyond_32_bits(names, dim: int, step: int) -> None:
+@pytest.mark.parametrize(("names", "put", "dim", "step"), APART)
+def test_levels_with_offsets_beyond_32_bits(names, put, dim: int, step: int) -> None:
     """In numbers, of images, columns and positions; boxes in rows beside logits in planes, too."""
     batch = dense_batch(images=3, sizes=SIZES, dtype=torch.float32, matched="objects")
     for name in names:
-        batch[name] = [apart(x, dim, step) for x in batch[name]]
+        batch[name] = [put(x, dim, step) for x in batch[name]]
     assert_exact_dense(CRITERION, batch)
 
 
