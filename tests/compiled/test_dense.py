@@ -95,12 +95,8 @@ CHOICES = [  # head, layouts, matched, normalizers, dtype, classes
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("head", "layouts", "matched", "normalizers", "dtype", "classes"), slowly(CHOICES, 3)
-)
-@pytest.mark.parametrize("more", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_choices(head, layouts, matched, normalizers, dtype, classes, more) -> None:
-    """With all inputs, and without: what no loss may read is NaN."""
+def chosen(head, layouts, matched, normalizers, dtype, classes, more=False) -> dict:
+    """The batch of one of CHOICES, with all further inputs or without weights."""
     softmax = head[0] == "cross_entropy"
     batch = batch_of(
         head, layouts=layouts, matched=matched, dtype=dtype, classes=classes - softmax, images=3,
@@ -110,7 +106,29 @@ def test_choices(head, layouts, matched, normalizers, dtype, classes, more) -> N
         batch[f"{part}_normalizer"] = normalizer
         if not more:
             del batch[f"{part}_weights"]
-    assert_exact_dense(loss_of(head, regression="5*l1+2*giou"), batch)
+    return batch
+
+
+WITH_ALL = [(CHOICES[0], True), (CHOICES[1], True), (CHOICES[2], False)]
+OTHERS = [(c, more) for more in (False, True) for c in CHOICES if (c, more) not in WITH_ALL]
+
+
+@pytest.mark.parametrize(("choice", "more"), slowly([*WITH_ALL, *OTHERS], 3))
+def test_choices(choice, more) -> None:
+    """What no loss may read is NaN."""
+    assert_exact_dense(loss_of(choice[0], regression="5*l1+2*giou"), chosen(*choice, more))
+
+
+@pytest.mark.parametrize("value", [-1, 7, 2**40, -(2**40)])
+def test_a_positive_without_an_object_makes_everything_nan(value, monkeypatch) -> None:
+    monkeypatch.setattr("jolkernels.ops.math.isnan", lambda x: False)
+    batch = chosen(*CHOICES[1], more=True)
+    labels = batch["labels"]
+    i, j = ((labels >= 0) & (labels < 8)).nonzero()[-1]
+    batch["matched"][i, j] = value
+    loss = loss_of(CHOICES[1][0], regression="5*l1+2*giou").dense(**batch)
+    assert loss.classification.isnan() and loss.regression.isnan()
+    assert all(g.isnan().all() for g in gradients(loss, batch))
 
 
 INTEGERS = [("objects", torch.int8), ("samples", torch.int32), ("objects", torch.int32)]
