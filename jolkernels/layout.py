@@ -75,12 +75,12 @@ def strides_of_gradient(x: Tensor) -> tuple[int, ...]:
 
 
 def as_levels(gradients: Levels, like: Levels) -> Levels:
-    """Gradients in the memory formats of these levels, as torch.empty_like has them.
+    """Gradients in the dtype and memory formats of these levels, as torch.empty_like has them.
 
-    Copied where a pass wrote another.
+    Copied where a pass wrote others.
     """
     found = []
     for g, x in zip(gradients, like, strict=True):
-        wanted = strides_of_gradient(x)
-        found.append(g if g.stride() == wanted else torch.empty_like(x).copy_(g))
+        as_is = g.dtype is x.dtype and g.stride() == strides_of_gradient(x)
+        found.append(g if as_is else torch.empty_like(x).copy_(g))
     return tuple(found)
