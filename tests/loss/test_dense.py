@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import CLASSIFICATIONS, CODINGS, DEVICE, HEADS, ON_KERNELS, sampled
+from cases import CLASSIFICATIONS, CODINGS, DEVICE, HEADS, ON_KERNELS, sampled, slow_on_kernels
 from cases import SCORES as LOCATION_SCORES
 from dense import (
     LAYOUTS,
@@ -27,8 +27,8 @@ SOME_HEADS = pytest.mark.parametrize("head", [FOCAL, ENTROPY])
 
 
 def every(step: int, names: str, *options):
-    """All combinations; on kernels, which are a hundred times slower here, one in 2 * step."""
-    return pytest.mark.parametrize(names, sampled(list(itertools.product(*options)), step))
+    """All combinations; on kernels, which take a second or more each here, one in 6 * step."""
+    return pytest.mark.parametrize(names, sampled(list(itertools.product(*options)), 3 * step))
 
 
 def loss_of(head=FOCAL, **choices) -> JointOptimizationLoss:
@@ -118,6 +118,7 @@ def test_every_coding(coding, regression, matched):
     assert_equal_to_flat(loss_of(coding=coding, regression=regression), batch)
 
 
+@slow_on_kernels
 @pytest.mark.parametrize(
     ("score", "choices"),
     sampled(
@@ -159,6 +160,7 @@ def test_all_optional_inputs_together(name, matched, normalizer):
     assert_equal_to_flat(loss_of(head, regression="siou"), batch)
 
 
+@slow_on_kernels
 @SOME_HEADS
 @pytest.mark.parametrize("name", ["classification_weights", "regression_weights", *FURTHER[:3]])
 def test_each_optional_input_alone(name, head):
@@ -171,6 +173,7 @@ def test_each_optional_input_alone(name, head):
     assert_equal_to_flat(loss_of(head), batch)
 
 
+@slow_on_kernels
 @pytest.mark.parametrize("name", [*FURTHER[:2], "priors", "labels", "target_boxes"])
 def test_inputs_of_samples_may_have_any_strides(name):
     batch = dense_batch(inputs=("class_targets", "extra_regression"))
@@ -225,6 +228,7 @@ def test_labels_are_of_objects_where_there_are_as_many_as_samples(name):
     assert_equal_to_flat(loss_of(), batch)
 
 
+@slow_on_kernels
 @pytest.mark.parametrize("matched", ["samples", "objects"])
 def test_objects_as_one_tensor(matched):
     """What an image has less than another is padding, which may be anything."""
@@ -273,6 +277,7 @@ def test_labels_beyond_eight_bits():
     assert_equal_to_flat(loss_of(), batch)
 
 
+@slow_on_kernels
 @pytest.mark.parametrize("matched", MATCHED)
 def test_priors_of_each_image(matched):
     """As a list, as one tensor, and the same for all."""
@@ -321,6 +326,7 @@ def test_lower_precision(head, dtype, layout):
         torch.testing.assert_close(got.double(), right, rtol=max(epsilon, 1e-4), atol=1e-5)
 
 
+@slow_on_kernels
 def test_boxes_of_another_dtype_than_the_logits():
     batch = dense_batch()
     batch["logits"] = [x.detach().to(torch.bfloat16).requires_grad_() for x in batch["logits"]]
@@ -328,6 +334,7 @@ def test_boxes_of_another_dtype_than_the_logits():
     assert loss_of().dense(**batch).total.dtype == torch.float64
 
 
+@slow_on_kernels
 @every(1, ("matched", "head"), [None, "objects"], [FOCAL, ENTROPY])
 def test_gradcheck(head, matched):
     batch = dense_batch(head, images=1, sizes=((1, 2), (1, 1)), anchors=2, classes=2, seed=5,
@@ -359,6 +366,7 @@ def test_expanded_upstream_gradients():
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
+@slow_on_kernels
 @SOME_HEADS
 def test_samples_that_are_not_read_do_not_matter(head):
     """Ignored ones' logits, and all but positives' boxes, weights and further inputs."""
