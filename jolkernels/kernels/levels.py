@@ -134,18 +134,18 @@ def in_rows_of(tile, at, numbers, image, SHAPE: tl.constexpr, DENSE: tl.constexp
     inside = rows < left
     rows = tl.minimum(rows, left - 1)
     row = first + rows
+    start = image * positions * anchors + first
+    begin = first_block(start, COLUMNS, KIND)  # by samples: of gradients, without gaps, the same
     if DENSE:
         stride, stride_box = 1, 1
-        start = image * positions * anchors + first
-        begin = first_block(start, COLUMNS, KIND)
         block = to_block(at[0], start, begin, COLUMNS, 1, COLUMNS, KIND, True)
         table = ((block + rows * COLUMNS)[:, None], 1)
         z, box = at[0] + (start + rows) * COLUMNS, at[1] + (start + rows) * 4
     else:
-        stride, stride_box, begin = numbers[4], numbers[7], 0
+        stride, stride_box = numbers[4], numbers[7]
         position, anchor = row // anchors, row % anchors
         z = at[0] + (image * numbers[3] + position * numbers[5] + anchor * COLUMNS * stride)
-        table = (z[:, None], stride)
+        table = ((z + begin * stride)[:, None], stride)
         box = at[1] + (image * numbers[6] + position * numbers[8] + anchor * 4 * stride_box)
     return table, begin, (z, stride), (box, stride_box), row, inside
 

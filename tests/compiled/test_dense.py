@@ -92,6 +92,8 @@ CHOICES = [  # head, layouts, matched, normalizers, dtype, classes
     (ENTROPY, "BPC", "samples", ("samples", "samples"), torch.float32, 8),
     (("mal", "last"), "positions", "samples", ("positives", "positives"), torch.float16, 1),
     (FOCAL, "every second of channels_last", "objects", ("image", "samples"), torch.float32, 1),
+    (FOCAL, "channels of channels_last", "objects", ("samples", "samples"), torch.float32, 300),
+    (ENTROPY, "channels of channels_last", "samples", ("image", "samples"), torch.float32, 301),
 ]  # fmt: skip
 
 

@@ -103,6 +103,14 @@ def test_numbers_of_classes(classes, layout, head):
     )
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "channels of channels_last"])
+def test_long_rows_begin_where_16_bytes_do_or_not(layout):
+    """Those of the gradients too, which have no gaps."""
+    assert_equal_to_flat(
+        loss_of(), dense_batch(classes=300, anchors=1, sizes=((1, 3), (1, 1)), layouts=layout)
+    )
+
+
 @every(
     5, ("head", "matched", "normalizer"), HEADS, MATCHED, ["samples", "positives", "sum", "image"]
 )
