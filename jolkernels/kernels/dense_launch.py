@@ -37,9 +37,9 @@ from jolkernels.settings import Call, Settings
 
 
 def available(batch: DenseBatch, settings: Settings) -> bool:
-    """Whether there are device functions for all choices, and 32 bits hold a sample's number."""
+    """Whether there are device functions for all choices, and 32 bits count an image's priors."""
     sizes = (anchors(x) < MOST_ANCHORS for x in batch.box_preds)
-    return flat.available(settings) and batch.samples < 2**31 and all(sizes)
+    return flat.available(settings) and 4 * batch.samples < 2**31 and all(sizes)
 
 
 def kind_of(

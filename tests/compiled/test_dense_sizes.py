@@ -17,7 +17,7 @@ from bench.ptx import run
 from bench.ptx.runs import argument, named_arguments
 from jolkernels import JointOptimizationLoss
 from jolkernels.dense import make_dense_batch
-from jolkernels.kernels.dense_launch import plan_backward, plan_forward
+from jolkernels.kernels.dense_launch import available, plan_backward, plan_forward
 
 pytestmark = pytest.mark.compiled
 
@@ -52,6 +52,16 @@ def test_levels_with_offsets_beyond_32_bits(names, put, dim: int, step: int) -> 
     for name in names:
         batch[name] = [put(x, dim, step) for x in batch[name]]
     assert_exact_dense(CRITERION, batch)
+
+
+@pytest.mark.parametrize("samples", [2**29 - 1, 2**29])
+def test_priors_of_more_numbers_are_not_for_kernels(samples: int) -> None:
+    """They are counted in 32 bits: there the batch is flattened."""
+    batch = dense_batch(sizes=SIZES)
+    levels = (torch.empty(1, 4, samples, device="meta"),)
+    given, _ = make_dense_batch(CRITERION.settings, **batch)
+    given = given._replace(logits=levels, box_preds=levels)
+    assert available(given, CRITERION.settings) is (samples < 2**29)
 
 
 IMAGES = 2**21 + 64
