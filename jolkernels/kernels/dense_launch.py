@@ -37,9 +37,10 @@ from jolkernels.settings import Call, Settings
 
 
 def available(batch: DenseBatch, settings: Settings) -> bool:
-    """Whether there are device functions for all choices, and 32 bits count an image's priors."""
+    """Whether there are device functions for all choices, and 32 bits count an image's numbers."""
     sizes = (anchors(x) < MOST_ANCHORS for x in batch.box_preds)
-    return flat.available(settings) and 4 * batch.samples < 2**31 and all(sizes)
+    numbers = batch.samples * max(batch.columns, 4)
+    return flat.available(settings) and numbers < 2**31 and all(sizes)
 
 
 def kind_of(

@@ -77,9 +77,7 @@ def from_geometry(logits: Geometry, boxes: Geometry, dtype: torch.dtype, softmax
     z = tuple(x if fits(x) else empty_level(x, kind) for x in given_z)
     b = tuple(x if strides(x) else torch.empty(x.shape, device="meta") for x in given_b)
     columns = 4 * z[0].shape[1] // b[0].shape[1]
-    dense = all(has_no_gaps(x, kind) for x in (*z, *b)) and all(
-        positions(x) * max(columns, 4) < 2**31 for x in z
-    )
+    dense = all(has_no_gaps(x, kind) for x in (*z, *b))
     constants = tiles(columns, softmax)
     if kind == "planes":
         constants = tiles_in_planes(columns, dtype.itemsize, vector_of(z, b))

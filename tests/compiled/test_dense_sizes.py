@@ -54,14 +54,15 @@ def test_levels_with_offsets_beyond_32_bits(names, put, dim: int, step: int) -> 
     assert_exact_dense(CRITERION, batch)
 
 
-@pytest.mark.parametrize("samples", [2**29 - 1, 2**29])
-def test_priors_of_more_numbers_are_not_for_kernels(samples: int) -> None:
-    """They are counted in 32 bits: there the batch is flattened."""
-    batch = dense_batch(sizes=SIZES)
-    levels = (torch.empty(1, 4, samples, device="meta"),)
-    given, _ = make_dense_batch(CRITERION.settings, **batch)
-    given = given._replace(logits=levels, box_preds=levels)
-    assert available(given, CRITERION.settings) is (samples < 2**29)
+@pytest.mark.parametrize(("columns", "most"), [(1, 2**29 - 1), (80, 2**31 // 80)])
+def test_images_of_more_numbers_are_not_for_kernels(columns: int, most: int) -> None:
+    """Priors and the gradients' columns are counted in 32 bits: there the batch is flattened."""
+    given, _ = make_dense_batch(CRITERION.settings, **dense_batch(sizes=SIZES))
+    for samples in (most, most + 1):
+        levels = (torch.empty(1, width, samples, device="meta") for width in (columns, 4))
+        logits, boxes = ((x,) for x in levels)
+        huge = given._replace(logits=logits, box_preds=boxes)
+        assert available(huge, CRITERION.settings) is (samples == most)
 
 
 IMAGES = 2**21 + 64
