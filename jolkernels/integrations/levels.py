@@ -65,7 +65,12 @@ class LevelsInTraining(nn.Module):
 
 def runs_as(part: nn.Module, own: type[nn.Module]) -> bool:
     """Whether a call of `part` is `own`'s forward and nothing else."""
-    hooks = part._forward_hooks, part._forward_pre_hooks, part._backward_hooks
+    hooks = (
+        part._forward_hooks,
+        part._forward_pre_hooks,
+        part._backward_hooks,
+        part._backward_pre_hooks,
+    )
     return getattr(part.forward, "__func__", None) is own.forward and not any(hooks)
 
 

@@ -187,6 +187,15 @@ def test_a_part_that_does_more_is_called():
     assert losses[0] == losses[1] != step(model, *SCENES[0])[0]["classification"]
 
 
+def test_a_backward_pre_hook_of_a_part_is_called():
+    seen = []
+    model = joined(stock("retinanet"), "retinanet", JOINT)
+    part = model.head.classification_head
+    part.register_full_backward_pre_hook(lambda *given: seen.append(given))
+    step(model, *SCENES[0])
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_flat_outputs_have_the_flat_loss(kind):
     """Of a head in inference, whose outputs a user gives to compute_loss."""
