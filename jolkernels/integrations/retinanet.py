@@ -129,16 +129,16 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
         matches: list[Tensor],
     ) -> JointLoss:
         settings = self.criterion.settings
-        priors, matched = torch.cat(anchors), torch.stack(matches)
+        priors, columns = torch.cat(anchors), logits.shape[-1]
+        labels = matched_labels(targets, torch.stack(matches), columns, settings.ignore_index)
         choices: dict[str, Any] = {
             "classification_normalizer": "positives",
             "regression_normalizer": "positives",
         }
         if self.normalizer == "image":
-            positives = (matched >= 0).sum(1, keepdim=True).clamp(min=1)
-            weights = (
-                (1 / positives.to(at_least_float32(priors).dtype)).expand_as(matched).flatten()
-            )
+            positive = (labels != columns) & (labels != settings.ignore_index)
+            counts = positive.sum(1, keepdim=True).clamp(min=1)
+            weights = (1 / counts.to(at_least_float32(priors).dtype)).expand_as(labels).flatten()
             images = torch.full((), len(targets), device=priors.device)
             images = process_groups.mean(images, settings.sync_group)
             choices = {
@@ -150,7 +150,7 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
         loss: JointLoss = self.criterion(
             logits.flatten(0, 1),
             boxes.flatten(0, 1),
-            matched_labels(targets, matched, logits.shape[-1], settings.ignore_index).flatten(),
+            labels.flatten(),
             torch.cat(matched_boxes(targets, matches)),
             priors,
             **choices,

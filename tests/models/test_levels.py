@@ -214,6 +214,16 @@ def test_flat_outputs_have_the_flat_loss(kind):
     torch.testing.assert_close(inner(targets, outputs, *others), want, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("label", [-100, K])
+def test_anchors_of_an_ignored_object_are_no_positives_of_their_image(label):
+    images, targets = scene([4, 2], (64, 64), torch.float64)
+    flat = joined(stock("retinanet"), "retinanet", JOINT, dense=False)
+    dense = joined(flat, "retinanet", JOINT)
+    targets[0]["labels"][1:] = label
+    want = losses_and_gradients(flat, images, targets)
+    assert_same(losses_and_gradients(dense, images, targets), want)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_under_autocast_levels_are_as_flattened(kind):
     """The predictions are bfloat16 in both; the losses float32."""
