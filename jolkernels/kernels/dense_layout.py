@@ -64,7 +64,7 @@ def layout_of(batch: DenseBatch, softmax: bool) -> Layout:
     return from_geometry(logits, boxes, batch.logits[0].dtype, softmax)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def from_geometry(logits: Geometry, boxes: Geometry, dtype: torch.dtype, softmax: bool) -> Layout:
     """The layout of levels of these shapes and strides."""
 
