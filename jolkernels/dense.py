@@ -181,6 +181,8 @@ def read_objects(batch: DenseBatch, settings: Settings) -> tuple[Any, Any]:
         if of_objects and batch.matched is None:
             raise TypeError(f"{name}: got a list without matched, wanted a tensor")
     if not both[1]:
+        if both[0] and not isinstance(targets, Tensor):
+            raise wrong("target_boxes", targets, "a list of tensors [G_i, 4], as labels are one")
         if both[0]:
             raise TypeError("labels: got a list, wanted a tensor, as target_boxes are one")
         return labels, targets

@@ -130,9 +130,9 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
             **self._normalizers(centreness, matched),
         )
         group = self.criterion.settings.sync_group
-        normalizer: str | Tensor = "positives"
-        if group is not None:  # without another sum over the ranks
-            normalizer = loss.num_positives.clamp(min=1) / process_groups.size(group)
+        normalizer = loss.num_positives.clamp(min=1)
+        if group is not None:
+            normalizer = normalizer / process_groups.size(group)
         own = CENTRENESS.dense(
             outputs["bbox_ctrness"],
             [level.detach() for level in outputs["bbox_regression"]],

@@ -108,6 +108,21 @@ def test_anchors_may_differ_between_images(name):
     assert_same(*found)
 
 
+@pytest.mark.parametrize("label", [-100, K])
+def test_ignored_objects_count_alike_for_the_centreness(label):
+    run, levels, (targets, anchors, matched) = head_loss("fcos-levels", "jol")
+    flat, _, _ = head_loss("fcos", "jol")
+    targets = [t | {"labels": t["labels"].clone()} for t in targets]
+    for t in targets:
+        t["labels"][:1] = label
+    assert any((m == 0).any() for m in matched)
+    rows = [x.flatten(2).transpose(1, 2) for x in levels]
+    rows = [torch.cat(rows[i : i + len(GRIDS)], 1) for i in range(0, len(rows), len(GRIDS))]
+    wanted = flat(*rows, targets, anchors, matched)
+    for found, want in zip(run(*levels, targets, anchors, matched), wanted, strict=True):
+        assert found.item() == pytest.approx(want.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("preset", ["slim", "torchvision", "paper"])
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])
 def test_the_detectors_levels_are_as_flattened(name, preset):
