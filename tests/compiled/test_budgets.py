@@ -4,6 +4,7 @@ By `python -m bench compile` for sm_90, of Triton 3.9. Who makes a kernel cheape
 figures here: `pytest -s tests/compiled/test_budgets.py -k cost` prints the table.
 """
 
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
@@ -116,6 +117,19 @@ def test_resources_of_dense_heads(name: str, dtype: str, target: str) -> None:
         wide = DENSE_LOADS[case.memory_format][dtype]
         assert [r.load_bytes for r in found] == [wide, wide]
         assert found[1].store_bytes == wide
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", variants.TARGETS)
+def test_half_precision_reads_16_bytes_of_planes_that_allow_it(target: str) -> None:
+    """Of an image padded to a multiple of 256: all levels but the last are whole."""
+    sizes = tuple((96 // 2**i, 96 // 2**i) for i in range(5))
+    case = replace(dense_cases.CASES["retinanet-80-contiguous"], sizes=sizes)
+    launches = dense_cases.launches(case, dense_cases.unfilled(case, "bf16"))
+    assert [x.plan.constants["VECTOR"] for x in launches] == [8, 8]
+    for r in variants.report(launches, target):
+        assert r.spill_bytes == 0, r
+        assert target != "sm_90" or r.load_bytes == 16, r
 
 
 def test_a_dearer_kernel_fails(monkeypatch) -> None:

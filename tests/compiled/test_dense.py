@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import INTERPRETED
-from dense import dense_batch, gradients, leaves
+from dense import dense_batch, gradients, laid_out, leaves
 from exact import assert_exact_dense
 from inputs import FURTHER
 
@@ -59,9 +59,9 @@ def test_sizes_of_images_and_levels(layout, images, anchors, programs, monkeypat
 TILES = [  # dtype, classes; kind, rows and positions read at once
     (torch.float32, 20, "planes", 32, 4),
     (torch.bfloat16, 20, "planes", 32, 8),
-    (torch.float64, 41, "planes", 16, 2),
+    (torch.float64, 41, "planes", 16, 1),
     (torch.float32, 170, "long planes", 32, 4),
-    (torch.float64, 24, "planes", 32, 2),
+    (torch.float64, 24, "planes", 32, 1),
     (torch.float32, 90, "planes", 16, 4),
     (torch.bfloat16, 170, "long planes", 32, 8),
 ]
@@ -215,10 +215,13 @@ def test_planes_that_begin_anywhere() -> None:
 
 
 @FORMATS
-def test_inputs_of_samples_with_gaps(layout) -> None:
+def test_inputs_with_gaps(layout) -> None:
+    """Those of samples, and boxes that must be copied to be read."""
     batch = batch_of(images=3, layouts=layout) | IMAGE
     for name in ("matched", "priors", "classification_weights"):
         batch[name] = torch.stack((batch[name], -batch[name]), -1)[..., 0]
+    boxes = [laid_out(x.detach(), "every second") for x in batch["box_preds"]]
+    batch["box_preds"] = [x.requires_grad_() for x in boxes]
     assert_exact_dense(loss_of(), batch)
 
 
@@ -242,6 +245,15 @@ def test_ignored_logits_are_not_read(layout) -> None:
     loss = loss_of().dense(**batch)
     assert loss.total == 0 and loss.num_positives == 0 and loss.negative_weight == 1
     assert all((g == 0).all() for g in gradients(loss, batch))
+
+
+def test_an_image_has_full_teams_of_programs() -> None:
+    """Or fewer than one, and all images together no more than PROGRAMS."""
+    for images in range(1, 200):
+        count = dense_launch.programs_of_image(10**6, images)
+        assert count <= TEAM.value or count % TEAM.value == 0
+        assert count * images <= dense_launch.PROGRAMS
+    assert dense_launch.programs_of_image(3, 2) == 3
 
 
 ONE_BY_ONE = {"order": "reverse", "parts": 400}
