@@ -113,8 +113,9 @@ class JointOptimizationLoss(nn.Module):
             extra_regression: [N] floating, differentiable: added to the positives' box losses, and
                 so under their weights.
             class_weights: [C] floating, constants >= 0: factors of the columns with the sigmoid
-                losses, of rows by their label with cross entropy; "samples" then means the sum of
-                the valid rows' factors (1 if it is 0), as in torch.nn.functional.cross_entropy.
+                losses, of rows by their label with cross entropy; as classification_normalizer
+                "samples" then means the sum of the valid rows' factors (1 if it is 0), as in
+                torch.nn.functional.cross_entropy.
             groups: [N] int64: each of G = num_groups groups has its own w_neg, positives and
                 normalisers, as if the loss were called for each; results are [G].
             num_groups: G, with groups.

@@ -4,9 +4,11 @@ A program has tiles of one image. These go over its levels one after the other: 
 blocks of ROWS positions and, within one, over the anchors; else over the level's rows, (position,
 anchor) each.
 
-`levels` has for each level its `sizes` and, where levels are not DENSE, its STRIDES, and `maps` the
-pointers to its tensors. Triton makes a kernel of its own for an integer in a tuple that is 1, a
-multiple of 16 or beyond 32 bits; as packed here none is the first two, and all are the third.
+`maps` are the pointers to the levels' tensors. `levels` has for each level its `sizes` and, where
+levels are not DENSE, eight strides: of images, columns and positions of its logits, the same of its
+boxes, and of columns and positions of the boxes' gradient, which has no gaps. Triton makes a kernel
+of its own for an integer in a tuple that is 1, a multiple of 16 or beyond 32 bits; as packed here
+none is the first two, and all are the third.
 """
 
 import triton
@@ -14,11 +16,6 @@ import triton.language as tl
 
 from jolkernels.kernels.tiles import first_block, to_block
 
-STRIDES = (
-    "image", "col", "position", "box_image", "box_col", "box_position",
-    "grad_box_col", "grad_box_position",
-)  # fmt: skip
-"""Of a level's logits, of its boxes, and of the gradient of these, which has no gaps."""
 PACKED = tl.constexpr(2**62 + 1)
 MOST_ANCHORS = 2**20
 """Of a position, as packed sizes have them: fewer than these."""
