@@ -27,8 +27,8 @@ SOME_HEADS = pytest.mark.parametrize("head", [FOCAL, ENTROPY])
 
 
 def every(step: int, names: str, *options):
-    """All combinations; on kernels, which take a second or more each here, one in 6 * step."""
-    return pytest.mark.parametrize(names, sampled(list(itertools.product(*options)), 3 * step))
+    """All combinations; on kernels, which take a second or more each here, one in 10 * step."""
+    return pytest.mark.parametrize(names, sampled(list(itertools.product(*options)), 5 * step))
 
 
 def loss_of(head=FOCAL, **choices) -> JointOptimizationLoss:

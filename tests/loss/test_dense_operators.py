@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from cases import DEVICE, ON_KERNELS, sampled
+from cases import DEVICE, ON_KERNELS, sampled, slow_on_kernels
 from dense import LAYOUTS, dense_batch, gradients, leaves
 from test_syncs import OnDevice
 from torch import Tensor
@@ -55,6 +55,7 @@ def nothing_compiled():
     torch._dynamo.reset()
 
 
+@slow_on_kernels
 @every
 def test_opcheck(name):
     criterion, batch = case(name)
@@ -150,6 +151,7 @@ def parts(batch):
     return batch["logits"], batch["box_preds"], rest
 
 
+@slow_on_kernels
 @pytest.mark.parametrize(
     ("name", "dynamic"), sampled(list(itertools.product(CASES, [False, True])), every=1)
 )
@@ -258,6 +260,7 @@ def test_a_lazily_negated_level_counts_as_what_it_says():
 # Autograd
 
 
+@slow_on_kernels
 def test_double_backward_raises():
     criterion, batch = case("objects")
     for x in leaves(batch):
