@@ -39,9 +39,13 @@ __all__ = [
     "DenseInputs",
     "Levels",
     "anchors",
+    "divide_by_positives",
     "images_of_a_rank",
+    "is_by_image",
     "make_dense_batch",
     "no_label",
+    "of_images",
+    "pad_objects",
     "positions",
     "scalars_shape",
 ]
@@ -116,9 +120,36 @@ def anchors(boxes: Tensor) -> int:
     return boxes.shape[1] // 4
 
 
+def is_by_image(call: Call) -> bool:
+    """Whether a normaliser is each image's own."""
+    return "image" in (call.classification_normalizer, call.regression_normalizer)
+
+
 def scalars_shape(batch: DenseBatch, call: Call) -> tuple[int, ...]:
     """Of the scalars of a forward pass: those of each image where it has its own normaliser."""
-    return (max(1, batch.images), 5) if "image" in call[1:3] else (5,)
+    return (max(1, batch.images), 5) if is_by_image(call) else (5,)
+
+
+def divide_by_positives(sums: Tensor, call: Call) -> Tensor:
+    """Divide those of an image's sums by its positives that its own normaliser is for, in place.
+
+    Args:
+        sums: float64 [images, sums], in the order of jolkernels.cpu.sums.
+        call: says which these are.
+
+    Returns:
+        The factors [images, 5] of the scalars that the divided sums of all images finish in.
+    """
+    positives = sums[:, 0].clamp(min=1)
+    factors = sums.new_ones(len(sums), 5)
+    if call.classification_normalizer == "image":
+        sums[:, 3:5] /= positives[:, None]
+        factors[:, 1], factors[:, 2] = positives, 1 / positives
+    if call.regression_normalizer == "image":
+        sums[:, 5] /= positives
+        sums[:, 8:] /= positives[:, None]
+        factors[:, 3] = 1 / positives
+    return factors
 
 
 def images_of_a_rank(batch: DenseBatch, call: Call) -> Tensor:
@@ -165,8 +196,7 @@ def in_one(batch: DenseBatch, settings: Settings) -> DenseBatch:
         matched = torch.stack(list(matched))
     if is_list(priors):
         check_list("priors", priors, (batch.samples, 4), like, of_levels(batch.samples))
-        shared = all(x is priors[0] for x in priors) or not settings.coding.uses_priors
-        priors = priors[0] if shared else torch.stack(list(priors))
+        priors = of_images(priors) if settings.coding.uses_priors else priors[0]
     labels, targets = read_objects(batch, settings)
     return batch._replace(labels=labels, target_boxes=targets, matched=matched, priors=priors)
 
@@ -188,17 +218,33 @@ def read_objects(batch: DenseBatch, settings: Settings) -> tuple[Any, Any]:
         return labels, targets
     check_list("target_boxes", targets, ("G_i", 4), like)
     check("target_boxes[0]", targets[0], targets[0].shape, like)  # padding is NaN
-    most = max(map(len, targets))
     if both[0]:
         check_list("labels", labels, ("G_i",), like)
         for i, (y, boxes) in enumerate(zip(labels, targets, strict=True)):
             if len(y) != len(boxes):
                 raise wrong(f"labels[{i}]", y, f"[{len(boxes)}], as target_boxes[{i}] says")
-        if labels[0].dtype is torch.uint8:  # which has no number that is no label
-            labels = [y.short() for y in labels]
-        most += most == batch.samples  # labels of that shape would be those of samples
-        labels = padded(labels, most, no_label(settings))
-    return labels, padded(targets, most, torch.nan)
+        return pad_objects(labels, targets, batch.samples, settings)
+    return labels, padded(targets, max(map(len, targets)), torch.nan)
+
+
+def pad_objects(
+    labels: Sequence[Tensor], boxes: Sequence[Tensor], samples: int, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Labels [B, G] and boxes [B, G, 4] of objects; G is not M, the samples.
+
+    Labels [B, M] would be those of samples.
+    """
+    most = max(map(len, boxes))
+    most += most == samples
+    if labels[0].dtype is torch.uint8:  # which has no number that is no label
+        labels = [y.short() for y in labels]
+    return padded(labels, most, no_label(settings)), padded(boxes, most, torch.nan)
+
+
+def of_images(priors: Sequence[Tensor]) -> Tensor:
+    """A list of the images' priors as one tensor: [M, 4] if all are the same, else [B, M, 4]."""
+    shared = all(x is priors[0] for x in priors)
+    return priors[0] if shared else torch.stack(list(priors))
 
 
 def no_label(settings: Settings) -> int:

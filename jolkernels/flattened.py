@@ -16,6 +16,7 @@ from jolkernels.dense import (
     DenseBatch,
     Levels,
     images_of_a_rank,
+    is_by_image,
     no_label,
     scalars_shape,
 )
@@ -65,7 +66,7 @@ def flatten(batch: DenseBatch, call: Call) -> tuple[Batch, Call]:
     """The batch of B * M samples, and the call of the flat entrance that is the same loss."""
     flat, flat_call = flatten_samples(batch, call)
     kinds, (z_cls, z_loc) = call[1:3], batch[8:10]
-    if "image" in kinds:
+    if is_by_image(call):
         count = images_of_a_rank(batch, call)
         z_cls, z_loc = (
             count if kind == "image" else z for kind, z in zip(kinds, (z_cls, z_loc), strict=True)
@@ -89,7 +90,7 @@ def flatten_samples(batch: DenseBatch, call: Call) -> tuple[Batch, Call]:
 
     weights = [flat(batch.classification_weights), flat(batch.regression_weights)]
     kinds = list(call[1:3])
-    if "image" in kinds:
+    if is_by_image(call):
         by_image = image_weights(batch, call, labels)
         for i, kind in enumerate(kinds):
             if kind == "image":

@@ -47,7 +47,7 @@ def launches(case: Case, x: Outputs) -> list[Launch]:
     result, forward, _ = dense_launch.plan_forward(batch, call)
     upstream: Tensor = torch.ones(())
     saved = result.rows, result.scalars, upstream, upstream
-    _, backward = dense_launch.plan_backward(batch, call, *saved, (True, True, False))
+    _, backward, _ = dense_launch.plan_backward(batch, call, *saved, (True, True, False))
     return [*forward, *backward]
 
 

@@ -14,7 +14,13 @@ from jolkernels.cpu import native
 from jolkernels.cpu.dense_call import describe, in_rows, lay_out, readable
 from jolkernels.cpu.rows_call import template
 from jolkernels.cpu.sums import Sums, finish
-from jolkernels.dense import OF_SAMPLES, DenseBatch, images_of_a_rank, scalars_shape
+from jolkernels.dense import (
+    OF_SAMPLES,
+    DenseBatch,
+    divide_by_positives,
+    images_of_a_rank,
+    is_by_image,
+)
 from jolkernels.dense_checks import check_dense_labels
 from jolkernels.layout import as_levels, empty_level, kind_of_level
 from jolkernels.settings import Call, Settings
@@ -62,8 +68,7 @@ def forward(batch: DenseBatch, call: Call) -> Forward:
     c = describe(batch, call, rows, layout)
     c.sums, c.alive = sums.data_ptr(), (batch, rows, layout, sums)
     native.run("forward", c, chunks, rows.dtype)
-    kinds = call.classification_normalizer, call.regression_normalizer
-    if "image" not in kinds:
+    if not is_by_image(call):
         return finish([Sums._make(sums.sum(0).tolist())], rows, batch, call)
     of_images = sums.new_zeros(max(1, batch.images), each)
     of_images.index_add_(0, torch.tensor(layout.images_of_chunks, dtype=torch.int64), sums)
@@ -75,22 +80,14 @@ def finish_by_image(of_images: Tensor, rows: Tensor, batch: DenseBatch, call: Ca
 
     That is a number's normaliser, after sums of samples that have weights of 1 / positives.
     """
-    names = Sums._fields
-    divisors = of_images[:, names.index("positives")].clamp(min=1)
-    images = images_of_a_rank(batch, call)
-    weighted, scale = of_images.clone(), torch.ones(scalars_shape(batch, call), dtype=torch.float64)
+    images = float(images_of_a_rank(batch, call))
+    factors = divide_by_positives(of_images, call)
     if call.classification_normalizer == "image":
-        for name in ("a_pos", "a_neg"):
-            weighted[:, names.index(name)] /= divisors
-        scale[:, 1], scale[:, 2] = divisors, 1 / divisors
-        batch = batch._replace(classification_normalizer=float(images))
+        batch = batch._replace(classification_normalizer=images)
     if call.regression_normalizer == "image":
-        for name in ("r", "extra"):
-            weighted[:, names.index(name)] /= divisors
-        scale[:, 3] = 1 / divisors
-        batch = batch._replace(regression_normalizer=float(images))
-    result = finish([Sums._make(weighted.sum(0).tolist())], rows, batch, call)
-    return result._replace(scalars=result.scalars * scale)
+        batch = batch._replace(regression_normalizer=images)
+    result = finish([Sums._make(of_images.sum(0).tolist())], rows, batch, call)
+    return result._replace(scalars=result.scalars * factors)
 
 
 def backward(

@@ -11,11 +11,10 @@ from torch.nn import functional as F
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
 from jolkernels import process_groups
-from jolkernels.dense import no_label, padded
+from jolkernels.dense import of_images, pad_objects
 from jolkernels.integrations.levels import LevelsInTraining, Outputs, Targets, at_least_float32
 from jolkernels.integrations.matching import matched_boxes, matched_labels
 from jolkernels.loss import JointLoss, JointOptimizationLoss
-from jolkernels.settings import Settings
 from jolkernels.spec import LTRB
 
 CENTRENESS = JointOptimizationLoss("bce", "l1", "xyxy", weighting="none", ignore_index=-1)
@@ -115,9 +114,9 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
     def _dense_losses(
         self, targets: Targets, outputs: Outputs, anchors: list[Tensor], matched: Tensor
     ) -> tuple[JointLoss, Tensor]:
-        labels, boxes = objects(targets, matched.shape[1], self.criterion.settings)
-        shared = all(a is anchors[0] for a in anchors)
-        priors = anchors[0] if shared else torch.stack(anchors)
+        given = [t["labels"] for t in targets], [t["boxes"] for t in targets]
+        labels, boxes = pad_objects(*given, matched.shape[1], self.criterion.settings)
+        priors = of_images(anchors)
         wanted = objects_of(boxes, matched)
         centreness = centreness_of(priors, wanted)
         loss = self.criterion.dense(
@@ -178,14 +177,6 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
             choices["regression_weights"] = weights
             choices["regression_normalizer"] = total.clamp(min=1e-6)
         return choices
-
-
-def objects(targets: Targets, samples: int, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Labels [B, G] and boxes [B, G, 4] of the images' objects; G is not M, the samples."""
-    most = max(len(t["boxes"]) for t in targets)
-    most += most == samples
-    labels = padded([t["labels"] for t in targets], most, no_label(settings))
-    return labels, padded([t["boxes"] for t in targets], most, torch.nan)
 
 
 def centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from jolkernels import process_groups
 from jolkernels.batch import Forward, accumulator, number_of_sums
-from jolkernels.dense import DenseBatch, Levels, anchors, images_of_a_rank, scalars_shape
+from jolkernels.dense import (
+    DenseBatch,
+    Levels,
+    anchors,
+    divide_by_positives,
+    images_of_a_rank,
+    is_by_image,
+    scalars_shape,
+)
 from jolkernels.kernels import arguments as flat
 from jolkernels.kernels.arguments import choices, normalizer_kind
 from jolkernels.kernels.dense import dense_gradients_kernel, dense_rows_kernel
@@ -201,38 +209,18 @@ def plan_forward(
     return made, launches, ranks
 
 
-def is_by_image(call: Call) -> bool:
-    """Whether a normaliser is each image's own."""
-    return "image" in (call.classification_normalizer, call.regression_normalizer)
-
-
 def sum_of_ranks(batch: DenseBatch, ranks: Ranks, call: Call) -> Tensor:
-    """Fill in what the finish reads; returns the positives of each image, or 1, [images]."""
+    """Fill in what the finish reads; returns divide_by_positives' factors."""
     group = call.settings.sync_group
     assert group is not None
     table = ranks.table
     torch.sum(ranks.sums.view(len(table), -1, table.shape[1]), 1, dtype=torch.float64, out=table)
-    positives = table[:, 0].clamp(min=1)
     if is_by_image(call):
         ranks.images.copy_(images_of_a_rank(batch, call))
-    if call.classification_normalizer == "image":
-        table[:, 3:5] /= positives[:, None]
-    if call.regression_normalizer == "image":
-        table[:, 5] /= positives
-        table[:, 8:] /= positives[:, None]
+    factors = divide_by_positives(table, call)
     torch.sum(table, 0, keepdim=True, out=ranks.totals)
     process_groups.all_reduce(ranks.totals, group)
-    return positives
-
-
-def scalars_of_images(scalars: Tensor, positives: Tensor, call: Call, out: Tensor) -> None:
-    """[images, 5] from the batch's [5], as finish.store_of_images."""
-    out.copy_(scalars.expand_as(out))
-    if call.classification_normalizer == "image":
-        out[:, 1] *= positives
-        out[:, 2] /= positives
-    if call.regression_normalizer == "image":
-        out[:, 3] /= positives
+    return factors
 
 
 def plan_backward(
@@ -243,8 +231,8 @@ def plan_backward(
     grad_classification: Tensor | None,
     grad_regression: Tensor | None,
     needs: tuple[bool, bool, bool],
-) -> tuple[tuple[Any, Any, Tensor | None], list[Launch]]:
-    """The gradients, allocated, and the launch that fills them."""
+) -> tuple[tuple[Any, Any, Tensor | None], list[Launch], Layout]:
+    """The gradients, allocated; the launch that fills them; how they lie."""
     batch = contiguous(batch)
     layout = layout_of(batch, call.settings.classification.softmax)
     read = as_read(layout, batch)
@@ -265,7 +253,7 @@ def plan_backward(
     images = max(1, batch.images)
     programs = images * max(1, min(layout.tiles_of_image, PROGRAMS // images))
     launches = [Launch(plan.gradients, programs, arguments, gpu(batch.logits[0].device))]
-    return (grad_logits, grad_boxes, grad_extra), launches
+    return (grad_logits, grad_boxes, grad_extra), launches, layout
 
 
 def make_backward_plan(
@@ -283,11 +271,11 @@ def forward(batch: DenseBatch, call: Call, alone: bool = False) -> Forward:
         result, (rows, *finishing), ranks = plan_forward(batch, call, alone)
         rows()
         if ranks is not None:
-            positives = sum_of_ranks(batch, ranks, call)
+            factors = sum_of_ranks(batch, ranks, call)
             for launch in finishing:
                 launch()
             if is_by_image(call):
-                scalars_of_images(ranks.scalars, positives, call, result.scalars)
+                torch.mul(ranks.scalars, factors, out=result.scalars)
     return result
 
 
@@ -302,12 +290,12 @@ def backward(
 ) -> tuple[Any, Any, Tensor | None]:
     """Gradients for the levels, and for extra_regression; None where `needs` is False."""
     with on_device(batch.logits[0].device):
-        (logits, boxes, extra), launches = plan_backward(
+        (logits, boxes, extra), launches, layout = plan_backward(
             batch, call, rows, scalars, grad_classification, grad_regression, needs
         )
         for launch in launches:
             launch()
-    n, layout = len(batch.logits), layout_of(batch, call.settings.classification.softmax)
+    n = len(batch.logits)
     return (
         (None,) * n if logits is None else in_formats(logits, layout.gradients[:n]),
         (None,) * n if boxes is None else in_formats(boxes, layout.gradients[n:]),
