@@ -8,11 +8,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from jolkernels.dense import DenseBatch, Levels, anchors, positions
 from jolkernels.kernels.arguments import tiles
 from jolkernels.kernels.levels import packed_sizes, packed_stride
+from jolkernels.kernels.tiles import PART
 from jolkernels.layout import (
     empty_level,
     has_no_gaps,
@@ -23,8 +25,6 @@ from jolkernels.layout import (
     strides_of_gradient,
 )
 
-MOST_IN_PLANES = 2560
-"""Numbers of a tile in planes, 80 a lane; of 8 bytes half as many."""
 Geometry = tuple[tuple[torch.Size, tuple[int, ...]], ...]
 """Shapes and strides of levels."""
 
@@ -125,16 +125,15 @@ def vector_of(logits: Levels, boxes: Levels) -> int:
 
 
 def tiles_in_planes(columns: int, itemsize: int, vector: int) -> dict[str, Any]:
-    """Rows of a tile and columns of a block in planes: 64 bytes or more of each plane."""
-    narrow = tiles(columns, False)
-    most = MOST_IN_PLANES if itemsize <= 4 else MOST_IN_PLANES // 2
-    # A lane of float32 has its 16 bytes of a column, and 8 columns side by side in 4 of them.
-    block = narrow["BLOCK"] if itemsize < 4 else min(narrow["BLOCK"], 8)
-    for rows in (32, 16):
-        if narrow["KIND"] == "narrow" and rows * columns <= most:
-            planes = {"KIND": "planes", "ROWS": rows, "BLOCK": block, "VECTOR": vector}
-            return narrow | planes
-    return {"KIND": "long planes", "ROWS": 32, "BLOCK": 16, "VECTOR": vector, "num_warps": 1}
+    """Rows of a tile and columns of a block in planes: 128 bytes of each plane in float32."""
+    rows = 32 if itemsize <= 4 else 16
+    block = min(8, triton.next_power_of_2(columns))
+    made = {"KIND": "planes", "ROWS": rows, "BLOCK": block, "VECTOR": vector, "num_warps": 1}
+    if columns <= PART.value:
+        return made
+    # Left alone, compilers take up to 200 registers, which leave room for 10 programs and not 16.
+    registers = {} if itemsize > 4 or torch.version.hip else {"maxnreg": 128}
+    return made | {"KIND": "long planes"} | registers
 
 
 def as_read(layout: Layout, batch: DenseBatch) -> tuple[Levels, Levels]:

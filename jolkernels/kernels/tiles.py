@@ -6,7 +6,7 @@ narrow: ROWS rows; a block is [ROWS, BLOCK] of their numbers, and all blocks are
 wide: one row; a block is BLOCK numbers of it as [BLOCK / LANE, LANE]. Blocks begin where 16 bytes
 do in a contiguous tensor, up to LANE - 1 numbers before the row;
 planes: as narrow, of rows that are neighbours in each column's plane, as in feature maps [C, H, W];
-long planes: one block is in registers at a time, and read while the one before is computed.
+long planes: PART columns are in registers, and read while the PART before are computed.
 
 A SHAPE is (COLUMNS, BLOCK, KIND, ROWS, VECTOR), the last two for planes alone. Offsets of logits
 within a tile are 32-bit where tensors are contiguous (DENSE), others 64-bit.
@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 
 LANE = tl.constexpr(8)
+PART = tl.constexpr(16)
+"""Columns: a multiple of all blocks in planes."""
 
 
 @triton.jit
@@ -124,24 +126,25 @@ def load_block(table, start, begin, HANGS_OVER: tl.constexpr, SHAPE: tl.constexp
 
 
 @triton.jit
-def all_of_planes(table, VECTOR: tl.constexpr, SHAPE: tl.constexpr):
-    """All blocks of a tile in planes, VECTOR rows at once."""
-    COLUMNS: tl.constexpr = SHAPE[0]
+def blocks_of_planes(
+    table, start, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, SHAPE: tl.constexpr
+):
+    """The blocks of COLUMNS columns from `start` on of a tile in planes, VECTOR rows at once."""
     BLOCK: tl.constexpr = SHAPE[1]
     blocks = ()
-    for start in tl.static_range(0, COLUMNS, BLOCK):
-        at = in_block(start, SHAPE)
-        blocks = blocks + (load_in_planes(table, at, start + BLOCK > COLUMNS, VECTOR, SHAPE),)
+    for i in tl.static_range(0, COLUMNS, BLOCK):
+        at = in_block(start + i, SHAPE)
+        blocks = blocks + (load_in_planes(table, at, i + BLOCK > COLUMNS, VECTOR, SHAPE),)
     return blocks
 
 
 @triton.jit
-def load_planes(table, SHAPE: tl.constexpr):
-    """All blocks of a tile in planes."""
+def load_planes(table, start, COLUMNS: tl.constexpr, SHAPE: tl.constexpr):
+    """The blocks of COLUMNS columns from `start` on of a tile in planes."""
     if table[4]:
-        blocks = all_of_planes(table, SHAPE[4], SHAPE)
+        blocks = blocks_of_planes(table, start, COLUMNS, SHAPE[4], SHAPE)
     else:
-        blocks = all_of_planes(table, 1, SHAPE)
+        blocks = blocks_of_planes(table, start, COLUMNS, 1, SHAPE)
     return blocks
 
 
@@ -149,7 +152,7 @@ def load_planes(table, SHAPE: tl.constexpr):
 def load_first(table, begin, SHAPE: tl.constexpr):
     """The blocks that a tile reads at once, as a tuple: no load waits for the numbers of another.
 
-    All of a narrow tile or one in planes, the first in long planes, none of a wide one.
+    All of a narrow tile or one in planes, the first part in long planes, none of a wide one.
     """
     COLUMNS: tl.constexpr = SHAPE[0]
     BLOCK: tl.constexpr = SHAPE[1]
@@ -158,9 +161,9 @@ def load_first(table, begin, SHAPE: tl.constexpr):
         for start in tl.static_range(0, COLUMNS, BLOCK):
             blocks = blocks + (load_block(table, start, begin, start + BLOCK > COLUMNS, SHAPE),)
     elif SHAPE[2] == "planes":
-        blocks = load_planes(table, SHAPE)
+        blocks = load_planes(table, 0, COLUMNS, SHAPE)
     elif SHAPE[2] == "long planes":
-        blocks = blocks + (load_block(table, 0, begin, BLOCK > COLUMNS, SHAPE),)
+        blocks = load_planes(table, 0, PART, SHAPE)
     return blocks
 
 
@@ -186,16 +189,24 @@ def over_blocks(
         z = load_block(table, (1 + whole) * BLOCK, begin, True, SHAPE)
         state = STEP(state, z, (1 + whole) * BLOCK, begin, given, True, CHOICES, SHAPE)
     elif SHAPE[2] == "long planes":
-        END: tl.constexpr = COLUMNS // BLOCK * BLOCK
-        z = blocks[0]
-        for start in range(BLOCK, END, BLOCK):
-            ahead = load_block(table, start, begin, False, SHAPE)
-            state = STEP(state, z, start - BLOCK, begin, given, False, CHOICES, SHAPE)
-            z = ahead
-        state = STEP(state, z, END - BLOCK, begin, given, False, CHOICES, SHAPE)
+        END: tl.constexpr = COLUMNS // PART * PART
+        rest = ()
         if END < COLUMNS:
-            z = load_block(table, END, begin, True, SHAPE)
-            state = STEP(state, z, END, begin, given, True, CHOICES, SHAPE)
+            rest = load_planes(table, END, COLUMNS - END, SHAPE)
+        for start in range(0, END, PART):  # not unrolled: code must fit into a cache, too
+            ahead = blocks
+            if start + PART < END:
+                ahead = load_planes(table, start + PART, PART, SHAPE)
+            for i in tl.static_range(len(blocks)):
+                state = STEP(
+                    state, blocks[i], start + i * BLOCK, begin, given, False, CHOICES, SHAPE
+                )
+            blocks = ahead
+        for i in tl.static_range(len(rest)):
+            state = STEP(
+                state, rest[i], END + i * BLOCK, begin, given, END + (i + 1) * BLOCK > COLUMNS,
+                CHOICES, SHAPE,
+            )  # fmt: skip
     else:
         for i in tl.static_range(len(blocks)):
             state = STEP(

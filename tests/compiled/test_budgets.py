@@ -36,8 +36,8 @@ BUDGETS = {
     ("rcnn-9", "fp32"): (149, 108, 11.3, 307),
     ("rcnn-81", "fp32"): (45.0, 44.3, 11.1, 33.5),
     ("fcos-8", "fp32"): (62.4, 60.6, 8.47, 9.91),
-    ("retinanet-80-contiguous", "fp32"): (26.5, 34.6, 86.3, 1.12),
-    ("retinanet-80-contiguous", "bf16"): (28.7, 36.8, 56.5, 1.47),
+    ("retinanet-80-contiguous", "fp32"): (25.8, 38.6, 86.3, 1.12),
+    ("retinanet-80-contiguous", "bf16"): (27.2, 39.6, 57.4, 1.49),
     ("retinanet-80-channels_last", "fp32"): (29.6, 35.8, 86.4, 1.12),
     ("retinanet-80-channels_last", "bf16"): (29.1, 34.6, 64.1, 1.67),
 }

@@ -57,13 +57,13 @@ def test_sizes_of_images_and_levels(layout, images, anchors, programs, monkeypat
 
 
 TILES = [  # dtype, classes; kind, rows and positions read at once
-    (torch.float32, 20, "planes", 32, 4),
-    (torch.bfloat16, 20, "planes", 32, 8),
+    (torch.float32, 16, "planes", 32, 4),
+    (torch.bfloat16, 20, "long planes", 32, 8),
+    (torch.float32, 59, "long planes", 32, 4),
+    (torch.float64, 41, "long planes", 16, 1),
+    (torch.float64, 9, "planes", 16, 1),
+    (torch.bfloat16, 48, "long planes", 32, 8),
     (torch.float32, 170, "long planes", 32, 4),
-    (torch.float64, 41, "planes", 16, 1),
-    (torch.float64, 24, "planes", 32, 1),
-    (torch.float32, 90, "planes", 16, 4),
-    (torch.bfloat16, 170, "long planes", 32, 8),
 ]
 
 
