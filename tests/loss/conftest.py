@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from cases import COMPILED
+from cases import COMPILED, INTERPRETED
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,4 +14,15 @@ def kernels_as_compiled() -> Iterator[None]:
     from bench.ptx import compiled_kernels
 
     with compiled_kernels():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quicker_interpreter() -> Iterator[None]:
+    if not INTERPRETED:
+        yield
+        return
+    from interpreter import language_patched_once
+
+    with language_patched_once():
         yield
