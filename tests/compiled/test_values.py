@@ -22,17 +22,16 @@ CODED = {"cxcywh": spec.CXCYWH(scale=(32.0, 32.0))}  # so that scores in pixels 
 def covering(axes: Sequence[Sequence], together: int) -> list[tuple]:
     """Few combinations with each `together` values of different axes in one of them (greedy)."""
     kinds = list(itertools.combinations(range(len(axes)), together))
-
-    def parts(case: tuple) -> set:
-        return {(kind, *(case[i] for i in kind)) for kind in kinds}
-
-    cases = list(itertools.product(*axes))
-    missing = set().union(*map(parts, cases))
+    parts = {
+        case: frozenset((kind, *(case[i] for i in kind)) for kind in kinds)
+        for case in itertools.product(*axes)
+    }
+    missing = set().union(*parts.values())
     made = []
     while missing:
-        best = max(cases, key=lambda case: len(parts(case) & missing))
+        best = max(parts, key=lambda case: len(parts[case] & missing))
         made.append(best)
-        missing -= parts(best)
+        missing -= parts[best]
     return made
 
 
