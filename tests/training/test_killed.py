@@ -21,15 +21,15 @@ from detectors.training import checkpoints, loop, run_folder
 from detectors.utils import files
 from detectors.utils.locks import LOCK
 
-STEPS = 7
-EPOCH = 3  # 5 images, 2 a step
+STEPS = 5
+EPOCH = 2  # 3 images, 2 a step
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Arguments of a run of a few steps, without --out."""
     images, annotations = map(
-        str, write_scenes(tmp_path_factory.mktemp("s"), images=5, seed=0, size=64)
+        str, write_scenes(tmp_path_factory.mktemp("s"), images=3, seed=0, size=64)
     )
     return [
         *("train", "--detector", "faster_rcnn", "--loss", "jol", "--preset", "slim"),
@@ -227,7 +227,8 @@ def killed(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("killed") / "run"
     child = run_jol([*words, "--out", str(out)], out.parent, killing("done", 2))
     assert child.end() == -signal.SIGKILL
-    assert [checkpoints.load(out / n)["step"] for n in ("last.pt", "previous.pt")] == [6, 3]
+    steps = [checkpoints.load(out / n)["step"] for n in ("last.pt", "previous.pt")]
+    assert steps == [2 * EPOCH, EPOCH]
     return out
 
 
@@ -302,7 +303,7 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_used(
     harm(interrupted / "last.pt")
     said = finish(words, interrupted, whole[0]).said
     assert f"{interrupted / 'last.pt'}: " in said and wanted in said
-    assert "using the previous one" in said and "resuming after step 3" in said
+    assert "using the previous one" in said and f"resuming after step {EPOCH}" in said
 
 
 def test_only_bad_checkpoints_are_an_error(interrupted: Path, words: list[str]) -> None:
@@ -341,7 +342,7 @@ def test_a_full_disk_loses_no_checkpoint(
     assert child.end() == 1
     last = child.said.splitlines()[-1]
     assert f"step {STEPS}: {interrupted / 'last.pt'}" in last and "File too large" in last
-    assert f"the last checkpoint, of step 6, is in {interrupted}" in last
+    assert f"the last checkpoint, of step {2 * EPOCH}, is in {interrupted}" in last
     for name, content in before.items():
         assert (interrupted / name).read_bytes() == content
     assert not list(interrupted.glob(f"*{files.PART}"))
@@ -372,8 +373,8 @@ def test_a_disk_that_is_really_full(
     assert child.end() == 1
     last = child.said.splitlines()[-1]
     assert "cannot be written: No space left on device" in last and str(small_disk) in last
-    assert "the last checkpoint, of step 3" in last
-    assert checkpoints.load(out / "last.pt")["step"] == 3
+    assert f"the last checkpoint, of step {EPOCH}" in last
+    assert checkpoints.load(out / "last.pt")["step"] == EPOCH
     ballast.unlink()
     shutil.copytree(out, tmp_path / "moved")
     finish(words, tmp_path / "moved", whole[0])
