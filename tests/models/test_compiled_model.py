@@ -1,6 +1,7 @@
 """torch.compile: of a detector's parts, and of the heads' losses with the criterion inside."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -75,8 +76,16 @@ def test_compiled_under_autocast_equals_eager_under_autocast():
     assert any(not torch.equal(found[True][k], found[False][k]) for k in found[True])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("name", HEADS)
+BASE = "retinanet-levels", "fcos", "roi"  # one of each kind
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        pytest.param(name, loss, marks=[pytest.mark.slow] * (loss == "base" and name not in BASE))
+        for name, loss in itertools.product(HEADS, LOSSES)
+    ],
+)
 def test_the_loss_adds_no_graph_break(name, loss):
     run, leaves, rest = head_loss(name, loss)
     want = run(*leaves, *rest)

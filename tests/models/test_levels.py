@@ -123,8 +123,17 @@ def test_ignored_objects_count_alike_for_the_centreness(label):
         assert found.item() == pytest.approx(want.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["slim", "torchvision", "paper"])
-@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("retinanet", "slim"),
+        ("retinanet", "paper"),
+        pytest.param("retinanet", "torchvision", marks=pytest.mark.slow),
+        ("fcos", "slim"),
+        ("fcos", "torchvision"),
+        pytest.param("fcos", "paper", marks=pytest.mark.slow),
+    ],
+)
 def test_the_detectors_levels_are_as_flattened(name, preset):
     torch.manual_seed(0)
     choices = {} if preset == "slim" else {"image_size": 64, "backbone": "resnet18"}
