@@ -82,7 +82,7 @@ def test_a_step_and_a_detection(name, preset, dtype, monkeypatch):
     """Losses are those of the rounded predictions in float32, whatever rounded them."""
     model = tiny(name, preset).train()
     replay = Replay(model, monkeypatch)
-    images, targets = scene([3], (64, 64))
+    images, targets = scene([3], (32, 32))
     halves = []
     model.backbone.register_forward_hook(
         lambda _, __, maps: halves.extend(m.dtype for m in maps.values())
@@ -129,7 +129,7 @@ class Step:
 
     def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.model = tiny(name).train()
-        self.images, self.targets = scene([3], (64, 64))
+        self.images, self.targets = scene([3], (32, 32))
         if name in TWO_STAGE:  # the same proposals however the network rounds
             kept: list = []
             inner = self.model.rpn.filter_proposals
