@@ -209,7 +209,7 @@ def test_the_image_normalizer_is_the_dense_entrances_alone():
 
 def bad_labels(matched):
     """A batch, a change of it that makes a value bad, and what is said of it."""
-    batch = dense_batch(matched=matched, images=3)
+    batch = dense_batch(matched=matched, images=3, sizes=((2, 2), (1, 1)))
     if matched != "objects":
         at = (batch["labels"] == 5).nonzero()[-1].tolist()
         yield (

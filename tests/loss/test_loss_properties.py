@@ -164,8 +164,9 @@ def test_dtypes_layouts_and_compilation(dtype, layout, mode, name):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize(
+    ("class_specific", "head"), sampled(list(itertools.product([False, True], HEADS)), every=1)
+)
 def test_every_result_is_written(head, class_specific, monkeypatch):
     """With new memory full of NaN, what no kernel wrote would show."""
     batch = random_batch(head, "delta", n=70, class_specific=class_specific)

@@ -6,6 +6,7 @@ the ranks, so for a joined batch's normaliser Z each rank is given Z / RANKS.
 """
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -58,7 +59,8 @@ CASES = [
         ("class_targets", "groups"),
     ),
 ]
-SPLITS = {"equal": 12, "unequal": 3, "empty": 0, "all": 23}  # rows of rank 0, of 23
+SPLITS = [{"equal": 12, "empty": 0}, {"unequal": 3, "all": 23}]
+"""Rows of rank 0, of 23: for every second case."""
 
 
 def case(head, choices, normalizers, inputs=()):
@@ -66,6 +68,11 @@ def case(head, choices, normalizers, inputs=()):
     batch = with_inputs(random_batch(head, choices.get("coding", "xyxy")), *inputs)
     arguments = {"classification": head[0], "background": head[1]} | choices
     return arguments, batch | normalizers
+
+
+def cases():
+    """Each case with its splits."""
+    return zip((case(*c) for c in CASES), itertools.cycle(SPLITS), strict=False)
 
 
 def shard(batch, rank, first):
@@ -88,11 +95,11 @@ def per_rank(batch):
 
 
 def one_rank(rank):
-    """Every case and split in one start of the processes."""
+    """Every case in one start of the processes."""
     results = []
-    for arguments, batch in (case(*c) for c in CASES):
+    for (arguments, batch), splits in cases():
         criterion = JointOptimizationLoss(sync_group=dist.group.WORLD, **arguments)
-        for first in SPLITS.values():
+        for first in splits.values():
             mine = per_rank(shard(batch, rank, first))
             loss = copy.deepcopy(criterion)(**mine)
             results.append(([x.detach() for x in loss], *all_gradients(loss, mine)))
@@ -102,10 +109,10 @@ def one_rank(rank):
 def test_two_processes_equal_one_on_the_joined_batch():
     ranks = in_processes(one_rank)
     i = 0
-    for arguments, batch in (case(*c) for c in CASES):
+    for (arguments, batch), splits in cases():
         expected = JointOptimizationLoss(**arguments)(**batch)
         wanted = all_gradients(expected, batch)
-        for name, first in SPLITS.items():
+        for name, first in splits.items():
             (loss_0, *grads_0), (loss_1, *grads_1) = ranks[0][i], ranks[1][i]
             i += 1
             where = f"{arguments}, {name}"
