@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench.__main__ import main
-from bench.loss import measure, report, run
+from bench.loss import measure, plots, report, run
 from bench.loss.cases import CASES, SWEEP, Name
 from bench.loss.inputs import Coder, make_criterion, make_inputs
 from bench.loss.providers import PROVIDERS, Provider, fused, iou, masked, released, stated
@@ -24,6 +24,13 @@ OURS, PLANTED = Name.OURS, Name.RELEASED
 ABOUT = report.machine(torch.device("cpu"))
 KINDS = ("rcnn-9", "retinanet-8", "fcos-8", "vocabulary-13205")
 QUICK = ("--parts", "loss", "--seconds", "0.01")
+
+
+@pytest.fixture(autouse=True)
+def copies_of_a_megabyte_and_no_pictures(monkeypatch):
+    """Which take longer than what is measured here."""
+    monkeypatch.setattr(measure, "copy_bandwidth", partial(measure.copy_bandwidth, megabytes=1))
+    monkeypatch.setattr(plots, "save_all", lambda folder, rows: [])
 
 
 def small(name, rows=150):
@@ -269,7 +276,8 @@ def test_without_our_own_there_are_no_ratios(monkeypatch, tmp_path, capsys):
     assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["wrong", ""]
 
 
-def test_a_run_writes_what_it_found(tmp_path, capsys):
+def test_a_run_writes_what_it_found(tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()  # with copies of the usual size and pictures
     given = ["bench", "--cases", "rcnn-9", SWEEP[0], "--providers", OURS, "eager", "base-torch"]
     assert jol([*given, *QUICK, "--out", str(tmp_path / "a" / "b")]) == 0
     out = tmp_path / "a" / "b"
