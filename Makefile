@@ -18,14 +18,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test: lint
 	$(PYTEST) -m "not slow"
-	JOLKERNELS_NATIVE=0 $(PYTEST) -m "kernels and not slow"
-	TRITON_INTERPRET=1 $(PYTEST) -m "kernels and not slow"
+	JOLKERNELS_NATIVE=0 $(PYTEST) -m "kernels and not slow" tests/loss
+	TRITON_INTERPRET=1 $(PYTEST) -m "kernels and not slow" tests/loss
 
 test-all: lint sanitize
 	$(PYTEST)
-	JOLKERNELS_NATIVE=0 $(PYTEST) -m kernels
-	TRITON_INTERPRET=1 $(PYTEST) -m kernels
-	JOLKERNELS_TEST_COMPILED=1 $(PYTEST) -m "kernels and not slow"
+	JOLKERNELS_NATIVE=0 $(PYTEST) -m kernels tests/loss
+	TRITON_INTERPRET=1 $(PYTEST) -m kernels tests/loss
+	JOLKERNELS_TEST_COMPILED=1 $(PYTEST) -m "kernels and not slow" tests/loss
 
 # The package built once more, with checks of every access and conversion in C.
 SANITIZED := build/sanitized

@@ -142,7 +142,7 @@ MATRIX = list(
 )
 
 
-@pytest.mark.parametrize(("dtype", "layout", "mode", "name"), sampled(MATRIX, every=5))
+@pytest.mark.parametrize(("dtype", "layout", "mode", "name"), sampled(MATRIX, every=5, usually=3))
 def test_dtypes_layouts_and_compilation(dtype, layout, mode, name):
     batch = random_batch((name, "last"), "delta", n=8, seed=4, dtype=dtype)
     batch["labels"][0] = 1
