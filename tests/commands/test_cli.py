@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pictures import draw_no_curves
 
 from detectors.cli import main
 from detectors.data.synthetic import CLASSES, write_scenes
@@ -83,8 +84,9 @@ def test_train_eval_resume(
     ids=lambda given: given[1],
 )
 def test_a_run_keeps_its_detector_and_assigner(
-    given: list[str], scenes: tuple[Path, Path], tmp_path: Path
+    given: list[str], scenes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    draw_no_curves(monkeypatch)
     out = tmp_path / "run"
     assert main([*train_arguments(scenes, out), *given]) == 0
     settings = json.loads((out / "config.json").read_text())["settings"]

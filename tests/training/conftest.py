@@ -1,16 +1,14 @@
-"""In this folder runs draw no curves, which takes longer than their few steps do."""
+"""In this folder runs draw no curves."""
 
 from collections.abc import Iterator
 
 import pytest
-
-from detectors.evaluation import report
+from pictures import draw_no_curves
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_pictures() -> Iterator[None]:
-    """Files stand for them, in forks of this process too."""
+def no_curves() -> Iterator[None]:
+    """In forks of this process, too."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("pr_curves", "pr_classes"):
-            patch.setattr(report, name, lambda runs, path: path.touch())
+        draw_no_curves(patch)
         yield
