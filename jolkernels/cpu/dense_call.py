@@ -29,6 +29,7 @@ class Place(ctypes.Structure):
         ("image", ctypes.c_int64),
         ("col", ctypes.c_int64),
         ("position", ctypes.c_int64),
+        ("half", ctypes.c_int64),
     )
 
 
@@ -80,18 +81,18 @@ def lay_out(
     Raises:
         ValueError: the memory of a tensor does not hold its numbers.
     """
-    columns, images, size, first = batch.columns, batch.images, logits[0].itemsize, 0
+    columns, images, first = batch.columns, batch.images, 0
     table = (Level * len(logits))()
     of_chunks: list[int] = []
     for level, z, b, gz, gb in zip(table, logits, boxes, grad_logits, grad_boxes, strict=True):
         level.first, level.positions, level.anchors = first, positions(z), z.shape[1] // columns
         first += level.positions * level.anchors
         size_of_map = z.shape[2:]
-        place(level.logits, "logits", z, (images, level.anchors * columns, *size_of_map), size)
-        place(level.boxes, "box_preds", b, (images, level.anchors * 4, *size_of_map), size)
+        place(level.logits, "logits", z, (images, level.anchors * columns, *size_of_map))
+        place(level.boxes, "box_preds", b, (images, level.anchors * 4, *size_of_map))
         for to, gradient in ((level.grad_logits, gz), (level.grad_boxes, gb)):
             if gradient is not None:
-                place(to, "gradient", gradient, gradient.shape, size)
+                place(to, "gradient", gradient, gradient.shape)
         level.planes = not in_rows(z)
         fold(level, columns)
         level.chunk = max(1, chunk_rows(columns, None) // level.anchors)
@@ -102,9 +103,10 @@ def lay_out(
     return Layout(logits, boxes, table, of_chunks)
 
 
-def place(to: Place, name: str, level: Tensor, shape: tuple[int, ...], size: int) -> None:
+def place(to: Place, name: str, level: Tensor, shape: tuple[int, ...]) -> None:
     """Fill in where a level's numbers are."""
-    to.at, _ = storage(name, level, shape, size)
+    to.at, _ = storage(name, level, shape, level.itemsize)
+    to.half = level.dtype is torch.bfloat16
     found = strides(level)
     assert found is not None  # or it would have been copied
     to.image, to.col, to.position = found

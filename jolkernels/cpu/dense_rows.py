@@ -1,6 +1,7 @@
 """The dense entrance in C: the passes of rows.c over levels that stay where they lie.
 
-Those in half precision are copied as float32, as are those that dense_call.readable copies.
+Those of bfloat16 are read and written as they are. What else has half precision is copied as
+float32: a float16 is not half a float's bits, and takes instructions that not every processor has.
 """
 
 import ctypes
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jolkernels.batch import Forward
+from jolkernels.batch import Forward, accumulator
 from jolkernels.cpu import native
 from jolkernels.cpu.dense_call import describe, in_rows, lay_out, readable
 from jolkernels.cpu.rows_call import template
@@ -48,13 +49,16 @@ def available(batch: DenseBatch, settings: Settings) -> bool:
 
 
 def widened(batch: DenseBatch) -> DenseBatch:
-    """The batch with float32 copies of what has less, which the passes do not read."""
+    """The batch with float32 copies of what the passes do not read."""
 
-    def wide(x: Any) -> Any:
+    def level(x: Tensor) -> Tensor:
+        return x.float() if x.dtype is torch.float16 else x
+
+    def other(x: Any) -> Any:
         return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x
 
     logits, boxes, *others = batch
-    return DenseBatch(tuple(map(wide, logits)), tuple(map(wide, boxes)), *map(wide, others))
+    return DenseBatch(tuple(map(level, logits)), tuple(map(level, boxes)), *map(other, others))
 
 
 def forward(batch: DenseBatch, call: Call) -> Forward:
@@ -62,7 +66,8 @@ def forward(batch: DenseBatch, call: Call) -> Forward:
     batch = widened(batch)
     nothing, each = (None,) * len(batch.logits), len(Sums._fields)
     layout = lay_out(batch, *readable(batch), nothing, nothing)
-    rows = batch.logits[0].new_empty(call.settings.kept, batch.images * batch.samples)
+    shape = call.settings.kept, batch.images * batch.samples
+    rows = batch.logits[0].new_empty(shape, dtype=accumulator(batch))
     chunks = len(layout.images_of_chunks)
     sums = torch.zeros(chunks, each, dtype=torch.float64)
     c = describe(batch, call, rows, layout)

@@ -120,21 +120,24 @@ def run(function: str, c: RowsCall, chunks: int, dtype: torch.dtype) -> None:
     """Run a pass of rows.c, in threads where these pay; each takes chunks until none are left.
 
     `c.alive` holds all that the pass reads and writes: after an interrupt a thread may still do so.
+
+    Raises:
+        MemoryError: no thread had the memory that a pass over levels of bfloat16 needs.
     """
     passes, call = getattr(library(), function + SUFFIXES[dtype]), ctypes.byref(c)
     helpers = chunks - 1
     if helpers > 0:
         pays = c.count * c.columns >= SERIAL
         helpers = min(helpers, torch.get_num_threads() - 1) if pays else 0
-    if helpers < 1:
-        passes(call)
-        return
     waiting: list[Future[None]] = []
     with contextlib.suppress(RuntimeError):  # no more threads to be had: with those that there are
         for _ in range(helpers):
             waiting.append(pool(helpers).submit(passes, call))
     passes(call)
-    wait(waiting)
+    if waiting:
+        wait(waiting)
+    if c.next < chunks:
+        raise MemoryError("no memory for a run of levels in bfloat16")
 
 
 def forward(batch: Batch, call: Call) -> Forward:

@@ -6,6 +6,7 @@
  *
  *     samples.h           the call, its levels, what a sample is (once for both types)
  *     exponentials.h      exp, sigmoid, softplus
+ *     halves.h            to and from bfloat16
  *     boxes.h             codings; what two boxes have in common
  *     box_losses.h        box losses and location scores
  *     classification.h    classification losses
@@ -22,6 +23,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <tgmath.h>
 
@@ -74,6 +76,7 @@
 #else
 
 #include "exponentials.h"
+#include "halves.h"
 #include "boxes.h"
 #include "box_losses.h"
 #include "classification.h"

@@ -1,10 +1,13 @@
 /* A sample's part in the two passes; included by rows.c once a type. */
 
 /* Neighbouring positions of an image and anchor: where their numbers begin, how far apart columns
- * and positions are, and which samples they are. */
+ * and positions are, and which samples they are. Of a level of halves they are there, and strides
+ * those of room for their logits and gradients; boxes are read as they are. */
 struct NAME(run) {
     const REAL *z, *b;
+    const uint16_t *half_z, *half_b;
     REAL *gz, *gb;
+    uint16_t *half_gz, *half_gb;
     int64_t z_col, z_step, b_col, b_step, gz_col, gz_step, gb_col, gb_step;
     int64_t image, index, row; /* of the first sample */
     int64_t anchors, count;    /* the next sample's number is higher by `anchors` */
@@ -20,6 +23,10 @@ static inline void NAME(four)(const REAL *from, int64_t col, REAL *to) {
     for (int k = 0; k < 4; k++) to[k] = from[k * col];
 }
 
+static inline void NAME(four_halves)(const uint16_t *from, int64_t col, REAL *to) {
+    for (int k = 0; k < 4; k++) to[k] = NAME(widened)(from[k * col]);
+}
+
 /* The first of a positive's four columns of boxes. */
 static inline int64_t NAME(slot)(const struct call *c, const struct sample *s) {
     return c->box_columns > 4 ? 4 * s->y : 0;
@@ -31,13 +38,16 @@ struct NAME(boxes) {
     REAL loss, d_loss[4], extra, score, d_score[4], goal;
 };
 
-/* Fills in `r` from the sample's box numbers; the gradients are right only with `slopes`. Takes a
- * copy of the sample, so that its callers keep theirs in registers. */
-static inline void NAME(boxes_of)(const struct call *c, struct sample s, const REAL *from,
-                                  int64_t col, int slopes, struct NAME(boxes) *r) {
+/* Fills in `r` from the boxes of sample i of a run; the gradients are right only with `slopes`. Takes
+ * a copy of the sample, so that its callers keep theirs in registers. */
+static inline void NAME(boxes_of)(const struct call *c, struct sample s,
+                                  const struct NAME(run) *of, int64_t i, int slopes,
+                                  struct NAME(boxes) *r) {
     struct NAME(sizes) sizes, unused;
     REAL b[4], given[4], p[4], x[4], t[4], code[4], g[4];
-    NAME(four)(from + NAME(slot)(c, &s) * col, col, b);
+    int64_t first = i * of->b_step + NAME(slot)(c, &s) * of->b_col;
+    if (of->b) NAME(four)(of->b + first, of->b_col, b);
+    else NAME(four_halves)(of->half_b + first, of->b_col, b);
     NAME(four)((const REAL *)c->targets + s.image * c->targets_image +
                    s.object * c->targets_row, c->targets_col, given);
     memcpy(p, given, sizeof p);
@@ -51,9 +61,9 @@ static inline void NAME(boxes_of)(const struct call *c, struct sample s, const R
     REAL loss = 0, by_codes[4] = {0}, by_corners[4] = {0};
     if (c->on_codes) {
         NAME(encode)(c, given, p, code);
-        for (int64_t i = 0; i < c->terms; i++)
-            if (c->term[i].kind <= L2)
-                loss += NAME(code_loss)(&c->term[i], b, code, by_codes);
+        for (int64_t j = 0; j < c->terms; j++)
+            if (c->term[j].kind <= L2)
+                loss += NAME(code_loss)(&c->term[j], b, code, by_codes);
     }
     if (c->on_corners) {
         loss += NAME(corner_losses)(c, x, t, by_corners);
@@ -112,7 +122,7 @@ INLINE void NAME(add_sample)(const struct call *c, const struct NAME(run) *r, in
         return;
     }
     if (sample->kind == POSITIVE)
-        NAME(boxes_of)(c, *sample, r->b + i * r->b_step, r->b_col, 0, &boxes);
+        NAME(boxes_of)(c, *sample, r, i, 0, &boxes);
     REAL a, count = 1;
     if (softmax) {
         a = NAME(kept_loss)(c, sample, z, r->z_col);
@@ -196,7 +206,7 @@ INLINE void NAME(weigh_sample)(struct call *c, const struct NAME(run) *r, int64_
     const REAL *z = r->z + i * r->z_step;
     REAL a = NAME(kept_loss)(c, sample, z, r->z_col);
     REAL beta = NAME(factor)(c->betas, sample, c->betas_image, c->betas_row), d_w = 0;
-    NAME(boxes_of)(c, *sample, r->b + i * r->b_step, r->b_col, 1, &boxes);
+    NAME(boxes_of)(c, *sample, r, i, 1, &boxes);
     s = NAME(class_score)(c, a, z[sample->y * r->z_col]);
     REAL w = c->joint ? (REAL)c->lam - s * boxes.score : 1;
     if (!c->constant)

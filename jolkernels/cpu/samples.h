@@ -27,10 +27,11 @@ struct term {
     double a, b;
 };
 
-/* Where the numbers of a level begin; strides count numbers. 0: not given, or not needed. */
+/* Where the numbers of a level begin; strides count numbers. 0: not given, or not needed. A half is
+ * a bfloat16, as a level of floats may have them. */
 struct place {
     void *at;
-    int64_t image, col, position;
+    int64_t image, col, position, half;
 };
 
 /* The logits of a level lie in planes (positions follow each other) or in rows (columns do), and
@@ -75,10 +76,10 @@ struct call {
 /* The levels of a call: its table, or `flat` filled in for a flat batch. */
 static inline const struct level *levels_of(struct call *c, struct level *flat) {
     if (c->levels) return c->levels;
-    flat->logits = (struct place){c->logits, 0, 1, c->logits_row};
-    flat->boxes = (struct place){c->boxes, 0, c->boxes_col, c->boxes_row};
-    flat->grad_logits = (struct place){c->grad_logits, 0, 1, c->columns};
-    flat->grad_boxes = (struct place){c->grad_boxes, 0, 1, c->box_columns};
+    flat->logits = (struct place){c->logits, 0, 1, c->logits_row, 0};
+    flat->boxes = (struct place){c->boxes, 0, c->boxes_col, c->boxes_row, 0};
+    flat->grad_logits = (struct place){c->grad_logits, 0, 1, c->columns, 0};
+    flat->grad_boxes = (struct place){c->grad_boxes, 0, 1, c->box_columns, 0};
     flat->positions = c->count, flat->anchors = 1, flat->chunk = c->chunk;
     flat->first = flat->planes = 0;
     return flat;
