@@ -15,10 +15,25 @@ from jolkernels.dense import of_images, pad_objects
 from jolkernels.integrations.levels import LevelsInTraining, Outputs, Targets, at_least_float32
 from jolkernels.integrations.matching import matched_boxes, matched_labels
 from jolkernels.loss import JointLoss, JointOptimizationLoss
-from jolkernels.spec import LTRB
+from jolkernels.spec import LTRB, Focal, Regression
 
 CENTRENESS = JointOptimizationLoss("bce", "l1", "xyxy", weighting="none", ignore_index=-1)
 """The loss of FCOS's centreness: a class of its own, positives' alone; its box loss is not used."""
+
+
+def fcos_criterion(regression: str | Regression = "giou", **choices: Any) -> JointOptimizationLoss:
+    """The loss on the terms of torchvision's `FCOSHead.compute_loss`.
+
+    Args:
+        regression: the box loss; MMDetection's FCOS has IoU(mode="log").
+        choices: what else JointOptimizationLoss takes: classification (torchvision's focal loss),
+            lam, location_score, weighting, ...
+    """
+    return JointOptimizationLoss(
+        **{"classification": Focal(alpha=0.25, gamma=2.0), **choices},
+        regression=regression,
+        coding=LTRB(),
+    )
 
 
 class JointFCOSHead(LevelsInTraining, FCOSHead):

@@ -17,7 +17,24 @@ from jolkernels import process_groups
 from jolkernels.integrations.levels import LevelsInTraining, Outputs, Targets, at_least_float32
 from jolkernels.integrations.matching import matched_boxes, matched_labels
 from jolkernels.loss import JointLoss, JointOptimizationLoss
-from jolkernels.spec import Delta
+from jolkernels.spec import Delta, Focal, Regression
+
+
+def retinanet_criterion(
+    regression: str | Regression = "l1", **choices: Any
+) -> JointOptimizationLoss:
+    """The loss on the terms of torchvision's `RetinaNetHead.compute_loss`.
+
+    Args:
+        regression: the box loss; torchvision's v2 has "giou".
+        choices: what else JointOptimizationLoss takes: classification (torchvision's focal loss),
+            lam, location_score, weighting, ...
+    """
+    return JointOptimizationLoss(
+        **{"classification": Focal(alpha=0.25, gamma=2.0), **choices},
+        regression=regression,
+        coding=Delta(),
+    )
 
 
 class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):

@@ -1,0 +1,180 @@
+"""torchvision's second stage, trained with a JointOptimizationLoss.
+
+Letters: B images, N samples of the batch.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.roi_heads import RoIHeads
+
+from jolkernels.integrations.levels import at_least_float32
+from jolkernels.integrations.matching import gather, match_as, matched_boxes
+from jolkernels.loss import JointLoss, JointOptimizationLoss
+from jolkernels.spec import Delta, Regression, SmoothL1
+
+
+def roi_criterion(
+    weights: tuple[float, float, float, float] = (10, 10, 5, 5),
+    regression: str | Regression | None = None,
+    **choices: Any,
+) -> JointOptimizationLoss:
+    """The loss on the terms of torchvision's `fastrcnn_loss`.
+
+    Args:
+        weights: the box coder's.
+        regression: the box loss; None: torchvision's smooth L1 with beta 1/9.
+        choices: what else JointOptimizationLoss takes: lam, location_score, weighting, ...
+    """
+    return JointOptimizationLoss(
+        **{"classification": "cross_entropy", **choices},
+        regression=regression or SmoothL1(beta=1 / 9),
+        coding=Delta(weights=weights),
+        background="first",
+    )
+
+
+class JointRoIHeads(RoIHeads):
+    """torchvision's RoIHeads, boxes only, trained with `criterion`.
+
+    They hold no matrix of objects times proposals; a torchvision model's RPN still holds one of
+    objects times anchors.
+
+    Args:
+        args: RoIHeads' arguments in its order; its box coder must be the criterion's.
+        criterion: a loss with cross entropy, background "first" and coding Delta, see
+            `roi_criterion`.
+        kwargs: RoIHeads' arguments by name.
+
+    Attributes:
+        negative_weight: w⁻ of the last training batch, 0-dim and without gradient; None before.
+    """
+
+    def __init__(self, *args: Any, criterion: JointOptimizationLoss, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.mask_roi_pool is not None or self.keypoint_roi_pool is not None:
+            raise ValueError("JointRoIHeads predicts boxes only: masks or keypoints were given")
+        coding = criterion.settings.coding
+        if not isinstance(coding, Delta) or coding.weights != tuple(self.box_coder.weights):
+            raise ValueError(
+                f"criterion: got coding {coding}, wanted Delta with the heads' weights "
+                f"{self.box_coder.weights}"
+            )
+        self.criterion = criterion
+        self.negative_weight: Tensor | None = None
+
+    @classmethod
+    def from_roi_heads(cls, heads: RoIHeads, criterion: JointOptimizationLoss) -> Self:
+        """The same heads, their layers and weights shared, with `criterion` as the loss.
+
+        Raises:
+            ValueError: `heads` predict masks or keypoints as well.
+        """
+        return cls(
+            heads.box_roi_pool,
+            heads.box_head,
+            heads.box_predictor,
+            heads.proposal_matcher.high_threshold,
+            heads.proposal_matcher.low_threshold,
+            heads.fg_bg_sampler.batch_size_per_image,
+            heads.fg_bg_sampler.positive_fraction,
+            heads.box_coder.weights,
+            heads.score_thresh,
+            heads.nms_thresh,
+            heads.detections_per_img,
+            mask_roi_pool=heads.mask_roi_pool,
+            keypoint_roi_pool=heads.keypoint_roi_pool,
+            criterion=criterion,
+        )
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """What RoIHeads.forward does for boxes, with the criterion as the loss.
+
+        Args:
+            features: the pyramid's maps by name.
+            proposals: B tensors [R, 4], pixels of the resized image.
+            image_shapes: B pairs (height, width).
+            targets: B dicts of boxes [G, 4] and 1-based labels [G]; read in training only.
+
+        Returns:
+            In training ([], losses), else (B dicts of boxes, labels, scores, {}).
+        """
+        if not self.training:
+            class_logits, box_regression = self.predict(features, proposals, image_shapes)
+            return self.detections(class_logits, box_regression, proposals, image_shapes), {}
+        proposals, matches, labels, _ = self.select_training_samples(proposals, targets)
+        assert targets is not None  # select_training_samples has raised otherwise
+        class_logits, box_regression = self.predict(features, proposals, image_shapes)
+        loss = self.joint_loss(
+            class_logits, box_regression, proposals, labels, matched_boxes(targets, matches)
+        )
+        return [], {"loss_classifier": loss.classification, "loss_box_reg": loss.regression}
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As RoIHeads', without its matrix of objects times proposals.
+
+        Returns:
+            For each image the matched objects [R], 0 for none, and labels [R], -1: ignored.
+        """
+        matched, labels = [], []
+        for boxes, objects, classes in zip(proposals, gt_boxes, gt_labels, strict=True):
+            matches = match_as(self.proposal_matcher, objects, boxes)
+            label = gather(classes, matches).to(torch.int64).where(matches >= 0, 0)
+            labels.append(label.masked_fill(matches == Matcher.BETWEEN_THRESHOLDS, -1))
+            matched.append(matches.clamp(min=0))
+        return matched, labels
+
+    def predict(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits [N, C] and box deltas [N, 4 or 4C] of the proposals, at_least_float32."""
+        logits, deltas = self.box_predictor(
+            self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+        )
+        return at_least_float32(logits), at_least_float32(deltas)
+
+    def joint_loss(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        labels: list[Tensor],
+        target_boxes: list[Tensor],
+    ) -> JointLoss:
+        """The criterion of the samples of all images; keeps w⁻ in `negative_weight`."""
+        loss: JointLoss = self.criterion(
+            class_logits,
+            box_regression,
+            torch.cat(labels),
+            torch.cat(target_boxes),
+            torch.cat(proposals),
+        )
+        self.negative_weight = loss.negative_weight
+        return loss
+
+    def detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Boxes, labels and scores of each image, of class-agnostic deltas too."""
+        if box_regression.shape[1] == 4:
+            box_regression = box_regression.repeat(1, class_logits.shape[1])
+        found = self.postprocess_detections(class_logits, box_regression, proposals, image_shapes)
+        keys = ("boxes", "scores", "labels")
+        return [dict(zip(keys, image, strict=True)) for image in zip(*found, strict=True)]
