@@ -51,12 +51,14 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
 
     Attributes:
         negative_weight: w⁻ of the last training batch, 0-dim and without gradient; None before.
+        sync_normalizers: as LevelsInTraining's.
 
     Raises:
         ValueError: a criterion that is none of these.
     """
 
     own_parts = FCOSClassificationHead, FCOSRegressionHead
+    weigh_boxes: bool = False
 
     def __init__(
         self,
@@ -71,7 +73,6 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
         self._check_criterion("LTRB()", isinstance(criterion.settings.coding, LTRB))
         self.weigh_boxes = weigh_boxes
         self.dense = dense
-        self.negative_weight: Tensor | None = None
 
     @classmethod
     def from_head(cls, head: FCOSHead, criterion: JointOptimizationLoss, **choices: Any) -> Self:
@@ -143,17 +144,13 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
             matched=matched,
             **self._normalizers(centreness, matched),
         )
-        group = self.criterion.settings.sync_group
-        normalizer = loss.num_positives.clamp(min=1)
-        if group is not None:
-            normalizer = normalizer / process_groups.size(group)
         own = CENTRENESS.dense(
             outputs["bbox_ctrness"],
             [level.detach() for level in outputs["bbox_regression"]],
             matched.clamp(-1, 0),
             wanted,
             class_targets=centreness,
-            classification_normalizer=normalizer,
+            classification_normalizer=self._positives(loss, matched),
         )
         return loss, own.classification
 
@@ -177,21 +174,31 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
         own = F.binary_cross_entropy_with_logits(
             outputs["bbox_ctrness"].flatten(), centreness.where(positive, 0.0), reduction="none"
         )
-        ranks = process_groups.size(settings.sync_group)
-        return loss, ranks * (own * positive).sum() / loss.num_positives.clamp(min=1)
+        return loss, (own * positive).sum() / self._positives(loss, matched)
 
     def _normalizers(self, centreness: Tensor, matched: Tensor) -> dict[str, Any]:
         """The box losses' weights and the normalisers."""
-        choices: dict[str, Any] = {
-            "classification_normalizer": "positives",
-            "regression_normalizer": "positives",
-        }
+        number: Any = "positives" if self.sync_normalizers else own_positives(matched)
+        choices = {"classification_normalizer": number, "regression_normalizer": number}
         if self.weigh_boxes:
+            group = self.criterion.settings.sync_group if self.sync_normalizers else None
             weights = centreness.where(matched >= 0, 0.0)
-            total = process_groups.mean(weights.sum(), self.criterion.settings.sync_group)
             choices["regression_weights"] = weights
-            choices["regression_normalizer"] = total.clamp(min=1e-6)
+            choices["regression_normalizer"] = process_groups.mean(weights.sum(), group).clamp(1e-6)
         return choices
+
+    def _positives(self, loss: JointLoss, matched: Tensor) -> Tensor:
+        """What the centreness loss is divided by."""
+        group = self.criterion.settings.sync_group
+        if not self.sync_normalizers:
+            return own_positives(matched)
+        positives = loss.num_positives.clamp(min=1)
+        return positives if group is None else positives / process_groups.size(group)
+
+
+def own_positives(matched: Tensor) -> Tensor:
+    """max(1, those of this rank's samples that are matched to an object)."""
+    return (matched >= 0).sum().clamp(min=1)
 
 
 def centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:

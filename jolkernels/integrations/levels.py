@@ -31,7 +31,13 @@ class LevelsInTraining(nn.Module):
     classification_head: Any
     regression_head: Any
     criterion: JointOptimizationLoss
-    dense: bool
+    dense: bool = True
+    negative_weight: Tensor | None = None
+    sync_normalizers: bool = True
+    """With a criterion that has a sync_group: whether normalisers are those of all ranks as well.
+
+    False: they are this rank's own, as torchvision's; w⁻ alone is that of all ranks.
+    """
 
     def forward(self, x: list[Tensor]) -> Outputs:
         """The head's outputs: levels in training, else torchvision's in float32 at least."""

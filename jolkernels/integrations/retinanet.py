@@ -19,6 +19,9 @@ from jolkernels.integrations.matching import matched_boxes, matched_labels
 from jolkernels.loss import JointLoss, JointOptimizationLoss
 from jolkernels.spec import Delta, Focal, Regression
 
+NORMALIZERS = "classification_normalizer", "regression_normalizer"
+WEIGHTS = "classification_weights", "regression_weights"
+
 
 def retinanet_criterion(
     regression: str | Regression = "l1", **choices: Any
@@ -31,9 +34,8 @@ def retinanet_criterion(
             lam, location_score, weighting, ...
     """
     return JointOptimizationLoss(
-        **{"classification": Focal(alpha=0.25, gamma=2.0), **choices},
+        **{"classification": Focal(alpha=0.25, gamma=2.0), "coding": Delta(), **choices},
         regression=regression,
-        coding=Delta(),
     )
 
 
@@ -53,12 +55,14 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
 
     Attributes:
         negative_weight: w⁻ of the last training batch, 0-dim and without gradient; None before.
+        sync_normalizers: as LevelsInTraining's.
 
     Raises:
         ValueError: a criterion or normalizer that is none of these.
     """
 
     own_parts = RetinaNetClassificationHead, RetinaNetRegressionHead
+    normalizer: str = "image"
 
     def __init__(
         self,
@@ -76,7 +80,6 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
         self._check_criterion("Delta()", isinstance(coding, Delta) and coding.weights == (1,) * 4)
         self.normalizer = normalizer
         self.dense = dense
-        self.negative_weight: Tensor | None = None
 
     @classmethod
     def from_head(
@@ -123,7 +126,11 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
         if isinstance(logits, Tensor):
             loss = self._flat_loss(targets, logits, boxes, anchors, matched_idxs)
         else:
-            normalizer = "image" if self.normalizer == "image" else "positives"
+            name = "image" if self.normalizer == "image" else "positives"
+            choices: dict[str, Any] = dict.fromkeys(NORMALIZERS, name)
+            if not self.sync_normalizers:
+                matched = torch.stack(matched_idxs)
+                choices = self._normalizers(matched >= 0, at_least_float32(anchors[0]).dtype)
             loss = self.criterion.dense(
                 logits,
                 boxes,
@@ -131,8 +138,7 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
                 [t["boxes"] for t in targets],
                 priors=anchors,
                 matched=matched_idxs,
-                classification_normalizer=normalizer,
-                regression_normalizer=normalizer,
+                **choices,
             )
         self.negative_weight = loss.negative_weight
         return {"classification": loss.classification, "bbox_regression": loss.regression}
@@ -148,22 +154,9 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
         settings = self.criterion.settings
         priors, columns = torch.cat(anchors), logits.shape[-1]
         labels = matched_labels(targets, torch.stack(matches), columns, settings.ignore_index)
-        choices: dict[str, Any] = {
-            "classification_normalizer": "positives",
-            "regression_normalizer": "positives",
-        }
-        if self.normalizer == "image":
-            positive = (labels != columns) & (labels != settings.ignore_index)
-            counts = positive.sum(1, keepdim=True).clamp(min=1)
-            weights = (1 / counts.to(at_least_float32(priors).dtype)).expand_as(labels).flatten()
-            images = torch.full((), len(targets), device=priors.device)
-            images = process_groups.mean(images, settings.sync_group)
-            choices = {
-                "classification_weights": weights,
-                "regression_weights": weights,
-                "classification_normalizer": images,
-                "regression_normalizer": images,
-            }
+        positive = (labels != columns) & (labels != settings.ignore_index)
+        choices = self._normalizers(positive, at_least_float32(priors).dtype)
+        choices |= {name: choices[name].flatten() for name in WEIGHTS if name in choices}
         loss: JointLoss = self.criterion(
             logits.flatten(0, 1),
             boxes.flatten(0, 1),
@@ -173,3 +166,14 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
             **choices,
         )
         return loss
+
+    def _normalizers(self, positive: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+        """For samples positive [B, M] or not; an image's own normaliser as weights [B, M]."""
+        group = self.criterion.settings.sync_group if self.sync_normalizers else None
+        if self.normalizer == "batch":
+            number: Any = "positives" if self.sync_normalizers else positive.sum().clamp(min=1)
+            return dict.fromkeys(NORMALIZERS, number)
+        counts = positive.sum(1, keepdim=True).clamp(min=1)
+        weights = (1 / counts.to(dtype)).expand_as(positive)
+        images = process_groups.mean(torch.full((), len(positive), device=weights.device), group)
+        return dict.fromkeys(WEIGHTS, weights) | dict.fromkeys(NORMALIZERS, images)

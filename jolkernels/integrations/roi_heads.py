@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.roi_heads import RoIHeads, keypointrcnn_loss, maskrcnn_loss
 
 from jolkernels.integrations.levels import at_least_float32
 from jolkernels.integrations.matching import gather, match_as, matched_boxes
@@ -26,18 +26,18 @@ def roi_criterion(
     Args:
         weights: the box coder's.
         regression: the box loss; None: torchvision's smooth L1 with beta 1/9.
-        choices: what else JointOptimizationLoss takes: lam, location_score, weighting, ...
+        choices: what else JointOptimizationLoss takes: lam, location_score, weighting, ...; a
+            coding goes before weights.
     """
     return JointOptimizationLoss(
-        **{"classification": "cross_entropy", **choices},
+        **{"classification": "cross_entropy", "coding": Delta(weights=weights), **choices},
         regression=regression or SmoothL1(beta=1 / 9),
-        coding=Delta(weights=weights),
         background="first",
     )
 
 
 class JointRoIHeads(RoIHeads):
-    """torchvision's RoIHeads, boxes only, trained with `criterion`.
+    """torchvision's RoIHeads trained with `criterion`; masks and keypoints keep their own losses.
 
     They hold no matrix of objects times proposals; a torchvision model's RPN still holds one of
     objects times anchors.
@@ -50,12 +50,15 @@ class JointRoIHeads(RoIHeads):
 
     Attributes:
         negative_weight: w⁻ of the last training batch, 0-dim and without gradient; None before.
+        sync_normalizers: as LevelsInTraining's.
     """
+
+    criterion: JointOptimizationLoss
+    negative_weight: Tensor | None = None
+    sync_normalizers: bool = True
 
     def __init__(self, *args: Any, criterion: JointOptimizationLoss, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.mask_roi_pool is not None or self.keypoint_roi_pool is not None:
-            raise ValueError("JointRoIHeads predicts boxes only: masks or keypoints were given")
         coding = criterion.settings.coding
         if not isinstance(coding, Delta) or coding.weights != tuple(self.box_coder.weights):
             raise ValueError(
@@ -63,15 +66,10 @@ class JointRoIHeads(RoIHeads):
                 f"{self.box_coder.weights}"
             )
         self.criterion = criterion
-        self.negative_weight: Tensor | None = None
 
     @classmethod
     def from_roi_heads(cls, heads: RoIHeads, criterion: JointOptimizationLoss) -> Self:
-        """The same heads, their layers and weights shared, with `criterion` as the loss.
-
-        Raises:
-            ValueError: `heads` predict masks or keypoints as well.
-        """
+        """The same heads, their layers and weights shared, with `criterion` as the loss."""
         return cls(
             heads.box_roi_pool,
             heads.box_head,
@@ -84,8 +82,12 @@ class JointRoIHeads(RoIHeads):
             heads.score_thresh,
             heads.nms_thresh,
             heads.detections_per_img,
-            mask_roi_pool=heads.mask_roi_pool,
-            keypoint_roi_pool=heads.keypoint_roi_pool,
+            heads.mask_roi_pool,
+            heads.mask_head,
+            heads.mask_predictor,
+            heads.keypoint_roi_pool,
+            heads.keypoint_head,
+            heads.keypoint_predictor,
             criterion=criterion,
         )
 
@@ -96,27 +98,72 @@ class JointRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """What RoIHeads.forward does for boxes, with the criterion as the loss.
+        """RoIHeads.forward with the criterion as the boxes' loss; inference is torchvision's.
 
         Args:
             features: the pyramid's maps by name.
             proposals: B tensors [R, 4], pixels of the resized image.
             image_shapes: B pairs (height, width).
-            targets: B dicts of boxes [G, 4] and 1-based labels [G]; read in training only.
+            targets: B dicts of boxes [G, 4], 1-based labels [G] and, where these are predicted,
+                masks and keypoints; read in training only.
 
         Returns:
-            In training ([], losses), else (B dicts of boxes, labels, scores, {}).
+            In training ([], losses), else (B dicts of boxes, labels, scores, ..., {}).
         """
         if not self.training:
-            class_logits, box_regression = self.predict(features, proposals, image_shapes)
-            return self.detections(class_logits, box_regression, proposals, image_shapes), {}
-        proposals, matches, labels, _ = self.select_training_samples(proposals, targets)
+            found: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
+            found = super().forward(features, proposals, image_shapes)
+            return found
+        proposals, matches, labels, boxes = self.select_training_samples(proposals, targets)
         assert targets is not None  # select_training_samples has raised otherwise
         class_logits, box_regression = self.predict(features, proposals, image_shapes)
-        loss = self.joint_loss(
-            class_logits, box_regression, proposals, labels, matched_boxes(targets, matches)
-        )
-        return [], {"loss_classifier": loss.classification, "loss_box_reg": loss.regression}
+        loss = self.joint_loss(class_logits, box_regression, proposals, labels, boxes)
+        losses = {"loss_classifier": loss.classification, "loss_box_reg": loss.regression}
+        if self.has_mask() or self.has_keypoint():
+            kept = [torch.where(label > 0)[0] for label in labels]
+            proposals, matches = pick(proposals, kept), pick(matches, kept)
+            losses |= self.other_losses(features, proposals, image_shapes, targets, matches)
+        return [], losses
+
+    def other_losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+        matches: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """torchvision's losses of masks and keypoints, of proposals that are all positive."""
+        losses = {}
+        if self.has_mask():
+            pooled = self.mask_roi_pool(features, proposals, image_shapes)
+            masks, labels = ([t[name] for t in targets] for name in ("masks", "labels"))
+            logits = self.mask_predictor(self.mask_head(pooled))
+            losses["loss_mask"] = maskrcnn_loss(logits, proposals, masks, labels, matches)
+        if self.has_keypoint():
+            pooled = self.keypoint_roi_pool(features, proposals, image_shapes)
+            keypoints = [t["keypoints"] for t in targets]
+            logits = self.keypoint_predictor(self.keypoint_head(pooled))
+            losses["loss_keypoint"] = keypointrcnn_loss(logits, proposals, keypoints, matches)
+        return losses
+
+    def select_training_samples(
+        self, proposals: list[Tensor], targets: list[dict[str, Tensor]] | None
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """As RoIHeads', with the samples' objects in place of their codes, which nothing needs.
+
+        Returns:
+            For each image proposals [N, 4], matched objects [N], labels [N], objects' boxes [N, 4].
+        """
+        self.check_targets(targets)
+        assert targets is not None  # check_targets has raised otherwise
+        boxes = [t["boxes"].to(proposals[0].dtype) for t in targets]
+        proposals = self.add_gt_proposals(proposals, boxes)
+        classes = [t["labels"] for t in targets]
+        matches, labels = self.assign_targets_to_proposals(proposals, boxes, classes)
+        kept = self.subsample(labels)
+        proposals, matches, labels = (pick(x, kept) for x in (proposals, matches, labels))
+        return proposals, matches, labels, matched_boxes(targets, matches)
 
     def assign_targets_to_proposals(
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
@@ -155,12 +202,17 @@ class JointRoIHeads(RoIHeads):
         target_boxes: list[Tensor],
     ) -> JointLoss:
         """The criterion of the samples of all images; keeps w⁻ in `negative_weight`."""
+        choices: dict[str, Any] = {}
+        if not self.sync_normalizers:  # no sample is ignored
+            number = float(max(1, len(class_logits)))
+            choices = {"classification_normalizer": number, "regression_normalizer": number}
         loss: JointLoss = self.criterion(
             class_logits,
             box_regression,
             torch.cat(labels),
             torch.cat(target_boxes),
             torch.cat(proposals),
+            **choices,
         )
         self.negative_weight = loss.negative_weight
         return loss
@@ -172,9 +224,29 @@ class JointRoIHeads(RoIHeads):
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Boxes, labels and scores of each image, of class-agnostic deltas too."""
-        if box_regression.shape[1] == 4:
-            box_regression = box_regression.repeat(1, class_logits.shape[1])
+        """Boxes, labels and scores of each image."""
         found = self.postprocess_detections(class_logits, box_regression, proposals, image_shapes)
         keys = ("boxes", "scores", "labels")
         return [dict(zip(keys, image, strict=True)) for image in zip(*found, strict=True)]
+
+    def postprocess_detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """As RoIHeads', in float32 at least, and of class-agnostic deltas [N, 4] too."""
+        class_logits, box_regression = map(at_least_float32, (class_logits, box_regression))
+        if box_regression.shape[1] == 4:
+            box_regression = box_regression.repeat(1, class_logits.shape[1])
+        found: tuple[list[Tensor], list[Tensor], list[Tensor]]
+        found = super().postprocess_detections(
+            class_logits, box_regression, proposals, image_shapes
+        )
+        return found
+
+
+def pick(values: list[Tensor], rows: list[Tensor]) -> list[Tensor]:
+    """Each image's rows."""
+    return [x[i] for x, i in zip(values, rows, strict=True)]

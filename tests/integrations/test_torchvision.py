@@ -1,0 +1,312 @@
+"""The Joint Optimization Loss in torchvision's detectors, in place."""
+
+import copy
+import importlib
+import pickle
+import sys
+
+import pytest
+import torch
+from scenes import K, losses_and_gradients
+from torch import nn
+from torchvision.models.detection import RetinaNet, roi_heads
+from torchvision.models.detection._utils import BoxLinearCoder
+from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead
+from zoo import ZOO, batch, joint_part, make
+
+from jolkernels import JointLoss, JointOptimizationLoss
+from jolkernels.integrations.torchvision import (
+    JointRoIHeads,
+    remove_joint_loss,
+    roi_criterion,
+    use_joint_loss,
+)
+from jolkernels.spec import NWD
+
+BOXES = {"loss_classifier", "loss_box_reg", "classification", "bbox_regression"}
+"""The losses that are weighed."""
+
+
+def step(model, kind, objects=(5, 0, 3)):
+    """Losses and gradients; batch norms keep their statistics."""
+    model.zero_grad()
+    state = copy.deepcopy(model.state_dict())
+    losses, gradients = losses_and_gradients(model, *batch(kind, list(objects)))
+    model.load_state_dict(state)
+    return losses, gradients
+
+
+def assert_same(got, want, tolerance=0.0):
+    """Of losses and gradients; a gradient that is missing counts as 0."""
+    for found, wanted in zip(got, want, strict=True):
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            value, other = (
+                torch.zeros(()) if x is None else x.detach() for x in (value, found[key])
+            )
+            limit = tolerance * value.abs().max().item()
+            torch.testing.assert_close(other, value, rtol=0, atol=limit, msg=key)
+
+
+@pytest.mark.parametrize("objects", [(5, 0, 3), (4, 1), (0, 0)])
+@pytest.mark.parametrize("kind", ZOO)
+def test_unweighted_it_is_torchvisions(kind, objects):
+    """Values of all losses and gradients of all parameters."""
+    model = make(kind)
+    want = step(model, kind, objects)
+    if any(objects):
+        assert all(loss > 0 for loss in want[0].values())
+        moved = [g.any().item() for g in want[1].values() if g is not None]
+        assert sum(moved) >= len(moved) / 3
+    assert_same(step(use_joint_loss(model, weighting="none"), kind, objects), want, 1e-9)
+    assert joint_part(model).negative_weight == 1
+
+
+@pytest.mark.parametrize("kind", ["l1", "smooth_l1", "giou", "diou", "ciou"])
+def test_retinanets_box_losses_are_read(kind):
+    model = make("retinanet")
+    model.head.regression_head._loss_type = kind
+    want = step(model, "retinanet")
+    # the eps of torchvision's losses of boxes
+    assert_same(step(use_joint_loss(model, weighting="none"), "retinanet"), want, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "ssd"])
+def test_coders_are_read(kind):
+    model = make(kind)
+    part = joint_part(model)
+    coder = part.regression_head.box_coder if kind == "retinanet" else part.box_coder
+    coder.weights, coder.bbox_xform_clip = (3.0, 4.0, 5.0, 6.0), 1.5
+    want = step(model, kind)
+    use_joint_loss(model, weighting="none")
+    assert_same(step(model, kind), want, 1e-9)
+    assert part.criterion.settings.coding.clip == 1.5
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_the_boxes_losses_alone_are_weighed(kind, monkeypatch):
+    """In one call, whose w- is the mean over the positives of all images."""
+    calls: list[JointLoss] = []
+
+    def watch(name):
+        inner = getattr(JointOptimizationLoss, name)
+
+        def watched(self, *given, **named):
+            loss = inner(self, *given, **named)
+            if self.settings.weighted:  # not FCOS's centreness
+                calls.append(loss)
+            return loss
+
+        monkeypatch.setattr(JointOptimizationLoss, name, watched)
+
+    watch("forward")
+    watch("dense")
+    model = make(kind)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # which joins the images
+            module.eval()
+    base, _ = step(model, kind)
+    use_joint_loss(model, lam=2.5)
+    found, _ = step(model, kind)
+    assert {key for key in base if found[key] != base[key]} == BOXES & base.keys()
+    whole = joint_part(model).negative_weight
+    assert len(calls) == 1 and whole.shape == () and not whole.requires_grad
+    images, targets = batch(kind, [5, 0, 3])
+    for image, target in zip(images, targets, strict=True):
+        torch.manual_seed(3)
+        model([image], [target])
+    _, *each = calls
+    positives = torch.stack([x.num_positives for x in each]).double()
+    weights = torch.stack([x.negative_weight for x in each])
+    assert calls[0].num_positives == positives.sum() and positives[0] > 0 and positives[2] > 0
+    torch.testing.assert_close(whole, (positives * weights).sum() / positives.sum())
+    assert 1.5 < whole < 2.5 and weights[0] != weights[2]
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_it_trains(kind):
+    model = use_joint_loss(make(kind))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    totals = []
+    for _ in range(4):
+        losses, _ = losses_and_gradients(model, *batch(kind, [4, 2]))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        totals.append(sum(losses[key].item() for key in BOXES & losses.keys()))
+    assert totals[-1] < totals[0]
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_nothing_else_changes_and_removal_leaves_nothing(kind):
+    """Parameters, hooks, modes and results of inference; after removal every bit."""
+    model = make(kind)
+    part = joint_part(model)
+    next(part.children()).eval()
+    seen = []
+    part.register_forward_pre_hook(lambda *given: seen.append(given))
+    want = step(model, kind)
+    images = batch(kind, [2, 3])[0]
+    modes = [module.training for module in model.modules()]
+    attributes = {key: type(value) for key, value in vars(part).items()}
+    state = model.state_dict(keep_vars=True)
+
+    assert use_joint_loss(model) is model and joint_part(model) is part
+    assert part.negative_weight is None
+    kept = model.state_dict(keep_vars=True)
+    assert list(kept) == list(state) and all(kept[key] is state[key] for key in state)
+    assert [m.training for m in model.modules() if m is not part.criterion] == modes
+    step(model, kind)
+    assert len(seen) == 2
+    with torch.no_grad():
+        found = model.eval()(images)
+    assert remove_joint_loss(model) is model
+    with torch.no_grad():
+        wanted = model(images)
+    for a, b in zip(found, wanted, strict=True):
+        assert a.keys() == b.keys() and len(b["boxes"])
+        assert all(torch.equal(a[key], b[key]) for key in b)
+
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    assert_same(step(model, kind), want)
+    assert {key: type(value) for key, value in vars(part).items()} == attributes
+    assert type(part).__module__.startswith("torchvision.")
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_copies_and_pickles_train_as_well(kind):
+    model = use_joint_loss(make(kind), lam=1.5)
+    before = copy.deepcopy(model)
+    want = step(model, kind)
+    for other in (before, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_same(step(other, kind), want)
+        remove_joint_loss(other)
+    assert joint_part(model).criterion.settings.lam == 1.5  # theirs was removed, not this one's
+
+
+def test_choices_are_the_losses():
+    choices = {"lam": 3.0, "location_score": "nwd", "class_score": None, "detach_weights": True}
+    for kind in ZOO:
+        settings = joint_part(use_joint_loss(make(kind), **choices)).criterion.settings
+        assert (settings.lam, settings.class_score, settings.detach_weights) == (3.0, None, True)
+        assert settings.location_score == NWD()
+
+
+def test_a_head_that_was_replaced_can_be_removed():
+    model = make("mask_rcnn")
+    want = step(model, "mask_rcnn")
+    model.roi_heads = JointRoIHeads.from_roi_heads(
+        model.roi_heads, roi_criterion(weighting="none")
+    ).train()
+    assert_same(step(model, "mask_rcnn"), want, 1e-9)
+    assert_same(step(remove_joint_loss(model), "mask_rcnn"), want)
+
+
+def test_a_box_for_all_classes_is_trained():
+    """torchvision's own loss knows boxes of each class alone."""
+    model = make("faster_rcnn")
+    model.roi_heads.box_predictor.bbox_pred = nn.Linear(32, 4).double()
+    losses, gradients = step(use_joint_loss(model), "faster_rcnn")
+    assert losses["loss_box_reg"] > 0 and gradients["roi_heads.box_predictor.bbox_pred.bias"].any()
+    with torch.no_grad():
+        assert len(model.eval()(batch("faster_rcnn", [2])[0])[0]["boxes"])
+
+
+class Subclass(RetinaNet):
+    """A model that reads the flattened outputs in training."""
+
+    def compute_loss(self, targets, head_outputs, anchors):
+        assert head_outputs["cls_logits"].shape[2] == K
+        return super().compute_loss(targets, head_outputs, anchors)
+
+
+def test_a_subclass_of_a_model_gets_torchvisions_outputs():
+    model = make("retinanet")
+    want = step(use_joint_loss(model), "retinanet")
+    assert model.head.dense
+    remove_joint_loss(model).__class__ = Subclass
+    assert_same(step(use_joint_loss(model), "retinanet"), want, 1e-9)
+
+
+class OtherHead(RetinaNetHead):
+    pass
+
+
+class OtherPart(RetinaNetClassificationHead):
+    def compute_loss(self, targets, head_outputs, matched_idxs):
+        return 2 * super().compute_loss(targets, head_outputs, matched_idxs)
+
+
+def with_class(kind, path, other):
+    model = make(kind)
+    model.get_submodule(path).__class__ = other
+    return model
+
+
+def changed(kind, path, name, value):
+    model = make(kind)
+    setattr(model.get_submodule(path), name, value)
+    return model
+
+
+REFUSED = {
+    "no detector": (TypeError, "model: got Linear, wanted torchvision's Faster, ",
+        lambda: nn.Linear(1, 1)),
+    "wrapped": (TypeError, "model: got DataParallel, wanted",
+        lambda: nn.DataParallel(make("fcos"))),
+    "its head": (TypeError, "model: got RoIHeads, wanted", lambda: make("faster_rcnn").roi_heads),
+    "joint": (ValueError, "model.head: has a joint loss already: remove_joint_loss",
+        lambda: use_joint_loss(make("fcos"))),
+    "joint SSD": (ValueError, "model: has a joint loss already",
+        lambda: use_joint_loss(make("ssd"))),
+    "head": (TypeError, "model.head: got OtherHead, wanted one of RoIHeads, RetinaNetHead, ",
+        lambda: with_class("retinanet", "head", OtherHead)),
+    "part": (TypeError, "model.head.classification_head: got the loss OtherPart.compute_loss, ",
+        lambda: with_class("retinanet", "head.classification_head", OtherPart)),
+    "box loss": (ValueError, "model.head.regression_head: got the box loss 'huber', wanted one of ",
+        lambda: changed("retinanet", "head.regression_head", "_loss_type", "huber")),
+    "forward": (ValueError, "model.roi_heads: got a forward of its own",
+        lambda: changed("faster_rcnn", "roi_heads", "forward", lambda *given: None)),
+    "coder": (TypeError, "model.roi_heads.box_coder: got <object .*, wanted torchvision's BoxCoder",
+        lambda: changed("faster_rcnn", "roi_heads", "box_coder", object())),
+    "distances": (ValueError, r"model.head.box_coder: got .*wanted BoxLinearCoder\(normalize_by",
+        lambda: changed("fcos", "head", "box_coder", BoxLinearCoder(normalize_by_size=False))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_mapped_is_refused(case):
+    error, message, build = REFUSED[case]
+    model = build()
+    before = type(model), list(vars(model))
+    with pytest.raises(error, match=message):
+        use_joint_loss(model)
+    assert (type(model), list(vars(model))) == before
+
+
+def test_choices_are_checked():
+    with pytest.raises(TypeError, match="use_joint_loss: got regression, wanted some of lam, "):
+        use_joint_loss(make("fcos"), regression="l1")
+    with pytest.raises(ValueError, match=r"lam: got 0\.5"):
+        use_joint_loss(make("fcos"), lam=0.5)
+
+
+def test_a_loss_that_was_replaced_is_refused(monkeypatch):
+    monkeypatch.setattr(roi_heads, "fastrcnn_loss", lambda *given: (0.0, 0.0))
+    with pytest.raises(ValueError, match=r"model.roi_heads: got the loss <function "):
+        use_joint_loss(make("faster_rcnn"))
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "fcos", "ssd"])
+def test_what_is_not_there_cannot_be_removed(kind):
+    with pytest.raises(ValueError, match="which has no joint loss to remove"):
+        remove_joint_loss(make(kind))
+
+
+def test_without_torchvision_it_says_what_to_do(monkeypatch):
+    name = "jolkernels.integrations.torchvision"
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ImportError, match=f"^{name} needs torchvision: pip install torchvision$"):
+        importlib.import_module(name)
