@@ -12,7 +12,14 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, 
 
 from jolkernels import process_groups
 from jolkernels.dense import of_images, pad_objects
-from jolkernels.integrations.levels import LevelsInTraining, Outputs, Targets, at_least_float32
+from jolkernels.integrations.levels import (
+    NORMALIZERS,
+    LevelsInTraining,
+    Outputs,
+    Targets,
+    at_least_float32,
+    of_this_rank,
+)
 from jolkernels.integrations.matching import matched_boxes, matched_labels
 from jolkernels.loss import JointLoss, JointOptimizationLoss
 from jolkernels.spec import LTRB, Focal, Regression
@@ -177,14 +184,15 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
         return loss, (own * positive).sum() / self._positives(loss, matched)
 
     def _normalizers(self, centreness: Tensor, matched: Tensor) -> dict[str, Any]:
-        """The box losses' weights and the normalisers."""
-        number: Any = "positives" if self.sync_normalizers else own_positives(matched)
-        choices = {"classification_normalizer": number, "regression_normalizer": number}
+        """The samples' weights and the normalisers."""
+        choices: dict[str, Any] = dict.fromkeys(NORMALIZERS, "positives")
+        if not self.sync_normalizers:
+            choices = of_this_rank(own_positives(matched), matched.shape, centreness.dtype)
         if self.weigh_boxes:
-            group = self.criterion.settings.sync_group if self.sync_normalizers else None
             weights = centreness.where(matched >= 0, 0.0)
+            total = process_groups.mean(weights.sum(), self.criterion.settings.sync_group)
             choices["regression_weights"] = weights
-            choices["regression_normalizer"] = process_groups.mean(weights.sum(), group).clamp(1e-6)
+            choices["regression_normalizer"] = total.clamp(min=1e-6)
         return choices
 
     def _positives(self, loss: JointLoss, matched: Tensor) -> Tensor:

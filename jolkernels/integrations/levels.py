@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from jolkernels.loss import JointOptimizationLoss
 
+NORMALIZERS = "classification_normalizer", "regression_normalizer"
+WEIGHTS = "classification_weights", "regression_weights"
 Targets = list[dict[str, Tensor]]
 Outputs = dict[str, Any]
 """Levels by name, lists of tensors [B, A * C, H, W]; or, flattened, tensors [B, M, C]."""
@@ -78,6 +80,21 @@ def runs_as(part: nn.Module, own: type[nn.Module]) -> bool:
         part._backward_pre_hooks,
     )
     return getattr(part.forward, "__func__", None) is own.forward and not any(hooks)
+
+
+def of_this_rank(number: Tensor, shape: torch.Size, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of a criterion that divide by a number of this rank, in spite of a sync_group.
+
+    It is in the samples' weights: w⁻, of all ranks, scales the negatives of all ranks, so its
+    gradient is the sum of what these come to after each rank's own division.
+
+    Args:
+        number: broadcasts to `shape`.
+        shape: of the samples.
+        dtype: of the weights.
+    """
+    weights = (1 / number.to(dtype)).expand(shape)
+    return dict.fromkeys(WEIGHTS, weights) | dict.fromkeys(NORMALIZERS, 1.0)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -14,13 +14,18 @@ from torchvision.models.detection.retinanet import (
 )
 
 from jolkernels import process_groups
-from jolkernels.integrations.levels import LevelsInTraining, Outputs, Targets, at_least_float32
+from jolkernels.integrations.levels import (
+    NORMALIZERS,
+    WEIGHTS,
+    LevelsInTraining,
+    Outputs,
+    Targets,
+    at_least_float32,
+    of_this_rank,
+)
 from jolkernels.integrations.matching import matched_boxes, matched_labels
 from jolkernels.loss import JointLoss, JointOptimizationLoss
 from jolkernels.spec import Delta, Focal, Regression
-
-NORMALIZERS = "classification_normalizer", "regression_normalizer"
-WEIGHTS = "classification_weights", "regression_weights"
 
 
 def retinanet_criterion(
@@ -169,11 +174,14 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
 
     def _normalizers(self, positive: Tensor, dtype: torch.dtype) -> dict[str, Any]:
         """For samples positive [B, M] or not; an image's own normaliser as weights [B, M]."""
-        group = self.criterion.settings.sync_group if self.sync_normalizers else None
+        counts = positive.sum(1, keepdim=True)
+        if not self.sync_normalizers:
+            by_image = counts.clamp(min=1) * len(positive)
+            number = by_image if self.normalizer == "image" else counts.sum().clamp(min=1)
+            return of_this_rank(number, positive.shape, dtype)
         if self.normalizer == "batch":
-            number: Any = "positives" if self.sync_normalizers else positive.sum().clamp(min=1)
-            return dict.fromkeys(NORMALIZERS, number)
-        counts = positive.sum(1, keepdim=True).clamp(min=1)
-        weights = (1 / counts.to(dtype)).expand_as(positive)
-        images = process_groups.mean(torch.full((), len(positive), device=weights.device), group)
+            return dict.fromkeys(NORMALIZERS, "positives")
+        weights = (1 / counts.clamp(min=1).to(dtype)).expand_as(positive)
+        images = torch.full((), len(positive), device=weights.device)
+        images = process_groups.mean(images, self.criterion.settings.sync_group)
         return dict.fromkeys(WEIGHTS, weights) | dict.fromkeys(NORMALIZERS, images)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.roi_heads import RoIHeads, keypointrcnn_loss, maskrcnn_loss
 
-from jolkernels.integrations.levels import at_least_float32
+from jolkernels.integrations.levels import at_least_float32, of_this_rank
 from jolkernels.integrations.matching import gather, match_as, matched_boxes
 from jolkernels.loss import JointLoss, JointOptimizationLoss
 from jolkernels.spec import Delta, Regression, SmoothL1
@@ -204,8 +204,9 @@ class JointRoIHeads(RoIHeads):
         """The criterion of the samples of all images; keeps w⁻ in `negative_weight`."""
         choices: dict[str, Any] = {}
         if not self.sync_normalizers:  # no sample is ignored
-            number = float(max(1, len(class_logits)))
-            choices = {"classification_normalizer": number, "regression_normalizer": number}
+            shape = class_logits.shape[:1]
+            number = torch.full((), max(1, *shape), device=class_logits.device)
+            choices = of_this_rank(number, shape, at_least_float32(class_logits).dtype)
         loss: JointLoss = self.criterion(
             class_logits,
             box_regression,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.models.detection.ssd import SSD
 
 from jolkernels.dense_checks import IGNORED
+from jolkernels.integrations.levels import NORMALIZERS, at_least_float32, of_this_rank
 from jolkernels.loss import JointLoss, JointOptimizationLoss
 from jolkernels.spec import Delta, SmoothL1
 
@@ -64,7 +65,10 @@ class JointSSD(SSD):
         positive = matched >= 0
         counts = positive.sum(1, keepdim=True)
         mined = hardest(logits, positive, self.neg_to_pos_ratio * counts)
-        number = "positives" if self.sync_normalizers else counts.sum().clamp(min=1)
+        choices: dict[str, Any] = dict.fromkeys(NORMALIZERS, "positives")
+        if not self.sync_normalizers:
+            dtype = at_least_float32(anchors[0]).dtype
+            choices = of_this_rank(counts.sum().clamp(min=1), matched.shape, dtype)
         loss: JointLoss = self.criterion.dense(  # the joined levels are one
             [logits.mT],
             [head_outputs["bbox_regression"].mT],
@@ -72,8 +76,7 @@ class JointSSD(SSD):
             [t["boxes"] for t in targets],
             priors=anchors,
             matched=matched.where(positive | mined, IGNORED),
-            classification_normalizer=number,
-            regression_normalizer=number,
+            **choices,
         )
         self.negative_weight = loss.negative_weight
         return {"bbox_regression": loss.regression, "classification": loss.classification}
