@@ -1,6 +1,6 @@
 """JOL in a stock torchvision Faster R-CNN: `python examples/train_torchvision.py`.
 
-Two lines differ from training without JOL: the criterion, and the heads that use it. Weights are
+Two lines differ from training without JOL: the import of use_joint_loss, and its call. Weights are
 random and the one batch is generated, so nothing is downloaded; replace both with your own.
 """
 
@@ -8,7 +8,7 @@ import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from jolkernels.integrations.torchvision import JointRoIHeads, roi_criterion
+from jolkernels.integrations.torchvision import use_joint_loss
 
 ANCHORS = AnchorGenerator(
     sizes=((8,), (16,), (32,), (64,), (128,)),  # the stock anchors begin at 32 pixels
@@ -28,7 +28,7 @@ def main(steps: int = 10) -> list[float]:
         rpn_anchor_generator=ANCHORS,
         box_batch_size_per_image=64,  # for a CPU
     )
-    model.roi_heads = JointRoIHeads.from_roi_heads(model.roi_heads, roi_criterion(lam=2.0))
+    use_joint_loss(model, lam=2.0)
 
     boxes = torch.tensor([[20, 20, 33, 32], [60, 70, 72, 83], [90, 30, 104, 43]])
     labels = torch.tensor([1, 2, 1])  # 0 is the background

@@ -90,4 +90,5 @@ def hardest(logits: Tensor, positive: Tensor, count: Tensor) -> Tensor:
     """
     losses = -logits.log_softmax(-1)[..., 0]
     ranked = losses.masked_fill(positive, -torch.inf).sort(1, descending=True)[1]
-    return ranked.sort(1)[1] < count
+    first = torch.arange(ranked.shape[1], device=ranked.device) < count
+    return torch.zeros_like(positive).scatter_(1, ranked, first)

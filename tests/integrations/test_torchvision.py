@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models.detection import RetinaNet, roi_heads
 from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead
-from zoo import ZOO, batch, joint_part, make
+from zoo import R_CNNS, ZOO, batch, joint_part, make
 
 from jolkernels import JointLoss, JointOptimizationLoss
 from jolkernels.integrations.torchvision import (
@@ -191,6 +191,22 @@ def test_choices_are_the_losses():
         settings = joint_part(use_joint_loss(make(kind), **choices)).criterion.settings
         assert (settings.lam, settings.class_score, settings.detach_weights) == (3.0, None, True)
         assert settings.location_score == NWD()
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_under_autocast_the_losses_are_float32(kind):
+    """Near to torchvision's, which rounds an R-CNN's objects to bfloat16 as well."""
+    model = make(kind).float()
+    images, targets = batch(kind, [5, 3])
+    images = [image.float() for image in images]
+    targets = [target | {"boxes": target["boxes"].float()} for target in targets]
+    with torch.autocast("cpu", torch.bfloat16):
+        want, _ = losses_and_gradients(model, images, targets)
+        got, _ = losses_and_gradients(use_joint_loss(model, weighting="none"), images, targets)
+    limit = 0.2 if kind in R_CNNS else 0.02
+    for key in BOXES & want.keys():
+        assert got[key].dtype == torch.float32
+        assert got[key].item() == pytest.approx(want[key].item(), rel=limit), key
 
 
 def test_a_head_that_was_replaced_can_be_removed():
