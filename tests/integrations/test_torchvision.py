@@ -3,7 +3,9 @@
 import copy
 import importlib
 import pickle
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from torchvision.models.detection.retinanet import RetinaNetClassificationHead, 
 from zoo import R_CNNS, ZOO, batch, joint_part, make
 
 from jolkernels import JointLoss, JointOptimizationLoss
+from jolkernels.integrations.choices import Choices
 from jolkernels.integrations.torchvision import (
+    JointRetinaNetHead,
     JointRoIHeads,
     remove_joint_loss,
     roi_criterion,
@@ -306,6 +310,16 @@ def test_choices_are_checked():
         use_joint_loss(make("fcos"), regression="l1")
     with pytest.raises(ValueError, match=r"lam: got 0\.5"):
         use_joint_loss(make("fcos"), lam=0.5)
+
+
+def test_the_document_runs_and_has_every_choice():
+    text = (Path(__file__).parents[2] / "docs/integrations/torchvision.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict = {}
+    exec(first + second, names)
+    assert names["w_neg"] is None and type(names["model"].head) is JointRetinaNetHead
+    call = re.search(r"`use_joint_loss\((.*?)\)`", text, re.S)[1]
+    assert set(re.findall(r"(\w+)=", call)) == set(Choices.__annotations__)
 
 
 def test_a_loss_that_was_replaced_is_refused(monkeypatch):
