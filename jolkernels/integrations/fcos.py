@@ -17,7 +17,7 @@ from jolkernels.integrations.levels import (
     LevelsInTraining,
     Outputs,
     Targets,
-    at_least_float32,
+    centreness_of,
     of_this_rank,
 )
 from jolkernels.integrations.matching import matched_boxes, matched_labels
@@ -207,14 +207,6 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
 def own_positives(matched: Tensor) -> Tensor:
     """max(1, those of this rank's samples that are matched to an object)."""
     return (matched >= 0).sum().clamp(min=1)
-
-
-def centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:
-    """The centreness [...] that points should have in boxes [..., 4], NaN outside of them."""
-    centres = at_least_float32(priors).unflatten(-1, (2, 2)).mean(-2)
-    near, far = centres - boxes[..., :2], boxes[..., 2:] - centres
-    horizontal, vertical = (torch.minimum(near, far) / torch.maximum(near, far)).unbind(-1)
-    return (horizontal * vertical).sqrt()
 
 
 def objects_of(boxes: Tensor, matched: Tensor) -> Tensor:

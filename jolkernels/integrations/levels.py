@@ -104,3 +104,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     would leave multiples of 4 pixels beyond 512, and many scores equal.
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:
+    """The centreness [...] that points should have in boxes [..., 4], NaN outside of them."""
+    centres = at_least_float32(priors).unflatten(-1, (2, 2)).mean(-2)
+    near, far = centres - boxes[..., :2], boxes[..., 2:] - centres
+    horizontal, vertical = (torch.minimum(near, far) / torch.maximum(near, far)).unbind(-1)
+    return (horizontal * vertical).sqrt()
