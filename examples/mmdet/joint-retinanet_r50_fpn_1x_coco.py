@@ -1,0 +1,5 @@
+"""RetinaNet with JOL."""
+
+_base_ = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
+custom_imports = dict(imports=["jolkernels.integrations.mmdet"])
+model = dict(bbox_head=dict(type="JointRetinaHead", joint=dict(lam=2.0)))
