@@ -84,8 +84,6 @@ class JointBBoxHead(JointHead):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         require("bbox_head", self, with_cls=True, with_reg=True)
-        # With a sigmoid the background's column would be one more class.
-        require("loss_cls", self.loss_cls, use_sigmoid=False)
 
     def loss(
         self,

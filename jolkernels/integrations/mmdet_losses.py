@@ -55,7 +55,8 @@ def criterion_of(head: Any, joint: Mapping[str, Any] | None) -> JointOptimizatio
     """The loss that a head's loss_cls, loss_bbox and bbox_coder are, with the user's choices.
 
     Args:
-        head: has these, and reg_decoded_bbox where the config says whether boxes are decoded.
+        head: has these, and num_classes; reg_decoded_bbox, if its boxes are not always decoded;
+            cls_out_channels, if its columns are not always one more than the classes.
         joint: see `Choices`; sync_group may be "world".
 
     Raises:
@@ -71,10 +72,17 @@ def criterion_of(head: Any, joint: Mapping[str, Any] | None) -> JointOptimizatio
     if decoded == regression.on_codes:
         raise ValueError(
             f"loss_bbox: got {name(head.loss_bbox)} with "
-            f"reg_decoded_bbox={decoded}, wanted {regression.on_codes}"
+            f"reg_decoded_bbox={decoded}, wanted {not regression.on_codes}"
         )
-    coding = coding_of(head.bbox_coder)
-    return JointOptimizationLoss(class_loss(head.loss_cls), regression, coding, **choices)
+    classification = class_loss(head.loss_cls)
+    columns = getattr(head, "cls_out_channels", head.num_classes + 1)
+    wanted = head.num_classes + classification.softmax
+    if columns != wanted:  # the background's would be one more class of a sigmoid loss
+        raise ValueError(
+            f"loss_cls: got {name(head.loss_cls)} as {classification} with {columns} columns, "
+            f"wanted {wanted}: num_classes is {head.num_classes}"
+        )
+    return JointOptimizationLoss(classification, regression, coding_of(head.bbox_coder), **choices)
 
 
 def coding_of(coder: Any) -> Delta | LTRB:
