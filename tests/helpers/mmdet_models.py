@@ -67,7 +67,7 @@ MMLogger.get_current_instance().setLevel("WARNING")  # it names every weight
 
 def joint_config(name, **joint):
     """The model of a config in examples/mmdet, small; `joint` in place of its choices."""
-    config = small(read_config(name).model)
+    config = small(read(Config.fromfile, EXAMPLES / f"{NAMES[name]}.py").model)
     for head in heads_of(config):
         head.joint = joint or head.joint
     return config
@@ -77,29 +77,18 @@ def stock_config(name):
     """The model of the config that it inherits, small."""
     source = (EXAMPLES / f"{NAMES[name]}.py").read_text()
     (base,) = [line for line in source.splitlines() if line.startswith("_base_")]
-    return small(read_text(base).model)
+    return small(read(Config.fromstring, base, ".py").model)
 
 
 @functools.cache
-def _read_config(name):
-    return Config.fromfile(EXAMPLES / f"{NAMES[name]}.py")
-
-
-@functools.cache
-def _read_text(text):
-    return Config.fromstring(text, ".py")
-
-
-def read_config(name):
-    return copy.deepcopy(_read_config(name))
-
-
-def read_text(text):
-    return copy.deepcopy(_read_text(text))
+def read(reader, *source):
+    """What a function reads, once: official configs inherit many."""
+    return reader(*source)
 
 
 def small(model):
-    """ResNet-18 with an eighth of the channels, pyramid and heads of 32."""
+    """A copy with a ResNet-18 of an eighth of the channels, pyramid and heads of 32."""
+    model = copy.deepcopy(model)
     model.backbone.update(depth=18, stem_channels=8, base_channels=8, init_cfg=None)
     model.neck.update(in_channels=[8, 16, 32, 64], out_channels=32)
     for head in heads_of(model):
@@ -127,7 +116,7 @@ def heads_of(model):
 def build(config, dtype=torch.float32):
     """A detector with weights that depend on its layers alone; scores are not small."""
     torch.manual_seed(0)
-    model = MODELS.build(copy.deepcopy(config))
+    model = MODELS.build(config)
     model.init_weights()
     with torch.no_grad():
         for name, weight in model.named_parameters():

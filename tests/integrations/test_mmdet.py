@@ -189,6 +189,7 @@ def test_the_runner_trains_and_logs_what_negatives_weigh(tmp_path):
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.002, "momentum": 0.9}},
         default_hooks={"logger": {"type": "LoggerHook", "interval": 1}},
         log_level="WARNING",
+        default_scope="mmdet",  # which stays that of later tests
         experiment_name="joint",
     )
     runner.train()
