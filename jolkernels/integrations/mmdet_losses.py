@@ -48,7 +48,7 @@ BOX_LOSSES: dict[type, Callable[[Any], Regression]] = {
     GIoULoss: lambda loss: GIoU(),
     DIoULoss: lambda loss: DIoU(),
 }
-"""Without CIoULoss and EIoULoss, which are not the papers' in MMDetection."""
+"""Not CIoULoss, EIoULoss and SIoULoss, whose formulas differ from those of jolkernels.spec."""
 
 
 def criterion_of(head: Any, joint: Mapping[str, Any] | None) -> JointOptimizationLoss:
