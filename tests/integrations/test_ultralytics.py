@@ -1,0 +1,539 @@
+"""JOL in Ultralytics YOLO: the losses of heads, real trainings of tiny models, what is refused."""
+
+import csv
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from copy import deepcopy
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.distributed as dist
+from launches import Launches, launches
+from processes import in_processes
+
+os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp()  # settings of the user are not touched
+os.environ["YOLO_OFFLINE"] = "true"
+pytest.importorskip("ultralytics")
+
+from PIL import Image, ImageDraw
+from ultralytics import YOLO
+from ultralytics.cfg import get_cfg
+from ultralytics.utils.tal import bbox2dist, make_anchors
+
+from jolkernels import JointOptimizationLoss
+from jolkernels.integrations.ultralytics import (
+    JointTrainer,
+    heads,
+    joint_loss,
+    remove_joint_loss,
+    use_joint_loss,
+)
+
+MODELS = ("yolov8n", "yolo11n", "yolo12n", "yolov10n", "yolo26n", "yolo26n-seg", "yolo11n-pose")
+IMAGES, SIZE, OBJECTS = 2, 64, 3
+
+
+def made(name: str, **changed) -> torch.nn.Module:
+    """A model as their trainer has it, with random weights."""
+    torch.manual_seed(0)
+    model = YOLO(f"{name}.yaml", verbose=False).model.train()
+    model.args = get_cfg(overrides=changed)
+    return model
+
+
+def objects(classes: int, seed: int = 0, images: int = IMAGES) -> dict:
+    """What a data loader gives of `images` images with OBJECTS objects each, but the pixels."""
+    g = torch.Generator().manual_seed(seed)
+    n = images * OBJECTS
+    size = torch.rand(n, 2, generator=g) * 0.4 + 0.1
+    centre = torch.rand(n, 2, generator=g) * (1 - size) + size / 2
+    of = torch.arange(images).repeat_interleave(OBJECTS)
+    keypoints = centre[:, None] + (torch.rand(n, 17, 2, generator=g) - 0.5) * size[:, None]
+    quarter = SIZE // 4
+    masks = torch.zeros(images, quarter, quarter)
+    for i in range(n):
+        left, top = ((centre[i] - size[i] / 2) * quarter).int().tolist()
+        right, bottom = ((centre[i] + size[i] / 2) * quarter).int().tolist()
+        masks[of[i], top : bottom + 1, left : right + 1] = i % OBJECTS + 1
+    return {
+        "batch_idx": of.float(),
+        "cls": torch.randint(classes, (n, 1), generator=g).float(),
+        "bboxes": torch.cat((centre, size), 1),
+        "keypoints": torch.cat((keypoints, torch.full((n, 17, 1), 2.0)), 2),
+        "masks": masks,
+        "sem_masks": torch.randint(classes, (images, quarter, quarter), generator=g),
+    }
+
+
+def nothing(batch: dict) -> dict:
+    """The batch without its objects."""
+    of_objects = ("batch_idx", "cls", "bboxes", "keypoints")
+    empty = {name: batch[name][:0] for name in of_objects}
+    return {**batch, **empty, "masks": torch.zeros_like(batch["masks"])}
+
+
+def predictions(model, seed: int = 0, dtype=torch.float64, images: int = IMAGES) -> dict:
+    """What a head predicts, by chance: sure of many classes, some boxes of negative size."""
+    g = torch.Generator().manual_seed(seed)
+    head = model.model[-1]
+    sides = [SIZE // int(stride) for stride in head.stride]
+    anchors = sum(side**2 for side in sides)
+    scores = torch.randn(images, head.nc, anchors, generator=g, dtype=dtype) * 3
+    boxes = torch.randn(images, 4 * head.reg_max, anchors, generator=g, dtype=dtype) + 1
+    feats = [torch.zeros(images, 1, side, side, dtype=dtype) for side in sides]
+    return {
+        "scores": scores.requires_grad_(),
+        "boxes": boxes.requires_grad_(),
+        "feats": feats,
+    }
+
+
+def leaves(preds: dict) -> tuple:
+    return preds["scores"], preds["boxes"]
+
+
+def losses_and_gradients(model, preds, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    loss, _ = model.criterion(preds, batch)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(
+        loss.sum(), list(named.values()), retain_graph=True, allow_unused=True
+    )
+    gradients = zip(named, found, strict=True)
+    return loss.detach(), {name: g for name, g in gradients if g is not None}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_weighting_losses_and_all_gradients_are_theirs_and_come_back(name):
+    # Their SegmentLoss26 does not run in float64, where only eps of CIoU differ.
+    dtype, tolerance = (torch.float32, 1e-5) if "seg" in name else (torch.float64, 1e-6)
+    model = made(name).to(dtype)
+    batch = objects(model.model[-1].nc)
+    keys = list(model.state_dict())
+    preds = model(torch.rand(IMAGES, 3, SIZE, SIZE, dtype=dtype))
+    model.criterion = model.init_criterion()
+    loss, gradients = losses_and_gradients(model, preds, batch)
+
+    assert use_joint_loss(model, weighting="none") is model
+    own_loss, own_gradients = losses_and_gradients(model, preds, batch)
+    torch.testing.assert_close(own_loss, loss, rtol=tolerance, atol=0, check_dtype=False)
+    assert own_gradients.keys() == gradients.keys()
+    # Biases before a normalisation have a gradient of 0, give or take some rounding.
+    rounding = torch.finfo(dtype).eps * max(g.norm() for g in gradients.values())
+    for key, wanted in gradients.items():
+        difference = (own_gradients[key] - wanted).norm()
+        assert difference <= tolerance * wanted.norm() + rounding, key
+
+    use_joint_loss(model)  # in place of the first, not around it
+    joint, _ = losses_and_gradients(model, preds, batch)
+    ratio = joint / own_loss
+    weighed = {"box_loss": True, "cls_loss": True, "dfl_loss": True, "l1_loss": True}
+    names = heads(model.criterion)[0].loss_names
+    assert [bool(r > 1.2) for r in ratio] == [weighed.get(name, False) for name in names]
+    assert list(model.state_dict()) == keys
+    remove_joint_loss(model)
+    same, same_gradients = losses_and_gradients(model, preds, batch)
+    assert torch.equal(same, loss)
+    assert all(torch.equal(g, gradients[key]) for key, g in same_gradients.items())
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
+@pytest.mark.parametrize("weights", [False, True])
+def test_without_weighting_heads_are_theirs_on_any_predictions(name, weights):
+    model = made(name)
+    if weights:
+        model.class_weights = torch.linspace(0.5, 2, model.model[-1].nc)
+    batch, preds = objects(model.model[-1].nc), predictions(model)
+    assert (preds["boxes"] < 0).any()
+    model.criterion = model.init_criterion()
+    head = heads(model.criterion)[-1]
+
+    def results():
+        loss, items = head.loss(preds, batch)
+        return loss.double(), items, *torch.autograd.grad(loss.sum(), leaves(preds))
+
+    wanted, wanted_items, *gradients = results()
+    use_joint_loss(model, weighting="none")
+    loss, items, *own = results()
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+    assert items.pop("neg_weight") == 1
+    assert items.keys() == wanted_items.keys()
+    for key, value in items.items():
+        torch.testing.assert_close(value.float(), wanted_items[key], rtol=1e-6, atol=0)
+    for got, expected in zip(own, gradients, strict=True):
+        assert (got - expected).norm() <= 1e-6 * expected.norm()
+
+
+def flat_loss(head, preds, batch, **choices):
+    """JOL of a head in one call on all rows, everything decoded, from their own assigner."""
+    found = []
+    hook = head.assigner.register_forward_hook(lambda *given: found.append(given[2]))
+    head.loss(preds, batch)
+    hook.remove()
+    labels, targets, scores, positive, _ = found[0]
+    points, strides = make_anchors(preds["feats"], head.stride, 0.5)
+    distances = preds["boxes"].mT.contiguous()
+    corners = head.bbox_decode(points, distances)
+    wanted = bbox2dist(points, targets / strides)
+    if head.use_dfl:
+        extra = head.bbox_loss.dfl_loss(
+            distances.view(-1, head.reg_max), wanted.view(-1, 4).clone()
+        )
+    else:
+        extra = ((distances - wanted) * strides / SIZE).abs().mean(-1)
+    weight, total = scores.sum(-1).flatten(), scores.sum().clamp(min=1)
+    criterion = JointOptimizationLoss("bce", "ciou", **choices)
+    k = preds["scores"].shape[1]
+    loss = criterion(
+        preds["scores"].mT.flatten(0, 1),
+        (corners * strides).flatten(0, 1),
+        labels.where(positive, k).flatten(),
+        targets.flatten(0, 1),
+        class_targets=weight,
+        extra_regression=extra.flatten() * (head.hyp.dfl / head.hyp.box),
+        regression_weights=weight,
+        classification_normalizer=total,
+        regression_normalizer=total,
+    )
+    whole = head.hyp.cls * loss.classification + head.hyp.box * loss.regression
+    return whole * len(labels), loss.negative_weight
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
+@pytest.mark.parametrize("choices", [{}, {"lam": 1.5, "location_score": "nwd"}])
+def test_a_head_is_one_call_on_all_rows(name, choices):
+    model = made(name)
+    batch, preds = objects(model.model[-1].nc), predictions(model)
+    model.criterion = model.init_criterion()
+    head = heads(model.criterion)[-1]
+    wanted, negative_weight = flat_loss(head, preds, batch, **choices)
+    gradients = torch.autograd.grad(wanted, leaves(preds))
+    use_joint_loss(model, **choices)
+    loss, items = head.loss(preds, batch)
+    own = torch.autograd.grad(loss.sum(), leaves(preds))
+
+    torch.testing.assert_close(loss.sum(), wanted, rtol=1e-9, atol=0)
+    torch.testing.assert_close(head.negative_weight, negative_weight, rtol=1e-12, atol=0)
+    assert items["neg_weight"] is head.negative_weight
+    assert negative_weight < choices.get("lam", 2) - 1e-3  # or nothing is tested
+    for got, expected in zip(own, gradients, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_the_gradient_goes_through_the_weights_unless_they_are_detached():
+    model = made("yolo11n")
+    batch, preds = objects(80), predictions(model)
+    found = []
+    for choices in ({}, {"detach_weights": True}):
+        use_joint_loss(model, **choices)
+        loss, _ = model.criterion(preds, batch)
+        found.append((loss.sum(), *torch.autograd.grad(loss.sum(), leaves(preds))))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert all((a - b).norm() > 1e-3 * a.norm() for a, b in zip(*found, strict=True) if a.ndim)
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n", "yolo26n-seg", "yolo11n-pose"])
+def test_batches_without_objects(name):
+    model = made(name)
+    batch = nothing(objects(model.model[-1].nc))
+    preds = model(torch.rand(IMAGES, 3, SIZE, SIZE))
+    model.criterion = model.init_criterion()
+    loss, gradients = losses_and_gradients(model, preds, batch)
+    use_joint_loss(model)
+    own, own_gradients = losses_and_gradients(model, preds, batch)
+    assert all(head.negative_weight == 1 for head in heads(model.criterion))
+    # Theirs, of probabilities of 1e-5 in float32, has four digits.
+    torch.testing.assert_close(own, loss, rtol=1e-3, atol=0)
+    # DistributedDataParallel waits for every parameter.
+    assert own_gradients.keys() == gradients.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
+def test_half_precision_puts_no_corners_off(name, dtype):
+    """Tiny boxes far from the origin: corners in bfloat16 would be 4 pixels off."""
+    model = made(name)
+    model.stride = model.model[-1].stride
+    g = torch.Generator().manual_seed(0)
+    sides = [640 // int(s) for s in model.stride]
+    anchors = sum(n * n for n in sides)
+    batch = objects(80)
+    batch["bboxes"] = torch.cat(
+        (0.9 + 0.05 * torch.rand(6, 2, generator=g), torch.full((6, 2), 10 / 640)), 1
+    )
+    half = {
+        "scores": torch.randn(IMAGES, 80, anchors, generator=g).to(dtype),
+        "boxes": torch.randn(IMAGES, 4 * model.model[-1].reg_max, anchors, generator=g).to(dtype),
+        "feats": [torch.zeros(IMAGES, 1, n, n, dtype=dtype) for n in sides],
+    }
+    whole = {name: x.float() for name, x in half.items() if name != "feats"}
+    whole["feats"] = [x.float() for x in half["feats"]]
+    use_joint_loss(model)
+    head = heads(model.criterion)[-1]
+    wanted, _ = head.loss(whole, batch)
+    weight = head.negative_weight
+    half["scores"].requires_grad_(), half["boxes"].requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = head.loss(half, batch)
+        loss.sum().backward()
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(head.negative_weight, weight, rtol=1e-6, atol=0)
+    assert half["scores"].grad.dtype is half["boxes"].grad.dtype is dtype
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
+def test_half_of_their_calls(name):
+    model = made(name)
+    batch, preds = objects(80), predictions(model, dtype=torch.float32)
+    model.criterion = model.init_criterion()
+    head = heads(model.criterion)[-1]
+    given = []
+    hook = head.assigner.register_forward_pre_hook(lambda _, args: given.append(args))
+    head.loss(preds, batch)
+    hook.remove()
+    with Launches() as assigner:
+        head.assigner(*given[0])
+
+    def calls() -> int:
+        found = launches(lambda: head.loss(preds, batch)[0].sum())
+        return found.total() - assigner.found.total()
+
+    base = calls()
+    use_joint_loss(model)
+    assert calls() <= base / 2
+
+
+def test_a_criterion_is_copied_and_pickled():
+    model = made("yolo26n")
+    batch, preds = objects(80), predictions(model)
+    use_joint_loss(model, lam=1.5)
+    both = {"one2many": preds, "one2one": preds}
+    wanted, _ = model.criterion(both, batch)
+    for other in (deepcopy(model.criterion), pickle.loads(pickle.dumps(model.criterion))):
+        got, items = other(both, batch)
+        assert torch.equal(got, wanted)
+        assert items["neg_weight"] is other.one2one.negative_weight
+        assert other.one2one.negative_weight is not model.criterion.one2one.negative_weight
+
+
+def w_of_ranks(rank, shares):
+    """w⁻ of two ranks, and their loss without weighting."""
+    model = made("yolo11n")
+    preds, batch = shares[rank]
+    found = []
+    for weighting in ("joint", "none"):
+        use_joint_loss(model, sync_group=dist.group.WORLD, weighting=weighting)
+        loss, _ = model.criterion(preds, batch)
+        found += [model.criterion.negative_weight, loss.detach()]
+    return found
+
+
+def test_ranks_share_w_and_keep_their_normalisers():
+    model = made("yolo11n")
+    shares = [(predictions(model, seed), objects(80, seed)) for seed in (1, 2)]
+    for preds, _ in shares:
+        preds |= {name: preds[name].detach() for name in ("scores", "boxes")}
+    ranks = in_processes(w_of_ranks, shares)
+
+    (first, one), (second, two) = shares
+    joined = {name: torch.cat((first[name], second[name])) for name in ("scores", "boxes")}
+    levels = zip(first["feats"], second["feats"], strict=True)
+    joined["feats"] = [torch.cat(pair) for pair in levels]
+    batch = {name: torch.cat((one[name], two[name])) for name in ("cls", "bboxes")}
+    batch["batch_idx"] = torch.cat((one["batch_idx"], two["batch_idx"] + IMAGES))
+    use_joint_loss(model)
+    model.criterion(joined, batch)
+    for weight, *_ in ranks:
+        torch.testing.assert_close(weight, model.criterion.negative_weight)
+
+    remove_joint_loss(model)
+    for (*_, unit, loss), (preds, own) in zip(ranks, shares, strict=True):
+        assert unit == 1
+        wanted, _ = model.criterion(preds, own)
+        torch.testing.assert_close(loss.float(), wanted, rtol=1e-6, atol=0)
+
+
+def test_what_is_not_understood_is_refused_by_name():
+    with pytest.raises(TypeError, match="joint_loss: got coding, wanted some of lam"):
+        joint_loss(coding="xyxy")
+    with pytest.raises(TypeError, match="use_joint_loss: got gain"):
+        use_joint_loss(made("yolo11n"), gain=2)
+    rotated = made("yolo11n-obb")
+    with pytest.raises(TypeError, match=r"v8OBBLoss\.bbox_loss: got RotatedBboxLoss, wanted Bbox"):
+        use_joint_loss(rotated)
+    with pytest.raises(TypeError, match="got v8ClassificationLoss, wanted a v8DetectionLoss"):
+        use_joint_loss(made("yolo11n-cls"))
+    model = made("yolo11n")
+    model.criterion = model.init_criterion()
+    model.criterion.bce = torch.nn.MSELoss()
+    with pytest.raises(TypeError, match=r"v8DetectionLoss\.bce: got MSELoss, wanted BCEWithLogits"):
+        use_joint_loss(model)
+
+
+def test_without_the_framework_one_sentence_says_what_to_do(monkeypatch):
+    module = "jolkernels.integrations.ultralytics"
+    monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    for name in [name for name in sys.modules if name.startswith("ultralytics.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match=f"{module} needs ultralytics: pip install ultralytics"):
+        importlib.import_module(module)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight images of three classes in their layout; one has no objects."""
+    root = tmp_path_factory.mktemp("data")
+    g = torch.Generator().manual_seed(0)
+    colours = ("red", "lime", "blue")
+    for split, count in (("train", 6), ("val", 2)):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            picture = Image.new("RGB", (SIZE, SIZE), "gray")
+            lines = []
+            for _ in range(OBJECTS if i else 0):
+                x, y = (torch.rand(2, generator=g) * 30).int().tolist()
+                w, h = (torch.rand(2, generator=g) * 16 + 16).int().tolist()
+                c = int(torch.randint(3, (), generator=g))
+                ImageDraw.Draw(picture).rectangle((x, y, x + w, y + h), fill=colours[c])
+                box = ((x + w / 2) / SIZE, (y + h / 2) / SIZE, w / SIZE, h / SIZE)
+                lines.append(f"{c} {' '.join(map(str, box))}\n")
+            picture.save(root / "images" / split / f"{i}.png")
+            (root / "labels" / split / f"{i}.txt").write_text("".join(lines))
+    file = root / "data.yaml"
+    file.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n")
+    return file
+
+
+def trained(model: YOLO, data, folder, **choices):
+    """Train for a few steps on the CPU."""
+    settings = {
+        "data": data,
+        "epochs": 2,
+        "imgsz": SIZE,
+        "batch": 3,
+        "device": "cpu",
+        "amp": False,
+        "plots": False,
+        "optimizer": "SGD",
+        "project": folder,
+    }
+    model.train(**settings | choices)
+    return model.trainer
+
+
+def rows_of(trainer) -> list[dict]:
+    with open(trainer.csv) as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """By name of a model: its trainer after two epochs of two steps, and w⁻ of each step."""
+    found = {}
+    for name in ("yolo11n", "yolo26n"):
+        model, weights = YOLO(f"{name}.yaml"), []
+
+        def watch(trainer, weights=weights):
+            assert torch.isfinite(trainer.loss)
+            weights.append(heads(trainer.model.criterion)[-1].negative_weight)
+
+        model.add_callback("on_train_start", joint_loss(lam=2.0))
+        model.add_callback("on_train_batch_end", watch)
+        found[name] = trained(model, data, tmp_path_factory.mktemp(name)), weights
+    return found
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
+def test_a_callback_trains_and_logs(name, runs):
+    trainer, weights = runs[name]
+    assert len(weights) == 4
+    assert all(1 < w < 2 for w in weights)
+    for row, (a, b) in zip(rows_of(trainer), (weights[:2], weights[2:]), strict=True):
+        assert float(row["train/neg_weight"]) == pytest.approx(float(a + b) / 2, abs=1e-4)
+        assert 1 < float(row["val/neg_weight"]) <= 2
+
+
+LOAD = """
+import sys
+sys.modules["jolkernels"] = None
+from ultralytics import YOLO
+image, *checkpoints = sys.argv[1:]
+for checkpoint in checkpoints:
+    model = YOLO(checkpoint)
+    assert getattr(model.model, "criterion", None) is None
+    assert len(model(image, imgsz=64, verbose=False, conf=0.0)[0].boxes)
+"""
+
+
+def test_checkpoints_load_without_us(runs, data, tmp_path):
+    image = data.parent / "images" / "val" / "1.png"
+    checkpoints = [trainer.last for trainer, _ in runs.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, image, *checkpoints],
+        env={**os.environ, "PYTHONPATH": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_validation_loss_is_joint(data, tmp_path):
+    """That of the same model, as the learning rate is 0, weighed or not."""
+    found = {}
+    for weighting in ("joint", "none"):
+        model = YOLO("yolo11n.yaml")
+        model.add_callback("on_train_start", joint_loss(weighting=weighting))
+        trainer = trained(model, data, tmp_path / weighting, epochs=1, lr0=0.0, warmup_epochs=0)
+        (found[weighting],) = rows_of(trainer)
+    joint, base = (float(found[weighting]["val/cls_loss"]) for weighting in ("joint", "none"))
+    weight = float(found["joint"]["val/neg_weight"])
+    assert 1.2 < weight <= 2
+    assert joint == pytest.approx(weight * base, rel=1e-2)  # nearly all anchors are negatives
+
+
+def test_a_resumed_head_keeps_what_it_had_decayed_to(data, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(trainer):
+        raise Stopped
+
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_train_start", joint_loss())
+    model.add_callback("on_fit_epoch_end", stop)
+    with pytest.raises(Stopped):
+        trained(model, data, tmp_path, epochs=3)
+
+    model = YOLO(model.trainer.last)
+    shares = []
+    model.add_callback("on_train_start", joint_loss())
+    model.add_callback(
+        "on_train_batch_start", lambda trainer: shares.append(trainer.model.criterion.o2m)
+    )
+    trainer = trained(model, data, tmp_path, epochs=3, resume=True)
+    criterion = trainer.model.criterion
+    assert shares == [criterion.decay(1)] * 2 + [criterion.decay(2)] * 2
+    assert shares[0] < 0.5
+    assert len(rows_of(trainer)) == 3
+    assert all(float(row["train/neg_weight"]) > 1 for row in rows_of(trainer))
+
+
+class Mine(JointTrainer):
+    choices: ClassVar = {"lam": 1.5}
+
+
+def test_the_trainer_trains_with_its_choices(data, tmp_path):
+    model = YOLO("yolo11n.yaml")
+    trainer = trained(model, data, tmp_path, epochs=1, trainer=Mine)
+    (row,) = rows_of(trainer)
+    assert 0.5 < float(row["train/neg_weight"]) <= 1.5
+    # Several GPUs start with these, from a file, and add theirs.
+    again = pickle.loads(pickle.dumps(trainer.callbacks["on_train_start"]))
+    assert again[-1].keywords == {"choices": {"lam": 1.5}}
