@@ -19,7 +19,11 @@ from jolkernels.integrations.levels import at_least_float32
 from jolkernels.loss import JointLoss, JointOptimizationLoss
 from jolkernels.spec import CIoU, Sum
 
+OLDEST = "8.4.110"
+"""The oldest version that the tests ran with."""
+
 try:
+    from ultralytics import __version__
     from ultralytics.models.yolo.detect import DetectionTrainer
     from ultralytics.utils import LOGGER, RANK
     from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
@@ -121,7 +125,7 @@ def heads(criterion: Any) -> list[Any]:
     """The criteria of a model's heads: one2many and one2one of the criterion, or itself.
 
     Raises:
-        TypeError: one is no v8DetectionLoss, or has other box or class losses.
+        TypeError: one is no v8DetectionLoss, or an old one, or has other box or class losses.
     """
     names = ("one2many", "one2one")
     found = [getattr(criterion, name) for name in names if hasattr(criterion, name)] or [criterion]
@@ -129,6 +133,8 @@ def heads(criterion: Any) -> list[Any]:
         name = type(head).__name__
         if not isinstance(head, v8DetectionLoss):
             raise TypeError(f"criterion: got {name}, wanted a v8DetectionLoss")
+        if not hasattr(head, "loss_names"):
+            raise TypeError(f"ultralytics: got {__version__}, wanted {OLDEST} or newer")
         for part, wanted in (("bbox_loss", BboxLoss), ("bce", nn.BCEWithLogitsLoss)):
             got = type(getattr(head, part))
             if got is not wanted:  # a subclass is another loss, as v8OBBLoss's
@@ -151,16 +157,14 @@ class JointHead:
         self.twin.assigner, self.twin.bce, self.twin.bbox_loss = self.assign, no_bce, self.no_boxes
         self.found: dict[str, Any] = {}
 
-    def loss(self, preds: Any, batch: Any) -> tuple[Tensor, Any]:
+    def loss(self, preds: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The criterion's `loss`, with w⁻ among what is logged."""
         loss, items = type(self.head).loss(self.head, preds, batch)
-        if isinstance(items, dict):  # in early 8.4 it is a tensor
-            items = {**items, "neg_weight": self.head.negative_weight}
-        return loss, items
+        return loss, {**items, "neg_weight": self.head.negative_weight}
 
     def get_assigned_targets_and_loss(
         self, preds: dict[str, Any], batch: Any, **others: Any
-    ) -> tuple[tuple[Tensor, ...], Tensor, Any]:
+    ) -> tuple[tuple[Tensor, ...], Tensor, dict[str, Tensor]]:
         """The criterion's, of which `others` are further arguments.
 
         Args:
@@ -170,7 +174,7 @@ class JointHead:
 
         Returns:
             What was assigned; the losses [3] of boxes, classes, and DFL or L1, with their gains;
-            these to be logged. Only the sum of the three has the right gradient.
+            these by name, to be logged. Only the sum of the three has the right gradient.
         """
         head = self.head
         with torch.autocast(preds["scores"].device.type, enabled=False):
@@ -181,10 +185,7 @@ class JointHead:
             joint = self.joint(preds["scores"], preds["boxes"], *assigned)
         head.negative_weight, extra = joint.negative_weight, joint.extra_regression
         loss = torch.stack((joint.regression - extra, joint.classification * head.hyp.cls, extra))
-        logged = loss.detach()
-        if isinstance(items, dict):
-            return assigned, loss, dict(zip(items, logged, strict=True))
-        return assigned, loss, logged
+        return assigned, loss, dict(zip(items, loss.detach(), strict=True))
 
     def joint(
         self,
@@ -201,6 +202,7 @@ class JointHead:
         Boxes are decoded again, of positives alone and with gradient: no others are read.
         """
         head, found, self.found = self.head, self.found, {}
+        positive = positive.bool()  # before 8.4.150 not in batches without objects
         images, at = positive.nonzero(as_tuple=True)
         sides, point, stride = at_least_float32(distances[images, :, at]), points[at], strides[at]
         wanted = bbox2dist(point, targets[images, at] / stride)
@@ -213,7 +215,7 @@ class JointHead:
         boxes[images, :, at] = corners
         extras = corners.new_zeros(positive.shape)
         extras[images, at] = extra * head.hyp.dfl
-        weights = getattr(head, "class_weights", None)
+        weights = head.class_weights
         return self.criterion.dense(
             [logits],
             [boxes],
@@ -232,7 +234,7 @@ class JointHead:
         """The assigner; keeps what else of it is needed."""
         assigned = self.head.assigner(*args, **kwargs)
         labels, _, scores, *_ = assigned
-        # In a batch without objects labels are floating, and `no_boxes` may not be called.
+        # In batches without objects labels are floating; before 8.4.170 no boxes are asked for.
         self.found = {"labels": labels.long(), "scores": scores.sum(-1), "objects": args[4]}
         self.found |= {"total": 1.0, "size": 1.0}
         return assigned
