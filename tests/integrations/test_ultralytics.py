@@ -120,8 +120,10 @@ def losses_and_gradients(model, preds, batch) -> tuple[torch.Tensor, dict[str, t
 
 @pytest.mark.parametrize("name", MODELS)
 def test_without_weighting_losses_and_all_gradients_are_theirs_and_come_back(name):
-    # Their SegmentLoss26 does not run in float64, where only eps of CIoU differ.
-    dtype, tolerance = (torch.float32, 1e-5) if "seg" in name else (torch.float64, 1e-6)
+    # In float64 only eps of CIoU differ, but their SegmentLoss26 does not run in it. In float32
+    # their class loss of probabilities of 1e-5 has four digits.
+    double = name != "yolo26n-seg"
+    dtype, tolerance = (torch.float64, 1e-6) if double else (torch.float32, 1e-5)
     model = made(name).to(dtype)
     batch = objects(model.model[-1].nc)
     keys = list(model.state_dict())
@@ -131,7 +133,8 @@ def test_without_weighting_losses_and_all_gradients_are_theirs_and_come_back(nam
 
     assert use_joint_loss(model, weighting="none") is model
     own_loss, own_gradients = losses_and_gradients(model, preds, batch)
-    torch.testing.assert_close(own_loss, loss, rtol=tolerance, atol=0, check_dtype=False)
+    digits = tolerance if double else 1e-3
+    torch.testing.assert_close(own_loss, loss, rtol=digits, atol=0, check_dtype=False)
     assert own_gradients.keys() == gradients.keys()
     # Biases before a normalisation have a gradient of 0, give or take some rounding.
     rounding = torch.finfo(dtype).eps * max(g.norm() for g in gradients.values())
@@ -141,10 +144,13 @@ def test_without_weighting_losses_and_all_gradients_are_theirs_and_come_back(nam
 
     use_joint_loss(model)  # in place of the first, not around it
     joint, _ = losses_and_gradients(model, preds, batch)
-    ratio = joint / own_loss
-    weighed = {"box_loss": True, "cls_loss": True, "dfl_loss": True, "l1_loss": True}
+    weighed = {"box_loss", "cls_loss", "dfl_loss", "l1_loss"}
     names = heads(model.criterion)[0].loss_names
-    assert [bool(r > 1.2) for r in ratio] == [weighed.get(name, False) for name in names]
+    for part, (before, after) in zip(names, zip(own_loss, joint, strict=True), strict=False):
+        if part in weighed:
+            assert after > 1.2 * before, part
+        else:
+            assert after == before, part
     assert list(model.state_dict()) == keys
     remove_joint_loss(model)
     same, same_gradients = losses_and_gradients(model, preds, batch)
