@@ -1,6 +1,7 @@
 # make demo       trains the base loss and JOL side by side on generated scenes, some minutes on a CPU
 # make test       lint, types and tests
 # make test-all   the slow tests too, and the C passes under sanitizers
+# make test-frameworks   the integrations of frameworks, each in an environment of its own
 # make lock       writes constraints.txt anew from the newest versions
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all sanitize lint lock clean
+.PHONY: demo test test-all test-frameworks sanitize lint lock clean
 
 demo: $(STAMP)
 	$(BIN)/jol demo
@@ -26,6 +27,20 @@ test-all: lint sanitize
 	JOLKERNELS_NATIVE=0 $(PYTEST) -m kernels tests/loss
 	TRITON_INTERPRET=1 $(PYTEST) -m kernels tests/loss
 	JOLKERNELS_TEST_COMPILED=1 $(PYTEST) -m "kernels and not slow" tests/loss
+
+# What tests/integrations/NAME.txt asks for; torch and the rest are borrowed from $(VENV).
+FRAMEWORKS := mmdet transformers ultralytics
+
+test-frameworks: $(FRAMEWORKS:%=build/%/.installed)
+	for name in $(FRAMEWORKS); do \
+		OMP_NUM_THREADS=1 build/$$name/bin/python -m pytest -n 2 tests/integrations/test_$$name*.py || exit; \
+	done
+
+build/%/.installed: tests/integrations/%.txt $(STAMP)
+	$(BIN)/python -m venv --clear build/$*
+	for site in build/$*/lib/python*/site-packages; do realpath $(VENV)/lib/python*/site-packages > $$site/borrowed.pth; done
+	build/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 # The package built once more, with checks of every access and conversion in C.
 SANITIZED := build/sanitized
