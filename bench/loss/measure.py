@@ -23,12 +23,16 @@ from torch.profiler import ProfilerActivity, profile
 from bench.loss.providers import Loss
 
 
-class Batch(Protocol):
-    """What a loss is given: bench.loss.inputs.Inputs, or a dense head's outputs."""
+class Leaves(Protocol):
+    """What a loss is given, at least."""
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
         """What gradients are for."""
+
+
+class Batch(Leaves, Protocol):
+    """What a loss is given: bench.loss.inputs.Inputs, or a dense head's outputs."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -90,7 +94,7 @@ def error(got: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
     return worst
 
 
-def device_of(x: Batch) -> torch.device:
+def device_of(x: Leaves) -> torch.device:
     """Where a batch is."""
     return x.leaves[0].device
 
@@ -116,7 +120,7 @@ Spans = dict[str, dict[str, list[float]]]
 """Provider → direction → milliseconds; the i-th of all providers were taken in one round."""
 
 
-def times(losses: Mapping[str, Loss], x: Batch, seconds: float, *, cold: bool = False) -> Spans:
+def times(losses: Mapping[str, Loss], x: Leaves, seconds: float, *, cold: bool = False) -> Spans:
     """By the clock, or on a GPU by events from an idle queue on; `seconds` for each provider."""
     device = device_of(x)
     mark = _event if device.type == "cuda" else time.perf_counter

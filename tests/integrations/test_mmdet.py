@@ -11,7 +11,10 @@ import torch
 pytest.importorskip("mmengine")
 pytest.importorskip("mmdet")
 
-from mmdet_models import (
+from mmengine.runner import Runner
+from processes import RANKS, in_processes
+
+from bench.frameworks.mmdet_models import (
     NAMES,
     batch,
     build,
@@ -21,9 +24,6 @@ from mmdet_models import (
     losses_of,
     stock_config,
 )
-from mmengine.runner import Runner
-from processes import RANKS, in_processes
-
 from jolkernels import JointOptimizationLoss
 
 DENSE = ["retinanet", "fcos", "fcos-norm", "atss"]

@@ -7,10 +7,10 @@ pytest.importorskip("mmengine")
 pytest.importorskip("mmdet")
 
 from mmdet.registry import MODELS
-from mmdet_models import CLASSES, SIZE, batch
 from mmengine.config import ConfigDict
 
-import jolkernels.integrations.mmdet  # noqa: F401  registers
+from bench.frameworks.mmdet_models import CLASSES, SIZE, batch
+from jolkernels.integrations import mmdet  # noqa: F401  registers
 
 ROWS = 40
 CODES = [{"type": "L1Loss"}, {"type": "SmoothL1Loss", "beta": 0.3}, {"type": "MSELoss"}]

@@ -17,11 +17,11 @@ pytest.importorskip("accelerate")  # the Trainer's
 
 from accelerate import PartialState
 from processes import RANKS, in_processes
-from tiny_detr import MORE, OF_RT_DETR, SIX, batch, tiny
 from transformers import Trainer, TrainingArguments
 from transformers.image_transforms import center_to_corners_format
 from transformers.loss.loss_for_object_detection import box_iou
 
+from bench.frameworks.tiny_detr import MORE, OF_RT_DETR, SIX, batch, tiny
 from jolkernels.integrations.transformers import remove_joint_loss, use_joint_loss
 
 

@@ -13,7 +13,6 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.distributed as dist
-from launches import Launches, launches
 from processes import in_processes
 
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp()  # settings of the user are not touched
@@ -25,6 +24,7 @@ from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.utils.tal import bbox2dist, make_anchors
 
+from bench.frameworks.calls import watched
 from jolkernels import JointOptimizationLoss
 from jolkernels.integrations.ultralytics import (
     JointTrainer,
@@ -308,16 +308,11 @@ def test_half_of_their_calls(name):
     batch, preds = objects(80), predictions(model, dtype=torch.float32)
     model.criterion = model.init_criterion()
     head = heads(model.criterion)[-1]
-    given = []
-    hook = head.assigner.register_forward_pre_hook(lambda _, args: given.append(args))
-    head.loss(preds, batch)
-    hook.remove()
-    with Launches() as assigner:
-        head.assigner(*given[0])
+    assigner = [(type(head.assigner), "forward")]
 
     def calls() -> int:
-        found = launches(lambda: head.loss(preds, batch)[0].sum())
-        return found.total() - assigner.found.total()
+        found = watched(lambda: head.loss(preds, batch)[0].sum().backward(), assigner)
+        return found.loss.calls.total()
 
     base = calls()
     use_joint_loss(model)

@@ -8,9 +8,11 @@ import copy
 import functools
 import importlib.util
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torchvision
@@ -31,20 +33,20 @@ CLASSES = 3
 class StandIn(ModuleType):
     """A module in which every name is an operator."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
 
-        def operator(*args, **kwargs):
+        def operator(*args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError(f"mmcv's {name} is not compiled")
 
         return operator
 
 
-def stand_in_for_compiled_operators():
+def stand_in_for_compiled_operators() -> None:
     """Put it where mmcv looks for its extension, unless mmcv has one."""
     if importlib.util.find_spec("mmcv._ext") is None:
-        module = StandIn("mmcv._ext")
+        module: Any = StandIn("mmcv._ext")
         module.__spec__ = ModuleSpec("mmcv._ext", None)  # no loader: mmcv counts as lite
         module.nms = lambda boxes, scores, iou_threshold, offset: torchvision.ops.nms(
             boxes, scores, iou_threshold
@@ -65,7 +67,7 @@ register_all_modules(init_default_scope=True)
 MMLogger.get_current_instance().setLevel("WARNING")  # it names every weight
 
 
-def joint_config(name, **joint):
+def joint_config(name: str, **joint: Any) -> Any:
     """The model of a config in examples/mmdet, small; `joint` in place of its choices."""
     config = small(read(Config.fromfile, EXAMPLES / f"{NAMES[name]}.py").model)
     for head in heads_of(config):
@@ -73,7 +75,7 @@ def joint_config(name, **joint):
     return config
 
 
-def stock_config(name):
+def stock_config(name: str) -> Any:
     """The model of the config that it inherits, small."""
     source = (EXAMPLES / f"{NAMES[name]}.py").read_text()
     (base,) = [line for line in source.splitlines() if line.startswith("_base_")]
@@ -81,12 +83,12 @@ def stock_config(name):
 
 
 @functools.cache
-def read(reader, *source):
+def read(reader: Any, *source: Any) -> Any:
     """What a function reads, once: official configs inherit many."""
     return reader(*source)
 
 
-def small(model):
+def small(model: Any) -> Any:
     """A copy with a ResNet-18 of an eighth of the channels, pyramid and heads of 32."""
     model = copy.deepcopy(model)
     model.backbone.update(depth=18, stem_channels=8, base_channels=8, init_cfg=None)
@@ -107,13 +109,13 @@ def small(model):
     return model
 
 
-def heads_of(model):
+def heads_of(model: Any) -> list[Any]:
     """The configs of the heads that JOL trains."""
     head = model.bbox_head if "bbox_head" in model else model.roi_head.bbox_head
     return head if isinstance(head, list) else [head]
 
 
-def build(config, dtype=torch.float32):
+def build(config: Any, dtype: torch.dtype = torch.float32) -> Any:
     """A detector with weights that depend on its layers alone; scores are not small."""
     torch.manual_seed(0)
     model = MODELS.build(config)
@@ -126,24 +128,26 @@ def build(config, dtype=torch.float32):
     return model.to(dtype).train()
 
 
-def joint_heads(model):
+def joint_heads(model: Any) -> list[Any]:
     """The heads with a loss of ours."""
     return [module for module in model.modules() if hasattr(module, "joint")]
 
 
-def batch(objects=(5, 3), seed=1):
+def batch(
+    objects: Sequence[int] = (5, 3), seed: int = 1, size: int = SIZE, classes: int = CLASSES
+) -> dict[str, Any]:
     """Images with squares of three colours, as a data loader of MMDetection gives them."""
     generator = torch.Generator().manual_seed(seed)
     inputs, samples = [], []
     for count in objects:
-        image = torch.randint(90, 130, (3, SIZE, SIZE), generator=generator).float()
+        image = torch.randint(90, 130, (3, size, size), generator=generator).float()
         sizes = torch.rand(count, 2, generator=generator) * 30 + 12
-        corners = torch.rand(count, 2, generator=generator) * (SIZE - 44)
-        labels = torch.randint(CLASSES, (count,), generator=generator)
+        corners = torch.rand(count, 2, generator=generator) * (size - 44)
+        labels = torch.randint(classes, (count,), generator=generator)
         boxes = torch.cat((corners, corners + sizes), 1)
         for label, (left, top, right, bottom) in zip(labels, boxes.int().tolist(), strict=True):
-            image[label, top:bottom, left:right] = 255
-        shape = (SIZE, SIZE)
+            image[label % 3, top:bottom, left:right] = 255
+        shape = (size, size)
         sample = DetDataSample(
             metainfo={
                 "img_shape": shape,
@@ -160,7 +164,7 @@ def batch(objects=(5, 3), seed=1):
     return {"inputs": inputs, "data_samples": samples}
 
 
-def losses_of(model, data, seed=3):
+def losses_of(model: Any, data: Any, seed: int = 3) -> dict[str, Any]:
     """The losses that a detector returns for a batch, samplers seeded."""
     torch.manual_seed(seed)
     data = model.data_preprocessor(data, True)
@@ -168,7 +172,7 @@ def losses_of(model, data, seed=3):
     return model(data["inputs"].to(dtype), data["data_samples"], mode="loss")
 
 
-def gradients(model, data):
+def gradients(model: Any, data: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parsed log of a batch, and the gradient of each parameter that has one."""
     model.zero_grad()
     total, log = model.parse_losses(losses_of(model, data))

@@ -1,5 +1,8 @@
 """Tiny models of transformers with random weights, and a batch for them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import (
@@ -30,9 +33,9 @@ MORE = ("dab_detr", "table_transformer", "yolos")  # these have the loss of one 
 OF_RT_DETR = SIX[3:]
 
 PYRAMID = ["stage2", "stage3", "stage4"]
-RESNET = dict(embedding_size=8, hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1])
+RESNET: dict[str, Any] = dict(embedding_size=8, hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1])
 RESNET |= dict(layer_type="basic")
-COMMON = dict(
+COMMON: dict[str, Any] = dict(
     num_labels=4,
     d_model=32,
     encoder_layers=1,
@@ -54,7 +57,7 @@ RT_DETR = COMMON | dict(
 )
 
 
-def tiny(name: str, **changes) -> nn.Module:
+def tiny(name: str, **changes: Any) -> nn.Module:
     """A model for images of 96 x 96 pixels, without dropout, in training mode."""
     last, pyramid = ResNetConfig(**RESNET, out_features=["stage4"]), ResNetConfig(**RESNET)
     pyramid.set_output_features_output_indices(out_features=PYRAMID, out_indices=None)
@@ -62,7 +65,9 @@ def tiny(name: str, **changes) -> nn.Module:
     detr = DETR | dict(backbone_config=last)
     deformable = DETR | dict(backbone_config=pyramid, num_feature_levels=3)
     dab = {k: v for k, v in detr.items() if k != "d_model"} | dict(hidden_size=32)
-    yolos = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    yolos: dict[str, Any] = dict(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     yolos |= dict(image_size=[96, 96], num_detection_tokens=20, num_labels=4)
     kinds = {
         "detr": (DetrForObjectDetection, DetrConfig, detr),
@@ -84,7 +89,7 @@ def tiny(name: str, **changes) -> nn.Module:
     return model
 
 
-def batch(objects=(3, 0, 1), size=96, classes=4) -> dict:
+def batch(objects: Sequence[int] = (3, 0, 1), size: int = 96, classes: int = 4) -> dict[str, Any]:
     """Images, and for each that many objects: class_labels and boxes cx cy w h."""
     torch.manual_seed(1)
     labels = []
