@@ -11,10 +11,12 @@ what compilers make of the kernels (no GPU needed).
     python -m bench compile [--cases retinanet-80 ...] [--targets sm_90 ...] [--json FILE]
     python -m bench host [--json FILE]
     python -m bench dense [--out DIR] [--cases retinanet-80 ...] [--formats channels_last ...]
+    python -m bench frameworks [--out DIR] [--cases torchvision ultralytics/yolo26n ...]
 
 The first two say what compilers make of the kernels (bench/compiled/report.py), and what a call
 costs the host (bench/host.py); neither needs a GPU. The third measures from the levels of a dense
-head to their gradients (bench/dense/command.py).
+head to their gradients (bench/dense/command.py). The last compares JOL in other frameworks' models
+with these models' own losses, on a CPU (bench/frameworks/command.py).
 """
 
 import argparse
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.loss.cases import CASES, DTYPES, Name
-from bench.loss.options import add_options, empty, empty_caches, settle
+from bench.loss.options import add_options, add_providers, empty, empty_caches, settle
 from detectors.models.presets import DETECTORS
 from detectors.utils.argument_types import file, one_of
 from detectors.utils.parser import Parser
@@ -37,6 +39,7 @@ PARTS = ("loss", "steps", "compile")
 COMMANDS = {
     "compile": "bench.compiled.report",
     "dense": "bench.dense.command",
+    "frameworks": "bench.frameworks.command",
     "host": "bench.host",
 }
 """First words of a command line that are commands of their own."""
@@ -49,7 +52,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
         description=__doc__.split("\n")[0],
         epilog=f"Without a GPU: {prog} compile, what the compiled kernels cost, and {prog} host, "
         f"what a call costs the host. {prog} dense: from a dense head's outputs to their "
-        "gradients. --help after any of them lists its options.",
+        f"gradients. {prog} frameworks: JOL in other frameworks' models, and their own losses. "
+        "--help after any of them lists its options.",
     )
     add = made.add_argument
     add(
@@ -60,7 +64,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="loss: the loss alone; steps: training steps; compile: the compiled kernels' cost "
         "(default: loss, and compile on a CPU, steps on a GPU)",
     )
-    add_options(made, "runs/bench", CASES, Name, "those that make sense for device, case and dtype")
+    add_options(made, "runs/bench", CASES)
+    add_providers(made, Name, "those that make sense for device, case and dtype")
     add(
         "--dtypes",
         nargs="+",

@@ -21,7 +21,7 @@ from bench.dense.providers import PROVIDERS
 from bench.dense.traffic import bytes_moved
 from bench.loss import measure, report
 from bench.loss.cases import DTYPES
-from bench.loss.options import add_options, empty, empty_caches, settle
+from bench.loss.options import add_options, add_providers, empty, empty_caches, settle
 from bench.loss.providers import Loss, Provider
 from bench.loss.run import Run, Where, warn
 from detectors.utils.argument_types import one_of
@@ -92,7 +92,8 @@ def free(device: torch.device) -> int:
 def parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     made = Parser(prog=prog, description=__doc__.split("\n")[0])
-    add_options(made, "runs/dense", CASES, Name, "all")
+    add_options(made, "runs/dense", CASES)
+    add_providers(made, Name, "all")
     for option, names, chosen, what in (
         ("--formats", FORMATS, list(FORMATS), "memory formats of the levels"),
         ("--dtypes", DTYPES, ["float32", "bfloat16"], "of the levels"),

@@ -11,14 +11,12 @@ from detectors.utils.argument_types import folder_to_write, number, one_of, posi
 from detectors.utils.parser import Parser
 
 
-def add_options(
-    made: Parser, out: str, cases: Iterable[str], providers: Iterable[str], chosen: str
-) -> None:
-    """Add options, `chosen` being the providers by default.
+def add_options(made: Parser, out: str, cases: Iterable[str], threads: int | None = None) -> None:
+    """Add options with these defaults; cases are all by default, threads PyTorch's own.
 
     What depends on the machine is None until `settle` has seen it.
     """
-    cases, providers = list(cases), list(providers)
+    cases = list(cases)
     add = made.add_argument
     add(
         "--out",
@@ -36,22 +34,11 @@ def add_options(
         help=f"{', '.join(cases)} (default: all)",
     )
     add(
-        "--providers",
-        nargs="+",
-        type=one_of({name: name for name in providers}),
-        metavar="NAME",
-        help=f"{', '.join(providers)} (default: {chosen})",
-    )
-    add(
-        "--device",
-        choices=("cpu", "cuda"),
-        help="to measure on (default: cuda where there is a GPU)",
-    )
-    add(
         "--threads",
         type=positive,
+        default=threads,
         metavar="N",
-        help="of PyTorch on a CPU (default: its own)",
+        help=f"of PyTorch on a CPU (default: {threads or 'its own'})",
     )
     add(
         "--seconds",
@@ -65,6 +52,23 @@ def add_options(
         type=number(float, above=0),
         metavar="X",
         help="seconds after which no further case is begun (default: 3600, on a GPU 400)",
+    )
+
+
+def add_providers(made: Parser, providers: Iterable[str], chosen: str) -> None:
+    """Add options for a choice of providers, `chosen` by default, and of the device."""
+    providers = list(providers)
+    made.add_argument(
+        "--providers",
+        nargs="+",
+        type=one_of({name: name for name in providers}),
+        metavar="NAME",
+        help=f"{', '.join(providers)} (default: {chosen})",
+    )
+    made.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="to measure on (default: cuda where there is a GPU)",
     )
 
 
