@@ -78,15 +78,7 @@ def register(
 ) -> None:
     """Add a choice: JointOptimizationLoss then takes `name`, or an instance of `spec`.
 
-        @dataclass(frozen=True)
-        class Quartic:
-            scale: float = 0.125
-            on_codes: ClassVar[bool] = True
-
-        def quartic(x, target, spec):  # [P, 4], [P, 4] -> [P]
-            return spec.scale * ((x - target) ** 4).sum(1)
-
-        register("regression", "quartic", Quartic, reference=quartic)
+    docs/adding-a-loss.md has an example.
 
     The reference alone is enough: autograd differentiates it. It then runs as tensor operations,
     on a GPU too, where these wait for the device; a kernel makes it as fast as the built-in ones.
