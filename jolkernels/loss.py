@@ -66,7 +66,7 @@ class JointOptimizationLoss(nn.Module):
             spec such as Focal(alpha=.25, gamma=2) from jolkernels.spec.
         regression: "l1", "smooth_l1", "l2", "iou", "giou", "diou", "ciou", "eiou", "siou",
             "shape_iou", "wiou", "nwd", a spec such as IoU(mode="log"), Inner, Focaler or Sum around
-            these, or text such as "iou:mode=log" and "5*l1+2*giou" (registry.parse).
+            these, or text such as `iou:mode=log` and `5*l1+2*giou` (registry.parse).
         coding: how box predictions are coded: "xyxy", "delta", "ltrb", "cxcywh" or a spec such as
             Delta(weights=(10, 10, 5, 5)).
         location_score: S_loc: "iou", "giou", "nwd", "simd", "dotd", a spec, or None: S_loc = 1.
