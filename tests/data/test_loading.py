@@ -47,6 +47,15 @@ def batches(data: Made, workers: int = 1, **given: Any) -> Iterator[Batch]:
     return train_batches(data, batch_size=2, crop=None, seed=0, steps=12, workers=workers, **given)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_is_not_collected_again() -> Iterator[None]:
+    """After many other tests that takes seconds, in each test and in each process it starts."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
     gc.collect()  # errors of other tests may hold theirs
