@@ -153,7 +153,7 @@ def parts(batch):
 
 @slow_on_kernels
 @pytest.mark.parametrize(
-    ("name", "dynamic"), sampled(list(itertools.product(CASES, [False, True])), every=1)
+    ("dynamic", "name"), sampled(list(itertools.product([False, True], CASES)), 1, usually=2)
 )
 def test_compiles_without_a_graph_break(name, dynamic):
     """Gradients to the bit, and in the same memory format."""

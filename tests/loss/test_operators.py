@@ -91,7 +91,7 @@ class Head(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("head", "choices", "normalizer", "dynamic"),
-    sampled([(*case, dynamic) for dynamic in (False, True) for case in CASES], every=1),
+    sampled([(*case, dynamic) for dynamic in (False, True) for case in CASES], 1, usually=2),
     ids=lambda v: str(v)[:30],
 )
 def test_compiles_without_a_graph_break(head, choices, normalizer, dynamic):

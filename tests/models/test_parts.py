@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scenes import K, losses_and_gradients, scene
+from scenes import QUICK, K, losses_and_gradients, scene
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
@@ -303,7 +303,7 @@ def test_preset_paper_has_the_papers_numbers(name):
     assert tiny.sizes[0] == pytest.approx((16, 16 * 2 ** (1 / 3), 16 * 2 ** (2 / 3)))
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", QUICK)
 def test_fifteen_hundred_objects_in_an_image(name):
     torch.manual_seed(0)
     model = build_detector(name, K, "jol", preset="slim").train()
@@ -339,7 +339,7 @@ def test_strides_are_a_setting(name, strides, preset):
     assert all(m.grad is not None and m.grad.abs().sum() > 0 for m in used)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("label", [-1, K])
 def test_labels_off_by_one_are_named(name, label):
     model = build_detector(name, K, preset="slim").train()

@@ -54,13 +54,13 @@ RPN = ("loss_objectness", "loss_rpn_box_reg")
 SAMPLED = (*RPN, "loss_box_reg")
 CASES = {
     "retinanet-unequal": Case("retinanet", "base", FEW, SLIM, first=1),
-    "retinanet-empty": Case("retinanet", "jol", FEW, SLIM, BOX, **EMPTY),
     "fcos-empty": Case("fcos", "jol", FEW, WEIGHED, **EMPTY),
     "fcos-paper": Case("fcos", "jol", 2, PAPER),  # frozen batch norm, frozen layers
     "faster_rcnn": Case("faster_rcnn", "jol", local=SAMPLED),
     "faster_rcnn-greedy": Case("faster_rcnn", "base", greedy=True),
 }
 SLOW = {
+    "retinanet-empty": Case("retinanet", "jol", FEW, SLIM, BOX, **EMPTY),
     "retinanet-batch": Case("retinanet", "base", FEW, SLIM, normalizer="batch", sums=1),
     "fcos": Case("fcos", "jol", FEW, SLIM, sums=1),
     "fcos-weighed": Case("fcos", "base", FEW, WEIGHED, first=3),
