@@ -6,7 +6,7 @@ import pytest
 from pictures import draw_no_curves
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def no_curves() -> Iterator[None]:
     """In forks of this process, too."""
     with pytest.MonkeyPatch.context() as patch:
