@@ -101,6 +101,14 @@ def empty(out: Path, plots: Iterable[str] = ()) -> None:
 @contextmanager
 def empty_caches() -> Iterator[None]:
     """Compilers start from nothing, or the first call would depend on earlier runs."""
+    names = "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"
+    before = {name: os.environ.pop(name, None) for name in names}
     with tempfile.TemporaryDirectory() as caches:
-        os.environ["TRITON_CACHE_DIR"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
-        yield
+        os.environ.update(dict.fromkeys(names, caches))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                del os.environ[name]
+                if value is not None:
+                    os.environ[name] = value

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 from functools import partial
@@ -16,6 +17,7 @@ from bench.__main__ import main
 from bench.loss import measure, plots, report, run
 from bench.loss.cases import CASES, SWEEP, Name
 from bench.loss.inputs import Coder, make_criterion, make_inputs
+from bench.loss.options import empty_caches
 from bench.loss.providers import PROVIDERS, Provider, fused, iou, masked, released, stated
 from detectors.cli import main as jol
 from jolkernels import JointOptimizationLoss
@@ -523,3 +525,12 @@ def test_on_a_gpu_everything_is_measured(tmp_path):
     assert found[OURS, "waits"] == 0 < found["eager", "waits"]
     assert found[OURS, "launches"] < found["eager", "launches"]
     assert ("eager", "both, graph, cold") not in found  # it waits for the indices
+
+
+def test_compilers_have_their_caches_again_afterwards(monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", "kept")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with empty_caches():
+        assert os.environ["TRITON_CACHE_DIR"] == os.environ["TORCHINDUCTOR_CACHE_DIR"] != "kept"
+    assert os.environ["TRITON_CACHE_DIR"] == "kept"
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
