@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BUILD = "from setuptools import build_meta as b; b.build_{}({!r})"
 EXTRAS = ("torchvision", "pycocotools", "faster_coco_eval", "matplotlib", "PIL", "scipy", "tqdm")
