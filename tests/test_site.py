@@ -1,6 +1,7 @@
 """The documents as a site: mkdocs builds it without a warning, and nothing in it leads nowhere."""
 
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -69,6 +70,14 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text()
         assert 'src="http' not in text and 'rel="stylesheet" href="http' not in text, page
+
+
+def test_lists_and_tables_are_read_as_such(site: Path) -> None:
+    """Which mkdocs, unlike others, does only after an empty line."""
+    for page in site.rglob("*.html"):
+        text = re.sub(r"<(pre|script|style)\b.*?</\1>", "", page.read_text(), flags=re.S)
+        left = re.findall(r"^(?:- |\| |\d\. |```).*|.*<p>(?:- |\| |```).*", text, re.M)
+        assert not left, page
 
 
 def test_every_document_is_a_page(site: Path) -> None:
