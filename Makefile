@@ -29,7 +29,7 @@ test-all: lint sanitize
 	JOLKERNELS_TEST_COMPILED=1 $(PYTEST) -m "kernels and not slow" tests/loss
 
 # What tests/integrations/NAME.txt asks for; torch and the rest are borrowed from $(VENV).
-FRAMEWORKS := mmdet transformers ultralytics
+FRAMEWORKS := lightning mmdet transformers ultralytics
 
 test-frameworks: $(FRAMEWORKS:%=build/%/.installed)
 	for name in $(FRAMEWORKS); do \
