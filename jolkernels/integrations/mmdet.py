@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from jolkernels.integrations.choices import missing
-from jolkernels.integrations.levels import centreness_of
+from jolkernels.integrations.levels import at_least_float32, centreness_of
 from jolkernels.loss import JointLoss
 
 try:
@@ -77,6 +77,16 @@ class JointHead:
         """The labels, of rows without weight that of rows to ignore."""
         return labels.masked_fill(weights <= 0, self.joint.settings.ignore_index)
 
+    def of_this_rank(self, number: Tensor | int, weights: Tensor) -> dict[str, Any]:
+        """The class loss's weights and its normaliser, a number that each rank has its own of.
+
+        With a sync_group it is in the weights; levels.of_this_rank says why. Box losses may be
+        divided by any number: negatives have none.
+        """
+        if self.joint.settings.sync_group is not None:
+            weights, number = at_least_float32(weights) / number, 1
+        return {"classification_weights": weights, "classification_normalizer": number}
+
 
 class JointBBoxHead(JointHead):
     """A second stage's loss, before a BBoxHead; in a cascade each stage has its own, and its w⁻."""
@@ -119,10 +129,9 @@ class JointBBoxHead(JointHead):
             self.valid_labels(labels, label_weights),
             bbox_targets,
             rois[:, 1:],
-            classification_weights=label_weights,
             regression_weights=bbox_weights[:, 0],
-            classification_normalizer=(label_weights > 0).sum().clamp(min=1),
             regression_normalizer=max(1, len(labels)),
+            **self.of_this_rank((label_weights > 0).sum().clamp(min=1), label_weights),
         )
         return self.losses(loss) | {"acc": accuracy(cls_score, labels)}
 
@@ -178,13 +187,8 @@ class JointRetinaHead(JointAnchorHead, RetinaHead):
         targets, count = self.targets(
             cls_scores, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         )
-        loss = self.joint.dense(
-            cls_scores,
-            bbox_preds,
-            **targets,
-            classification_normalizer=count,
-            regression_normalizer=count,
-        )
+        targets |= self.of_this_rank(count, targets["classification_weights"])
+        loss = self.joint.dense(cls_scores, bbox_preds, **targets, regression_normalizer=count)
         return self.losses(loss)
 
 

@@ -225,16 +225,48 @@ def test_two_ranks_share_what_negatives_weigh_if_asked(name):
         key: [x for rank in range(RANKS) for x in batch(OBJECTS[rank], seed=rank)[key]]
         for key in batch()
     }
-    log, grads = gradients(build(joint_config(name), torch.float64), joined)
+    model = build(joint_config(name), torch.float64)
+    if name == "retinanet":
+        divide_by_rank(model)
+    log, grads = gradients(model, joined)
     ranks = in_processes(of_a_rank, joint_config(name, lam=2.0, sync_group="world"))
     for one, _ in ranks:
         assert float(one[NEVER_ADDED]) == pytest.approx(float(log[NEVER_ADDED]), rel=1e-9)
     apart = in_processes(of_a_rank, joint_config(name, lam=2.0))
     assert float(apart[0][0][NEVER_ADDED]) != pytest.approx(float(log[NEVER_ADDED]), rel=1e-9)
-    if name != "retinanet":  # there the mean over the ranks is that of the joined batch
-        mean = {k: sum(g[k] for _, g in ranks) / RANKS for k in grads}
-        losses = {k: sum(float(one[k]) for one, _ in ranks) / RANKS for k in log}
-        assert_same((losses, mean), ({k: v for k, v in log.items() if "loss" in k}, grads))
+    mean = {k: sum(g[k] for _, g in ranks) / RANKS for k in grads}
+    losses = {k: sum(float(one[k]) for one, _ in ranks) / RANKS for k in log}
+    assert_same((losses, mean), ({k: v for k, v in log.items() if "loss" in k}, grads))
+
+
+def divide_by_rank(model):
+    """Make RetinaNet's losses of the joined batch the mean of those that ranks divide themselves.
+
+    FCOS's and ATSS's are that already: all ranks divide by the same number.
+    """
+    (head,) = joint_heads(model)
+    dense, counts = head.joint.dense, []
+
+    def counting(*levels, **named):
+        counts.append(named["regression_normalizer"])
+        return dense(*levels, **named)
+
+    def divided(*levels, classification_weights, **named):
+        sizes = torch.tensor([len(objects) for objects in OBJECTS])
+        weights = (1 / (RANKS * torch.tensor(counts).double())).repeat_interleave(sizes)[:, None]
+        named |= {
+            "classification_weights": classification_weights * weights,
+            "regression_weights": weights.expand_as(classification_weights),
+            "classification_normalizer": 1.0,
+            "regression_normalizer": 1.0,
+        }
+        return dense(*levels, **named)
+
+    head.joint.dense = counting
+    for rank, objects in enumerate(OBJECTS):
+        losses_of(model, batch(objects, seed=rank))
+    assert counts[0] != counts[1]
+    head.joint.dense = divided
 
 
 def test_without_mmdetection_the_import_says_what_to_install(monkeypatch):

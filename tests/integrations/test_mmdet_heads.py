@@ -8,6 +8,7 @@ pytest.importorskip("mmdet")
 
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
+from processes import in_processes
 
 from bench.frameworks.mmdet_models import CLASSES, SIZE, batch
 from jolkernels.integrations import mmdet  # noqa: F401  registers
@@ -92,12 +93,12 @@ def proposals(agnostic=False):
     return logits.double(), codes.double(), rois.double(), labels, boxes.double()
 
 
-def loss_of_proposals(head, agnostic=False, weights=None):
+def loss_of_proposals(head, agnostic=False, weights=None, rows=None):
     """The head's losses, and the gradients of logits and codes."""
-    logits, codes, rois, labels, boxes = proposals(agnostic)
+    logits, codes, rois, labels, boxes = rows or proposals(agnostic)
     logits.requires_grad_()
     codes.requires_grad_()
-    weights = torch.ones(ROWS) if weights is None else weights
+    weights = torch.ones(len(labels)) if weights is None else weights
     targets = boxes if head.reg_decoded_bbox else head.bbox_coder.encode(rois, boxes)
     of_boxes = (labels < CLASSES).float()[:, None].expand(-1, 4)
     rois = torch.cat((rois[:, :1] * 0, rois), 1)
@@ -190,6 +191,45 @@ def test_rows_without_weight_are_none_of_the_positives():
     assert head.negative_weight == losses["negative_weight"]
     assert float(head.negative_weight) == pytest.approx(float(expected.negative_weight), rel=1e-12)
     assert float(losses["loss_cls"].detach()) == pytest.approx(float(expected.classification))
+
+
+SHARES = slice(0, 26), slice(26, ROWS)
+WEIGHTS = torch.arange(ROWS).remainder(5).clamp(max=1).float()
+
+
+def of_a_rank(rank):
+    """w⁻, and the gradients of the logits and codes of one rank's rows."""
+    head = bbox_head(**joint("Shared2FCBBoxHead", weighting="joint", sync_group="world"))
+    rows = [x[SHARES[rank]] for x in (*proposals(), WEIGHTS)]
+    losses, *grads = loss_of_proposals(head, rows=rows[:-1], weights=rows[-1])
+    return losses["negative_weight"], *grads
+
+
+def test_two_ranks_have_the_gradient_of_the_mean_of_their_losses():
+    """Through w⁻, too, which is that of both, while each divides by its own numbers."""
+    logits, codes, rois, labels, boxes = proposals()
+    valid, rows = torch.empty(2, ROWS, dtype=torch.float64)
+    for share in SHARES:
+        valid[share], rows[share] = (WEIGHTS[share] > 0).sum(), len(labels[share])
+    head = bbox_head(**joint("Shared2FCBBoxHead", weighting="joint"))
+    loss = head.joint(
+        logits.requires_grad_(),
+        codes.requires_grad_(),
+        head.valid_labels(labels, WEIGHTS),
+        boxes,
+        rois,
+        classification_weights=WEIGHTS / valid / len(SHARES),
+        regression_weights=1 / rows / len(SHARES),
+        classification_normalizer=1.0,
+        regression_normalizer=1.0,
+    )
+    loss.total.backward()
+    weights, *grads = zip(*in_processes(of_a_rank), strict=True)
+    for weight in weights:
+        torch.testing.assert_close(weight, loss.negative_weight)
+    for found, leaf in zip(grads, (logits, codes), strict=True):
+        mean = torch.cat(found) / len(SHARES)  # a row is one rank's
+        assert (mean - leaf.grad).norm() < 1e-6 * leaf.grad.norm()
 
 
 def test_a_batch_without_proposals_has_losses_of_nought():
