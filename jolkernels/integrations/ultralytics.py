@@ -215,7 +215,14 @@ class JointHead:
         boxes[images, :, at] = corners
         extras = corners.new_zeros(positive.shape)
         extras[images, at] = extra * head.hyp.dfl
-        weights = head.class_weights
+        weights, total = head.class_weights, found["total"]
+        of_classes: dict[str, Any] = {"classification_normalizer": total}
+        if self.criterion.settings.sync_group is not None:  # levels.of_this_rank says why
+            share = found["scores"].new_ones(()) / total
+            of_classes = {
+                "classification_weights": share.expand(positive.shape),
+                "classification_normalizer": 1.0,
+            }
         return self.criterion.dense(
             [logits],
             [boxes],
@@ -225,9 +232,9 @@ class JointHead:
             class_targets=found["scores"],
             extra_regression=extras,
             regression_weights=found["scores"],
-            classification_normalizer=found["total"],
-            regression_normalizer=found["total"],
+            regression_normalizer=total,
             class_weights=None if weights is None else weights.flatten(),
+            **of_classes,
         )
 
     def assign(self, *args: Any, **kwargs: Any) -> Any:

@@ -185,8 +185,8 @@ def test_without_weighting_heads_are_theirs_on_any_predictions(name, weights):
         assert (got - expected).norm() <= 1e-6 * expected.norm()
 
 
-def flat_loss(head, preds, batch, **choices):
-    """JOL of a head in one call on all rows, everything decoded, from their own assigner."""
+def flat_rows(head, preds, batch):
+    """All rows of a head, everything decoded, from their own assigner; and their normaliser."""
     found = []
     hook = head.assigner.register_forward_hook(lambda *given: found.append(given[2]))
     head.loss(preds, batch)
@@ -202,22 +202,33 @@ def flat_loss(head, preds, batch, **choices):
         )
     else:
         extra = ((distances - wanted) * strides / SIZE).abs().mean(-1)
-    weight, total = scores.sum(-1).flatten(), scores.sum().clamp(min=1)
-    criterion = JointOptimizationLoss("bce", "ciou", **choices)
-    k = preds["scores"].shape[1]
-    loss = criterion(
-        preds["scores"].mT.flatten(0, 1),
-        (corners * strides).flatten(0, 1),
-        labels.where(positive, k).flatten(),
-        targets.flatten(0, 1),
-        class_targets=weight,
-        extra_regression=extra.flatten() * (head.hyp.dfl / head.hyp.box),
-        regression_weights=weight,
-        classification_normalizer=total,
-        regression_normalizer=total,
+    weight, k = scores.sum(-1).flatten(), preds["scores"].shape[1]
+    return {
+        "logits": preds["scores"].mT.flatten(0, 1),
+        "box_preds": (corners * strides).flatten(0, 1),
+        "labels": labels.where(positive, k).flatten(),
+        "target_boxes": targets.flatten(0, 1),
+        "class_targets": weight,
+        "extra_regression": extra.flatten() * (head.hyp.dfl / head.hyp.box),
+        "regression_weights": weight,
+    }, scores.sum().clamp(min=1)
+
+
+def flat_loss(head, shares, **choices):
+    """The mean of JOL of shares of (preds, batch) that divide themselves, in one call; and w⁻."""
+    rows, totals = zip(*(flat_rows(head, *share) for share in shares), strict=True)
+    joined = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
+    sizes = torch.tensor([len(part["labels"]) for part in rows])
+    divisors = (torch.stack(totals) * len(shares)).repeat_interleave(sizes)
+    joined["regression_weights"] = joined["regression_weights"] / divisors
+    loss = JointOptimizationLoss("bce", "ciou", **choices)(
+        **joined,
+        classification_weights=1 / divisors,
+        classification_normalizer=1.0,
+        regression_normalizer=1.0,
     )
     whole = head.hyp.cls * loss.classification + head.hyp.box * loss.regression
-    return whole * len(labels), loss.negative_weight
+    return whole * len(shares[0][0]["scores"]), loss.negative_weight
 
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
@@ -227,7 +238,7 @@ def test_a_head_is_one_call_on_all_rows(name, choices):
     batch, preds = objects(model.model[-1].nc), predictions(model)
     model.criterion = model.init_criterion()
     head = heads(model.criterion)[-1]
-    wanted, negative_weight = flat_loss(head, preds, batch, **choices)
+    wanted, negative_weight = flat_loss(head, [(preds, batch)], **choices)
     gradients = torch.autograd.grad(wanted, leaves(preds))
     use_joint_loss(model, **choices)
     loss, items = head.loss(preds, batch)
@@ -332,38 +343,39 @@ def test_a_criterion_is_copied_and_pickled():
         assert other.one2one.negative_weight is not model.criterion.one2one.negative_weight
 
 
-def w_of_ranks(rank, shares):
-    """w⁻ of two ranks, and their loss without weighting."""
+def of_a_rank(rank, shares):
+    """w⁻, the loss and its gradients, with weighting and without."""
     model = made("yolo11n")
     preds, batch = shares[rank]
     found = []
     for weighting in ("joint", "none"):
         use_joint_loss(model, sync_group=dist.group.WORLD, weighting=weighting)
-        loss, _ = model.criterion(preds, batch)
-        found += [model.criterion.negative_weight, loss.detach()]
+        own = preds | {name: preds[name].clone().requires_grad_() for name in ("scores", "boxes")}
+        loss, _ = model.criterion(own, batch)
+        grads = torch.autograd.grad(loss.sum(), leaves(own))
+        found.append((model.criterion.negative_weight, loss.detach(), grads))
     return found
 
 
-def test_ranks_share_w_and_keep_their_normalisers():
+def test_ranks_share_w_and_its_gradient_and_keep_their_normalisers():
+    """Gradients are those of the mean of the ranks' losses, w⁻ being that of both."""
     model = made("yolo11n")
-    shares = [(predictions(model, seed), objects(80, seed)) for seed in (1, 2)]
+    model.criterion = model.init_criterion()
+    shares = [(predictions(model, i, images=16), objects(80, i, images=16)) for i in (4, 3)]
+    one, two = (float(flat_rows(model.criterion, *share)[1]) for share in shares)
+    assert one > 1.2 * two > 1.2  # normalisers, which are at least 1
+    mean, weight = flat_loss(model.criterion, shares)
+    wanted = [torch.autograd.grad(mean, leaves(preds), retain_graph=True) for preds, _ in shares]
     for preds, _ in shares:
         preds |= {name: preds[name].detach() for name in ("scores", "boxes")}
-    ranks = in_processes(w_of_ranks, shares)
-
-    (first, one), (second, two) = shares
-    joined = {name: torch.cat((first[name], second[name])) for name in ("scores", "boxes")}
-    levels = zip(first["feats"], second["feats"], strict=True)
-    joined["feats"] = [torch.cat(pair) for pair in levels]
-    batch = {name: torch.cat((one[name], two[name])) for name in ("cls", "bboxes")}
-    batch["batch_idx"] = torch.cat((one["batch_idx"], two["batch_idx"] + IMAGES))
-    use_joint_loss(model)
-    model.criterion(joined, batch)
-    for weight, *_ in ranks:
-        torch.testing.assert_close(weight, model.criterion.negative_weight)
+    ranks = in_processes(of_a_rank, shares)
+    for ((w_neg, _, grads), _), expected in zip(ranks, wanted, strict=True):
+        torch.testing.assert_close(w_neg, weight)
+        for got, want in zip(grads, expected, strict=True):
+            torch.testing.assert_close(got / len(ranks), want, rtol=1e-8, atol=1e-12)
 
     remove_joint_loss(model)
-    for (*_, unit, loss), (preds, own) in zip(ranks, shares, strict=True):
+    for (_, (unit, loss, _)), (preds, own) in zip(ranks, shares, strict=True):
         assert unit == 1
         wanted, _ = model.criterion(preds, own)
         torch.testing.assert_close(loss.float(), wanted, rtol=1e-6, atol=0)
