@@ -51,8 +51,8 @@ sanitize: $(STAMP)
 		--build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$(SANITIZED)/lib OMP_NUM_THREADS=1 \
-		$(BIN)/pytest -s $(addprefix tests/loss/test_,native.py dense_native.py native_numbers.py out_of_bounds.py \
-			loss_edges.py fuzz.py::test_a_sample_of_everything)
+		$(BIN)/pytest -s $(addprefix tests/loss/test_,native.py dense_native.py dense_bfloat16.py native_numbers.py \
+			out_of_bounds.py loss_edges.py fuzz.py::test_a_sample_of_everything)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
