@@ -121,28 +121,19 @@ def measure(
 ) -> int:
     """The parts in their order, and the report whatever becomes of them."""
     from bench import detector_cost
-    from bench.loss import report
     from bench.loss.run import Run
 
-    run, status = Run(options), 0
-    try:
+    run = Run(options)
+
+    def measured() -> None:
         if "steps" in parts:
             run.steps(DETECTORS, detector_cost.step_samples)
         if "loss" in parts:
             run.losses()
         if "compile" in parts:
             run.part("compiling the kernels ahead of time", lambda: compile_kernels(options.out))
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted; this is what there is", file=sys.stderr)
-        status = 130
-    print("\n" + run.report())
-    if earlier is not None:
-        print(f"Against {options.compare}: {report.comparison(earlier, run.rows)}")
-    if not run.rows:
-        print(f"{prog}: nothing was measured", file=sys.stderr)
-        status = status or 1
-    print(f"written to {options.out}")
-    return status or (1 if run.failures or any(map(report.failed, run.rows)) else 0)
+
+    return run.complete(measured, prog, earlier)
 
 
 def compile_kernels(out: Path) -> None:

@@ -119,12 +119,5 @@ def main(arguments: Sequence[str], prog: str) -> int:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     with empty_caches():
-        run, status = DenseRun(options), 0
-        try:
-            run.losses()
-        except KeyboardInterrupt:
-            print(f"{prog}: interrupted; this is what there is", file=sys.stderr)
-            status = 130
-        print("\n" + run.report())
-    print(f"written to {options.out}")
-    return status or (1 if run.failures or any(map(report.failed, run.rows)) else 0)
+        run = DenseRun(options)
+        return run.complete(run.losses, prog)

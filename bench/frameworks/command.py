@@ -27,7 +27,7 @@ from bench.frameworks.cases import CASES, FRAMEWORKS, Case, Name, Outputs
 from bench.loss import measure
 from bench.loss.options import add_options, empty, settle
 from bench.loss.providers import Loss
-from bench.loss.report import TIME, failed, write_csv
+from bench.loss.report import TIME, write_csv
 from bench.loss.run import Run, Where, warn
 from detectors.utils.parser import Parser
 
@@ -152,15 +152,5 @@ def main(arguments: Sequence[str], prog: str) -> int:
     except (ValueError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    run, status = FrameworksRun(options), 0
-    try:
-        run.losses()
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted; this is what there is", file=sys.stderr)
-        status = 130
-    print("\n" + run.report())
-    if not run.rows:
-        print(f"{prog}: nothing was measured", file=sys.stderr)
-        status = status or 1
-    print(f"written to {options.out}")
-    return status or (1 if run.failures or any(map(failed, run.rows)) else 0)
+    run = FrameworksRun(options)
+    return run.complete(run.losses, prog)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -101,6 +101,28 @@ class Run:
     def chosen(self, case: Any, dtype: str) -> Iterable[Provider]:
         """The providers of a case."""
         return chosen(case, dtype, self.options)
+
+    def complete(
+        self, measured: Callable[[], None], prog: str, earlier: Sequence[Row] | None = None
+    ) -> int:
+        """Measure, then report whatever becomes of it, beside an earlier run's rows.
+
+        Returns the exit status: 0, 1 where numbers are wrong, missing or failed, 130 interrupted.
+        """
+        status = 0
+        try:
+            measured()
+        except KeyboardInterrupt:
+            print(f"{prog}: interrupted; this is what there is", file=sys.stderr)
+            status = 130
+        print("\n" + self.report())
+        if earlier is not None:
+            print(f"Against {self.options.compare}: {report.comparison(earlier, self.rows)}")
+        if not self.rows:
+            print(f"{prog}: nothing was measured", file=sys.stderr)
+            status = status or 1
+        print(f"written to {self.options.out}")
+        return status or (1 if self.failures or any(map(report.failed, self.rows)) else 0)
 
     # --- One case ------------------------------------------------------------------------------
 
