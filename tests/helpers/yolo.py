@@ -1,12 +1,9 @@
-"""Ultralytics, if it is installed, without its user's settings and without a network."""
+"""Ultralytics is to leave its user's settings and the network alone: import this first."""
 
 import os
 import tempfile
 
-import pytest
-
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp()
 os.environ["YOLO_OFFLINE"] = "true"
-YOLO = pytest.importorskip("ultralytics").YOLO
 SIZE, OBJECTS = 64, 3
 """Of an image."""

@@ -9,9 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import in_processes
+from yolo import OBJECTS, SIZE
+
+pytest.importorskip("ultralytics")
+
+from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.utils.tal import bbox2dist, make_anchors
-from yolo import OBJECTS, SIZE, YOLO
 
 from bench.frameworks.calls import watched
 from jolkernels import JointOptimizationLoss

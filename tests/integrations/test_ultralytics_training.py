@@ -10,7 +10,11 @@ from typing import ClassVar
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from yolo import OBJECTS, SIZE, YOLO
+from yolo import OBJECTS, SIZE
+
+pytest.importorskip("ultralytics")
+
+from ultralytics import YOLO
 
 from jolkernels.integrations.ultralytics import JointTrainer, heads, joint_loss
 
