@@ -15,6 +15,7 @@ from transformers.utils import is_accelerate_available
 
 from jolkernels.checks import real
 from jolkernels.integrations.choices import Choices
+from jolkernels.integrations.levels import at_least_float32
 from jolkernels.integrations.queries import (
     Head,
     Labels,
@@ -154,15 +155,22 @@ class JointDetrLoss:
         if max(copies) > 1:
             objects = objects * torch.tensor(copies, device=rows.logits.device)
         normalizer, weights = self.class_terms(rows, heads, objects)
+        of_classes: dict[str, Any] = {"classification_normalizer": normalizer}
+        if self.criterion.settings.sync_group is not None:  # levels.of_this_rank says why
+            ones = at_least_float32(rows.logits).new_ones(len(heads))
+            of_classes = {
+                "classification_weights": (ones / normalizer)[rows.groups],
+                "classification_normalizer": 1.0,
+            }
         l1 = vector_norm(rows.boxes - rows.targets, 1, -1)
         return self.criterion(
             *rows[:4],
             groups=rows.groups,
             num_groups=len(heads),
-            classification_normalizer=normalizer,
             regression_normalizer=objects,
             class_weights=weights,
             extra_regression=self.gains["loss_bbox"] * l1,
+            **of_classes,
         )
 
     def class_terms(

@@ -320,33 +320,77 @@ def test_without_transformers(monkeypatch):
         importlib.import_module(name)
 
 
-def of_a_rank(rank, name):
-    """Loss, gradients and w⁻ of two of four images, and w⁻ of all four on one rank."""
+def on_two_ranks(rank):
+    """Puts this process under accelerate."""
     torch.set_default_dtype(torch.float64)
     PartialState._reset_state()  # that of a Trainer in the parent process
     os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
     os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(RANKS))
     assert PartialState(cpu=True).num_processes == RANKS
-    model, data = (
-        tiny(name, num_denoising=0) if name in OF_RT_DETR else tiny(name),
-        batch((4, 0, 2, 1)),
-    )
+
+
+def numbers_of(loss, call):
+    """The two normalisers that a call of the loss gives to its criterion."""
+    inner, given = loss.criterion.forward, {}
+
+    def forward(*args, **named):
+        given.update(named)
+        return inner(*args, **named)
+
+    loss.criterion.forward = forward
+    call()
+    loss.criterion.forward = inner
+    names = "classification_normalizer", "regression_normalizer"
+    return torch.tensor([float(given[name]) for name in names])
+
+
+def divide(loss, numbers):
+    """Makes a loss of all images divide those of each rank by the rank's numbers [2, RANKS]."""
+    inner = loss.criterion.forward
+
+    def forward(logits, *args, **named):
+        rows = len(logits) // RANKS  # image by image, and rank by rank
+        names = "classification", "regression"
+        for name, weights in zip(names, 1 / numbers / RANKS, strict=True):
+            named[f"{name}_weights"] = weights.repeat_interleave(rows)
+            named[f"{name}_normalizer"] = 1.0
+        return inner(logits, *args, **named)
+
+    loss.criterion.forward = forward
+
+
+def of_a_rank(rank, name):
+    """What two of four images give on a rank, and all four in one process; ranks' means."""
+    on_two_ranks(rank)
+    more = dict(num_denoising=0) if name in OF_RT_DETR else {}
+    model, data = tiny(name, **more).eval(), batch((4, 0, 2, 1))  # batch statistics are no loss
     half = slice(2 * rank, 2 * rank + 2)
     own = {"pixel_values": data["pixel_values"][half], "labels": data["labels"][half]}
-    model.eval()  # statistics of a batch are no part of the loss
     plain, wanted = run(model, own)
     group = torch.distributed.group.WORLD
     got, gradients = run(use_joint_loss(model, weighting="none", sync_group=group), own)
     same = torch.allclose(got.loss, plain.loss) and torch.allclose(gradients, wanted, atol=1e-9)
-    run(use_joint_loss(model, sync_group=group), own)
-    of_both = model.loss_function.negative_weight
-    run(use_joint_loss(model), data)
-    return same, of_both, model.loss_function.negative_weight
+
+    joint = use_joint_loss(model).loss_function
+    numbers = [torch.empty(2) for _ in range(RANKS)]
+    torch.distributed.all_gather(numbers, numbers_of(joint, lambda: run(model, own)))
+    found, mean = run(use_joint_loss(model, sync_group=group), own)
+    loss, negative_weight = found.loss.detach(), model.loss_function.negative_weight
+    for x in (loss, mean):
+        torch.distributed.all_reduce(x)
+    joint = use_joint_loss(model).loss_function
+    divide(joint, torch.stack(numbers, 1))
+    of_all, wanted = run(model, data)
+    return (
+        same,
+        (loss / RANKS, mean / RANKS, negative_weight),
+        (of_all.loss.detach(), wanted, joint.negative_weight),
+    )
 
 
-@pytest.mark.parametrize("name", ["detr", "deformable_detr", "rt_detr"])
+@pytest.mark.parametrize("name", SIX)
 def test_two_ranks(name):
-    """The normalisers are the framework's, with a sync_group too; w⁻ is that of both ranks."""
-    for same, of_both, of_all in in_processes(of_a_rank, name):
+    """Each divides by the framework's numbers; w⁻, and the gradient through it, are of both."""
+    for same, got, wanted in in_processes(of_a_rank, name):
         assert same
-        torch.testing.assert_close(of_both, of_all)
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
