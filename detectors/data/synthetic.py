@@ -8,7 +8,7 @@ u runs along its axis (forward) and v across, both in pixels from its centre.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Scene:
     Attributes:
         image: uint8 [H, W, 3].
         boxes: int64 [n, 4], x y w h in pixels, tight on the objects.
-        labels: int64 [n], indices into CLASSES.
+        labels: int64 [n], indices into the scene's classes.
         owner: int64 [H, W], 1 + the index of the object that covers half the pixel or more,
             0 elsewhere.
     """
@@ -66,22 +66,44 @@ class Scene:
     owner: np.ndarray
 
 
-def write_scenes(folder: Path, *, images: int, seed: int, size: int = 192) -> tuple[Path, Path]:
+def write_scenes(
+    folder: Path,
+    *,
+    images: int,
+    seed: int,
+    size: int = 192,
+    classes: Sequence[str] = CLASSES,
+    objects: tuple[float, float] | None = None,
+) -> tuple[Path, Path]:
     """Write `images` scenes of size x size pixels below `folder`.
 
     The same arguments give the same bytes (for one version of Pillow, which packs the PNGs).
-    Scene i depends on seed, size and i alone.
+    Scene i does not depend on how many there are.
+
+    Args:
+        folder: where to write.
+        images: how many.
+        seed: of what is drawn.
+        size: height and width in pixels.
+        classes: those of CLASSES that are annotated; the others are not drawn.
+        objects: sizes from .. to below .., sqrt(w h) in pixels, of objects and clutter, evenly
+            spread over their logarithm; None: 4 to 24 pixels a side, most of 8 to 16.
 
     Returns:
         The folder of images and the COCO annotation file. The file is written last, so where
         it exists the images do too.
 
     Raises:
-        ValueError: no images wanted, a negative seed, or a size below 48 pixels.
+        ValueError: no images wanted, a negative seed, a size below 48 pixels, an unknown class or
+            none, or sizes of objects that are none.
     """
     if images < 1 or seed < 0 or size < 48:
         got = f"images {images}, seed {seed}, size {size}"
         raise ValueError(f"wanted at least 1 image, a seed of 0 or more, size 48 or more; {got}")
+    if not classes or not set(classes) <= set(CLASSES):
+        raise ValueError(f"classes: got {', '.join(classes)}, wanted some of {', '.join(CLASSES)}")
+    if objects and not 4 <= objects[0] < objects[1] <= size / 2:
+        raise ValueError(f"objects: got {objects}, wanted two sizes from 4 to {size / 2:g} pixels")
     folder = Path(folder)
     pictures, annotation_file = folder / "images", folder / "annotations.json"
     pictures.mkdir(parents=True, exist_ok=True)
@@ -89,7 +111,7 @@ def write_scenes(folder: Path, *, images: int, seed: int, size: int = 192) -> tu
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(1, images + 1):
-        scene = draw_scene(np.random.default_rng((seed, number)), size)
+        scene = draw_scene(np.random.default_rng((seed, number)), size, classes, objects)
         name = f"{number:06d}.png"
         Image.fromarray(scene.image).save(pictures / name, compress_level=1)
         records.append({"id": number, "file_name": name, "width": size, "height": size})
@@ -108,27 +130,33 @@ def write_scenes(folder: Path, *, images: int, seed: int, size: int = 192) -> tu
         "info": {"description": "synthetic aerial scenes", "seed": seed},
         "images": records,
         "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, 1)],
     }
     annotation_file.write_text(json.dumps(content), encoding="utf-8")
     return pictures, annotation_file
 
 
-def draw_scene(random: np.random.Generator, size: int) -> Scene:
-    """Draw one scene: 8 to 30 objects on 192 x 192 pixels, as densely on other sizes."""
+def draw_scene(
+    random: np.random.Generator,
+    size: int,
+    classes: Sequence[str] = CLASSES,
+    objects: tuple[float, float] | None = None,
+) -> Scene:
+    """Draw one scene: up to 8 to 30 objects on 192 x 192 pixels, as densely on other sizes."""
     canvas = _background(random, size + 2 * _MARGIN)
     # 0: free, -1: clutter, else 1 + the object's index
     owner = np.zeros(canvas.shape[:2], dtype=np.int64)
     count = max(1, round(int(random.integers(8, 31)) * (size / 192) ** 2))
     labels: list[int] = []
     boxes: list[list[int]] = []
-    for label in random.permutation(np.arange(count) % len(CLASSES)):
-        box = _place(canvas, owner, CLASSES[label], len(boxes) + 1, random)
+    for label in random.permutation(np.arange(count) % len(classes)):
+        box = _place(canvas, owner, classes[label], len(boxes) + 1, random, objects)
         if box is not None:
             labels.append(label)
             boxes.append(box)
     for _ in range(round(int(random.integers(10, 26)) * (size / 192) ** 2)):
-        _place(canvas, owner, str(random.choice(["bush", "shed", "marking"])), -1, random)
+        clutter = str(random.choice(["bush", "shed", "marking"]))
+        _place(canvas, owner, clutter, -1, random, objects)
     inner = slice(_MARGIN, _MARGIN + size)
     image = canvas[inner, inner] * random.uniform(0.8, 1.1)
     image += random.uniform(2, 6) * random.standard_normal(image.shape, dtype=np.float32)
@@ -141,20 +169,31 @@ def draw_scene(random: np.random.Generator, size: int) -> Scene:
 
 
 def _place(
-    canvas: np.ndarray, owner: np.ndarray, kind: str, number: int, random: np.random.Generator
+    canvas: np.ndarray,
+    owner: np.ndarray,
+    kind: str,
+    number: int,
+    random: np.random.Generator,
+    objects: tuple[float, float] | None,
 ) -> list[int] | None:
     """Draw one thing where there is room; its box in the scene, or None where none was found."""
     size = canvas.shape[0] - 2 * _MARGIN
     for _ in range(50):
-        # The mean of the sides of most objects: 7 in 10 from 8 to 16 pixels.
-        side = float(np.clip(random.lognormal(np.log(11), 0.33), 5, 22))
+        if objects:
+            side = float(np.exp(random.uniform(*np.log(objects))))
+        else:  # the mean of the sides of most objects: 7 in 10 from 8 to 16 pixels
+            side = float(np.clip(random.lognormal(np.log(11), 0.33), 5, 22))
         cover, colour = _render(kind, side, random)
         rows, columns = (np.flatnonzero((cover >= 0.5).any(axis)) for axis in (1, 0))
         if len(rows) == 0:
             continue
         y, h = int(rows[0]), int(rows[-1] - rows[0] + 1)
         x, w = int(columns[0]), int(columns[-1] - columns[0] + 1)
-        if number > 0 and (min(w, h) < SMALLEST or max(w, h) > LARGEST):
+        if objects:
+            fits = objects[0] <= np.sqrt(w * h) < objects[1]
+        else:
+            fits = min(w, h) >= SMALLEST and max(w, h) <= LARGEST
+        if number > 0 and not fits:
             continue
         # Where the box begins in the scene; clutter may hang over the border.
         over = 0 if number > 0 else 6
@@ -171,7 +210,7 @@ def _place(
 
 
 def _render(kind: str, side: float, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage [S, S] in 0..1 and colour [S, S, 3] of one thing about `side` pixels large."""
+    """Coverage [H, W] in 0..1 and colour [H, W, 3] of one thing about `side` pixels large."""
     shape, stretch = _SHAPES[kind]
     length = side * stretch
     half = int(np.ceil(length / 2 * 1.2)) + 2
@@ -184,7 +223,9 @@ def _render(kind: str, side: float, random: np.random.Generator) -> tuple[np.nda
     v = y * np.cos(angle) - x * np.sin(angle)
     distance, brightness = shape(u, v, length)
     paint = _PAINTS[kind][random.integers(len(_PAINTS[kind]))] + random.uniform(-12, 12, 3)
-    return np.clip(0.5 - distance, 0, 1), paint * brightness[..., None]
+    cover = np.clip(0.5 - distance, 0, 1)
+    seen = np.ix_(*(np.flatnonzero((cover > 0).any(axis)) for axis in (1, 0)))
+    return cover[seen], (paint * brightness[..., None])[seen]
 
 
 def _paint(

@@ -107,7 +107,7 @@ def test_what_is_painted_is_what_the_coverage_says(kind):
         _paint(canvas, 10, 12, cover, colour, contrast=1.0)
         brighter = canvas[..., 0] > 175
         expected = np.zeros((80, 80), dtype=bool)
-        expected[10 : 10 + len(cover), 12 : 12 + len(cover)] = cover > 0.5
+        expected[10 : 10 + cover.shape[0], 12 : 12 + cover.shape[1]] = cover > 0.5
         # a shadow under the edge takes up to 45 % off the ground that shows through
         assert (brighter <= expected).all()
         assert (canvas[..., 0] > 145)[expected].all()
@@ -132,6 +132,39 @@ def test_other_sizes_keep_the_density():
     large = draw_scene(np.random.default_rng(0), 320)
     assert small.image.shape == (64, 64, 3) and 1 <= len(small.boxes) <= 4
     assert large.image.shape == (320, 320, 3) and 20 <= len(large.boxes) <= 84
+
+
+@pytest.mark.parametrize("low, high", [(4, 8), (8, 16), (16, 32)])
+def test_objects_of_these_sizes_and_classes_alone(tmp_path, low, high):
+    classes = ("tank", "car")
+    wanted = dict(images=12, seed=2, size=160, classes=classes, objects=(low, high))
+    data = CocoDetection(*write_scenes(tmp_path, **wanted))
+    assert tuple(data.class_names) == classes
+    targets = [data[index][1] for index in range(12)]
+    assert set(torch.cat([t["labels"] for t in targets]).tolist()) == {0, 1}
+    boxes = torch.cat([t["boxes"] for t in targets])
+    sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
+    assert low <= sizes.min() < 1.2 * low and 0.8 * high < sizes.max() < high
+    middle = sizes.log().mean().exp().item()
+    assert middle == pytest.approx((low * high) ** 0.5, rel=0.1)
+    # As many objects, whatever their size: only the large ones run out of room.
+    assert len(boxes) >= 0.95 * 12 * 8 * (160 / 192) ** 2
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ({"classes": ("car", "dog")}, "classes: got car, dog, wanted some of car, ship"),
+        ({"classes": ()}, "classes: got "),
+        ({"objects": (8, 8)}, "objects: got .8, 8."),
+        ({"objects": (3, 8)}, "from 4 to 40 pixels"),
+        ({"objects": (8, 41)}, "from 4 to 40 pixels"),
+    ],
+)
+def test_objects_that_cannot_be_drawn(tmp_path, bad, message):
+    with pytest.raises(ValueError, match=message):
+        write_scenes(tmp_path / "x", images=1, seed=0, size=80, **bad)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("bad", [{"images": 0}, {"seed": -1}, {"size": 47}])
