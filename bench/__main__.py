@@ -41,6 +41,7 @@ COMMANDS = {
     "dense": "bench.dense.command",
     "frameworks": "bench.frameworks.command",
     "host": "bench.host",
+    "study": "bench.study.command",
 }
 """First words of a command line that are commands of their own."""
 

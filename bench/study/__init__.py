@@ -1,0 +1,1 @@
+"""Whether and when JOL helps: runs in pairs, and what their differences say."""

@@ -1,0 +1,179 @@
+"""The declared grid: what is compared, on which data and detectors, and which runs that takes.
+
+Within a pair of runs everything is equal but what is compared, and what is chosen for each loss on
+its own: first the learning rate, then the scale of the anchors, by AP on the part tune with a seed
+that no reported run has. Mixtures and other settings of JOL choose a rate, and take JOL's anchors.
+"""
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+
+from bench.study.data import DATA
+from bench.study.runs import Found, Rows, Run
+from detectors.models.presets import DETECTORS
+
+RATES = (0.005, 0.01, 0.02, 0.04)
+SCALES = (1.0, 2.0, 4.0)
+"""Of anchors, besides the preset's own sizes, which are 0 here."""
+TUNING_SEED = 100
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where two losses are compared: data, detector and assigner, "" for the detector's own."""
+
+    data: str
+    detector: str
+    assigner: str = ""
+
+    def __str__(self) -> str:
+        words = [self.data, self.detector, *([self.assigner] if self.assigner else [])]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A question: what changes in AP from one loss to another, in some cells.
+
+    Attributes:
+        question: in words.
+        loss: one of losses.LOSSES, against `other`.
+        other: likewise.
+        cells: where.
+    """
+
+    question: str
+    loss: str
+    other: str
+    cells: tuple[Cell, ...]
+
+
+def _cells(*detectors: str) -> tuple[Cell, ...]:
+    return tuple(Cell(data, detector) for detector in detectors for data in DATA)
+
+
+FEW = (Cell("nuclei-half", "faster_rcnn"), Cell("scenes-8-16", "faster_rcnn"))
+"""Where the parts of JOL are taken apart."""
+MATCHED = tuple(
+    Cell(data, "retinanet", assigner)
+    for data in ("nuclei-half", "scenes-8-16")
+    for assigner in ("nwd-rka", "rfla")
+)
+"""Cells with many positives; their like with few, matched by IoU, are those without assigner."""
+
+MAIN = Comparison(
+    "JOL or the base loss?", "jol", "base", _cells("faster_rcnn", "fcos", "retinanet")
+)
+COMPARISONS = (
+    MAIN,
+    Comparison("Weights, or only a larger loss?", "jol", "constant", FEW),
+    Comparison("The gradient through the weights?", "jol", "detached", FEW),
+    Comparison("Negatives at the mean weight, or at 1?", "jol", "negatives-at-one", FEW),
+    Comparison("Weights in the class loss alone?", "classification-alone", "jol", FEW),
+    Comparison("Weights in the box loss alone?", "boxes-alone", "jol", FEW),
+    Comparison("S_loc alone?", "s-loc-alone", "jol", FEW),
+    Comparison("S_cls alone?", "s-cls-alone", "jol", FEW),
+    Comparison("λ = 1?", "lam-1", "jol", FEW),
+    Comparison("λ = 3?", "lam-3", "jol", FEW),
+    Comparison("λ = 4?", "lam-4", "jol", FEW),
+    Comparison("λ = 5?", "lam-5", "jol", FEW),
+    Comparison("S_loc by NWD?", "nwd", "jol", FEW),
+    Comparison("S_loc by SimD?", "simd", "jol", FEW),
+    Comparison("JOL or the base loss, with many positives?", "jol", "base", MATCHED),
+)
+PASSES = ((COMPARISONS[:1], 3), (COMPARISONS, 3), (COMPARISONS, 5))
+"""What is done first: comparisons, with that many seeds."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a loss in a cell."""
+
+    lr: float
+    anchor_scale: float
+
+
+def run(cell: Cell, loss: str, choice: Choice, part: str, seed: int, backbone: str) -> Run:
+    """The run of a cell with a loss."""
+    data = DATA[cell.data]
+    return Run(
+        cell.data,
+        part,
+        cell.detector,
+        loss,
+        cell.assigner,
+        choice.anchor_scale,
+        choice.lr,
+        seed,
+        data.steps,
+        data.crop,
+        backbone=backbone,
+    )
+
+
+def choose(cell: Cell, loss: str, rows: Rows, backbone: str) -> Choice | list[Run]:
+    """What is chosen for a loss in a cell, or the runs that have to be done before."""
+    scale = 0.0
+    if loss not in (MAIN.loss, MAIN.other):
+        like = choose(cell, MAIN.loss, rows, backbone)
+        if isinstance(like, list):
+            return like
+        scale = like.anchor_scale
+    chosen = _best(cell, loss, [Choice(lr, scale) for lr in RATES], rows, backbone)
+    has_scales = not DETECTORS[cell.detector].has_points and cell.assigner != "rfla"
+    own_scale = has_scales and loss in (MAIN.loss, MAIN.other)
+    if isinstance(chosen, list) or not own_scale:
+        return chosen
+    scales = [Choice(chosen.lr, scale) for scale in (0.0, *SCALES)]
+    return _best(cell, loss, scales, rows, backbone)
+
+
+def _best(
+    cell: Cell, loss: str, choices: list[Choice], rows: Rows, backbone: str
+) -> Choice | list[Run]:
+    """The choice with the highest AP, the first of equals; or the runs that are missing."""
+    runs = [run(cell, loss, choice, "tune", TUNING_SEED, backbone) for choice in choices]
+    missing = [r for r in runs if r not in rows]
+    if missing:
+        return missing
+    return max(zip(runs, choices, strict=True), key=lambda pair: rows[pair[0]]["AP"])[1]
+
+
+def pending(
+    rows: Rows, backbone: str = "resnet18", data: Container[str] = tuple(DATA)
+) -> Iterator[Run]:
+    """The runs on these data that can be done next, the most wanted first; some come repeatedly."""
+    for comparisons, seeds in PASSES:
+        for comparison in comparisons:
+            for cell in comparison.cells:
+                if cell.data not in data:
+                    continue
+                losses = (comparison.other, comparison.loss)
+                choices = [choose(cell, loss, rows, backbone) for loss in losses]
+                for choice in choices:
+                    if isinstance(choice, list):
+                        yield from choice
+                for seed in range(seeds):
+                    for loss, choice in zip(losses, choices, strict=True):
+                        if isinstance(choice, Choice):
+                            wanted = run(cell, loss, choice, "report", seed, backbone)
+                            if wanted not in rows:
+                                yield wanted
+
+
+def pairs(
+    comparison: Comparison, cell: Cell, rows: Rows, backbone: str = "resnet18"
+) -> list[tuple[Found, Found]]:
+    """What runs of the two losses with the same seed found, by seed, if both are done."""
+    found = []
+    choices = [choose(cell, loss, rows, backbone) for loss in (comparison.loss, comparison.other)]
+    if any(isinstance(choice, list) for choice in choices):
+        return []
+    for seed in range(max(seeds for _, seeds in PASSES)):
+        both = [
+            rows.get(run(cell, loss, choice, "report", seed, backbone))  # type: ignore[arg-type]
+            for loss, choice in zip((comparison.loss, comparison.other), choices, strict=True)
+        ]
+        if both[0] is not None and both[1] is not None:
+            found.append((both[0], both[1]))
+    return found
