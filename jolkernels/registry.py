@@ -185,7 +185,7 @@ def written(kind: str, value: Any) -> Any:
     """A choice as {name: parameters}, for text; choices inside another are box losses."""
     if isinstance(value, tuple):
         return tuple(written("regression", item) for item in value)
-    if not is_dataclass(value):
+    if value is None or not is_dataclass(value):
         return value
     (name,) = (name for name, choice in CHOICES[kind].items() if choice is type(value))
     return {name: written(kind, params(value))}  # type: ignore[arg-type]
@@ -205,6 +205,12 @@ LONGEST = 500
 """Letters of a text for `parse`: some 40 losses in one another, at a depth that Python reads."""
 
 
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+EXPONENT = re.compile(r"\b[\d.]+[eE]$")
+"""What comes before the + of 1e+2."""
+IN_PARENTHESES = re.compile(r"^\((.*)\)$")
+
+
 def resolve(kind: str, choice: object) -> Any:
     """The spec that `choice`, a text as `parse` reads it or a spec, means; a key of CHOICES.
 
@@ -215,7 +221,7 @@ def resolve(kind: str, choice: object) -> Any:
     choices = CHOICES[kind]
     if isinstance(choice, str):
         choice = parse(kind, choice)
-    elif type(choice) not in choices.values():
+    elif type(choice) not in tuple(choices.values()):  # of a view torch 2.11 compiles no `in`
         wanted = ", ".join(c.__name__ for c in choices.values())
         raise TypeError(
             f"{kind}: got {choice!r}, wanted a name or one of {wanted} (jolkernels.spec)"
@@ -268,7 +274,7 @@ def weighted(term: str) -> tuple[float, str]:
     number = literal(factor[0].strip()) if factor else 1.0
     if len(factor) > 1 or isinstance(number, str):
         raise ValueError(f"regression: got {term!r}, wanted NUMBER*LOSS or LOSS")
-    return number, re.sub(r"^\((.*)\)$", r"\1", loss.strip())
+    return number, IN_PARENTHESES.sub(r"\1", loss.strip())
 
 
 def split(text: str, separator: str) -> list[str]:
@@ -276,7 +282,7 @@ def split(text: str, separator: str) -> list[str]:
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([") - (letter in ")]")
-        exponent = re.search(r"\b[\d.]+[eE]$", parts[-1])  # of 1e+2
+        exponent = EXPONENT.search(parts[-1])
         if letter == separator and depth == 0 and not exponent:
             parts.append("")
         else:
@@ -285,7 +291,6 @@ def split(text: str, separator: str) -> list[str]:
 
 
 WORDS = {"True": True, "False": False, "None": None}
-NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
 
 def literal(text: str) -> Any:
@@ -295,8 +300,8 @@ def literal(text: str) -> Any:
     """
     if text in WORDS:
         return WORDS[text]
-    if re.fullmatch(NUMBER, text):
-        return float(text) if re.search("[.eE]", text) else int(text)
+    if NUMBER.fullmatch(text):
+        return float(text) if any(letter in text for letter in ".eE") else int(text)
     if text[:1] + text[-1:] not in ("()", "[]", "''", '""'):
         return text
     inner = text[1:-1]

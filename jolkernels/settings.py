@@ -170,7 +170,7 @@ class Call(NamedTuple):
     def encode(self) -> str:
         """This call as text, for operators, whose schemas know no dataclasses."""
         settings, z_cls, z_loc, groups = self
-        return f"{z_cls} {z_loc} {groups or 0} {settings.text}"
+        return f"{z_cls} {z_loc} {int(groups or 0)} {settings.text}"  # int: 2.11 compiles no symbol
 
     @staticmethod
     @lru_cache
