@@ -106,13 +106,13 @@ def write_sized_scenes(folder: Path, _: Path, objects: tuple[float, float]) -> N
 
 
 DATA = {
-    "nuclei": Data(write_nuclei, crop=128, steps=500),
     "nuclei-half": Data(partial(write_nuclei, shrink=2), crop=96, steps=500),
     "scenes-4-8": Data(partial(write_sized_scenes, objects=(4, 8)), crop=96, steps=400),
     "scenes-8-16": Data(partial(write_sized_scenes, objects=(8, 16)), crop=96, steps=400),
     "scenes-16-32": Data(partial(write_sized_scenes, objects=(16, 32)), crop=96, steps=400),
+    "nuclei": Data(write_nuclei, crop=128, steps=500),
 }
-"""Name → data set."""
+"""Name → data set, the cheap ones first."""
 
 
 def prepare(name: str, work: Path, nuclei: Path) -> Path:
