@@ -1,6 +1,7 @@
 """Does JOL help, and when? Runs in pairs, and what their differences say.
 
     python -m bench study run --minutes M [--nuclei DIR] [--jobs N] [--backbone NAME] ...
+    python -m bench study report
 
 The first does as many runs of the grid (bench/study/grid.py) as it can in that time, skips those
 whose rows are there, and adds a row to --rows as each ends; stopped at any point, it goes on where
@@ -36,7 +37,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     made = Parser(prog=prog, description=__doc__.split("\n")[0])
     commands = made.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="do runs of the grid that are not done")
-    for command in (run,):
+    report = commands.add_parser("report", help="tables and figures of the runs that are done")
+    for command in (run, report):
         command.add_argument(
             "--rows",
             metavar="FILE",
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m bench st
     """Run or report; 0 done, 1 runs failed, 2 unusable arguments, 130 interrupted."""
     options = parser(prog).parse_args(arguments)
     try:
-        return run(options, prog)
+        return run(options, prog) if options.command == "run" else report(options)
     except JolError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
@@ -110,6 +112,14 @@ def run(options: argparse.Namespace, prog: str) -> int:
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write tables and figures beside the rows, and print the tables."""
+    from bench.study.report import write
+
+    print(write(options.rows, samples_file(options.rows), options.backbone))
+    return 0
 
 
 def samples_file(rows: Path) -> Path:

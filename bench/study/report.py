@@ -1,0 +1,232 @@
+"""What the runs say, in tables, and beside them figures."""
+
+import csv
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.study import figures, grid, runs
+from bench.study.analysis import Effect, difference, differences, effect, together
+from bench.study.grid import COMPARISONS, MAIN, MATCHED, Cell, Choice, Comparison
+from bench.study.runs import Rows
+from bench.study.training import SAMPLES
+from detectors.utils.text_tables import markdown
+
+SIZES = ("AP_vt", "AP_t", "AP_s")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the pairs of a comparison say: of each cell that has any, and of all together."""
+
+    comparison: Comparison
+    cells: dict[Cell, dict[str, Effect]]
+    """By metric."""
+    means: dict[Cell, tuple[float, float]]
+    """AP of the two losses."""
+
+    def overall(self, metric: str = "AP") -> Effect:
+        """The mean over the cells in which there are objects for this metric."""
+        return together([effects[metric] for effects in self.cells.values()])
+
+
+def answer(comparison: Comparison, rows: Rows, backbone: str) -> Answer:
+    """The answer of the rows."""
+    cells, means = {}, {}
+    for cell in comparison.cells:
+        pairs = grid.pairs(comparison, cell, rows, backbone)
+        if pairs:
+            cells[cell] = {m: effect(differences(pairs, m)) for m in ("AP", *SIZES)}
+            aps = [[found["AP"] for found in of_loss] for of_loss in zip(*pairs, strict=True)]
+            means[cell] = (statistics.fmean(aps[0]), statistics.fmean(aps[1]))
+    return Answer(comparison, cells, means)
+
+
+def write(path: Path, samples: Path, backbone: str) -> str:
+    """Write NAME.md and figures beside the file of rows, NAME.csv; return the tables.
+
+    Raises:
+        RunError: there are no rows, or the file holds others.
+    """
+    rows = runs.read(path)
+    if not rows:
+        raise runs.RunError(f"{path}: holds no row; `run` writes them")
+    answers = [answer(comparison, rows, backbone) for comparison in COMPARISONS]
+    answers = [a for a in answers if a.cells]
+    seen = read_samples(samples, backbone)
+    if answers:
+        figures.effects(answers, family(answers), path.with_name(f"{path.stem}.png"))
+        figures.by_size(answers[0], path.with_name(f"{path.stem}-sizes.png"))
+    if seen:
+        figures.mechanism(seen, path.with_name(f"{path.stem}-samples.png"))
+    text = "\n".join(document(answers, rows, seen, backbone)) + "\n"
+    path.with_suffix(".md").write_text(text)
+    return text
+
+
+def family(answers: Sequence[Answer]) -> int:
+    """How many intervals of AP there are, which hold together."""
+    return sum(len(a.cells) + (len(a.cells) > 1) for a in answers)
+
+
+def document(
+    answers: Sequence[Answer], rows: Rows, seen: list[dict[str, Any]], backbone: str
+) -> Iterator[str]:
+    """The lines of the tables."""
+    size = family(answers)
+    own = {run: found for run, found in rows.items() if run.backbone == backbone}
+    hours = sum(found["seconds"] for found in own.values()) / 3600
+    machines = "; ".join(sorted({found["machine"] for found in own.values()}))
+    commits = ", ".join(sorted({found["commit"] for found in own.values()}))
+    yield "# Does JOL help?"
+    yield ""
+    yield "`python -m bench study report` writes this file; [study.md](../../docs/study.md) says"
+    yield "what was asked, how, and what follows."
+    yield ""
+    yield f"{len(own)} runs ({backbone}), {hours:.1f} hours of one thread, beside other jobs, on"
+    yield f"{machines}; commits {commits}."
+    yield ""
+    yield "AP in per cent. Differences are means over pairs of a seed, with 95 % intervals; those"
+    yield f"of the last column, of {size}, hold all together (Bonferroni), and are bold where they"
+    yield "leave out 0. A row of all cells is the mean of theirs."
+    for a in answers:
+        comparison = a.comparison
+        yield ""
+        yield f"## {comparison.question}"
+        yield ""
+        yield f"{comparison.loss} less {comparison.other}."
+        yield ""
+        yield from markdown(
+            ("data", "detector", "pairs", "AP", "less AP", "difference", *SIZES, "all together"),
+            table(a, size),
+            2,
+        )
+    yield from few_and_many(answers)
+    yield from chosen(answers, rows, backbone)
+    yield from looked_at(seen)
+
+
+def table(a: Answer, size: int) -> Iterator[Sequence[str]]:
+    """A row a cell, and one of all."""
+    for cell, effects in a.cells.items():
+        one, other = a.means[cell]
+        detector = " ".join(filter(None, (cell.detector, cell.assigner)))
+        yield (cell.data, detector, str(effects["AP"].pairs), f"{one:.1f}", f"{other:.1f}",
+               *_effects(effects, size))  # fmt: skip
+    if len(a.cells) > 1:
+        overall = {metric: a.overall(metric) for metric in ("AP", *SIZES)}
+        yield ("all", "", str(overall["AP"].pairs), "", "", *_effects(overall, size))
+
+
+def _effects(effects: dict[str, Effect], size: int) -> tuple[str, ...]:
+    ap = effects["AP"]
+    low, high = ap.interval(size)
+    wide = f"{low:+.1f} to {high:+.1f}" if ap.freedom > 0 else ""
+    return (
+        in_words(ap),
+        *(in_words(effects[metric]) for metric in SIZES),
+        f"**{wide}**" if ap.is_clear(size) else wide,
+    )
+
+
+def in_words(e: Effect) -> str:
+    """A mean and its own interval."""
+    if not e.pairs:
+        return ""
+    if not e.freedom > 0:
+        return f"{e.mean:+.1f}"
+    low, high = e.interval()
+    return f"{e.mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def few_and_many(answers: Sequence[Answer]) -> Iterator[str]:
+    """How much more JOL gains in cells with few positives than in their like with many."""
+    gains = {
+        cell: effects["AP"]
+        for a in answers
+        if (a.comparison.loss, a.comparison.other) == (MAIN.loss, MAIN.other)
+        for cell, effects in a.cells.items()
+    }
+    lines = []
+    for many in MATCHED:
+        few = Cell(many.data, many.detector)
+        if many in gains and few in gains:
+            more = difference(gains[few], gains[many])
+            lines.append((many.data, many.detector, many.assigner, in_words(more)))
+    if lines:
+        yield ""
+        yield "## Does JOL gain more where positives are few?"
+        yield ""
+        yield "JOL less base with the detector's own assigner, less the same with one that gives"
+        yield "more positives."
+        yield ""
+        yield from markdown(("data", "detector", "many by", "difference of gains"), lines, 3)
+
+
+def chosen(answers: Sequence[Answer], rows: Rows, backbone: str) -> Iterator[str]:
+    """Rates and anchors."""
+    lines: dict[tuple[str, ...], None] = {}
+    for a in answers:
+        for cell in a.cells:
+            for loss in (a.comparison.other, a.comparison.loss):
+                choice = grid.choose(cell, loss, rows, backbone)
+                assert isinstance(choice, Choice)
+                wanted = grid.run(cell, loss, choice, "tune", grid.TUNING_SEED, backbone)
+                scale = f"{choice.anchor_scale:g}" if choice.anchor_scale else "preset's"
+                detector = " ".join(filter(None, (cell.detector, cell.assigner)))
+                ap = f"{rows[wanted]['AP']:.1f}"
+                lines[cell.data, detector, loss, f"{choice.lr:g}", scale, ap] = None
+    yield ""
+    yield "## What was chosen"
+    yield ""
+    rates, scales = (", ".join(f"{x:g}" for x in xs) for xs in (grid.RATES, grid.SCALES))
+    yield f"Rates of {rates}; anchors of {scales} strides, or the preset's. AP on the part tune."
+    yield ""
+    yield from markdown(("data", "detector", "loss", "rate", "anchors", "AP"), lines, 3)
+
+
+def read_samples(path: Path, backbone: str) -> list[dict[str, Any]]:
+    """The lines of what the loss saw, with numbers for SAMPLES, seed and step."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if None not in line.values()]
+    return [
+        {**line, **{name: float(line[name] or math.nan) for name in ("seed", "step", *SAMPLES)}}
+        for line in lines
+        if line["backbone"] == backbone
+    ]
+
+
+def looked_at(seen: list[dict[str, Any]]) -> Iterator[str]:
+    """What the loss saw at the end of runs, by size: means over seeds."""
+    if not seen:
+        return
+    last = {(x["data"], x["detector"]): x["step"] for x in sorted(seen, key=lambda x: x["step"])}
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for x in seen:
+        where = (x["data"], x["detector"])
+        if x["step"] == last[where]:
+            groups.setdefault((*where, x["size"], x["loss"]), []).append(x)
+    yield ""
+    yield "## What the loss sees"
+    yield ""
+    yield "At the end of reported runs, on images that no run learns from, by the objects' size:"
+    yield "their share of the loss of all positives in per cent, Pearson's correlation of class"
+    yield "score and IoU, and the means of these. Means over seeds."
+    yield ""
+    header = ("data", "detector", "size", "loss", "seeds", "share", "correlation", "IoU", "class")
+    yield from markdown(header, map(_seen, groups.items()), 4)
+
+
+def _seen(item: tuple[tuple[str, ...], list[dict[str, Any]]]) -> Sequence[str]:
+    where, lines = item
+    share, correlation, s_loc, s_cls = (
+        statistics.fmean(x[name] for x in lines)
+        for name in ("share", "correlation", "s_loc", "s_cls")
+    )
+    numbers = (f"{share:.0f}", f"{correlation:.2f}", f"{s_loc:.2f}", f"{s_cls:.2f}")
+    return (*where, str(len(lines)), *numbers)
