@@ -76,8 +76,9 @@ def use_joint_loss(model: Model, **choices: Unpack[Choices]) -> Model:
     module.criterion = criterion
     if choices.get("sync_group") is not None:
         module.sync_normalizers = False
-    if isinstance(module, LevelsInTraining) and type(model) not in (RetinaNet, FCOS):
-        module.dense = False  # a subclass may read the outputs
+    stock = type(model) in (RetinaNet, FCOS) and "compute_loss" not in vars(model)
+    if isinstance(module, LevelsInTraining) and not stock:
+        module.dense = False  # the model's own code may read the outputs
     return model
 
 
@@ -119,7 +120,7 @@ def check_stock(name: str, module: nn.Module) -> None:
     if type(module) not in JOINT:
         wanted = ", ".join(stock.__name__ for stock in JOINT)
         raise TypeError(f"{name}: got {type(module).__name__}, wanted one of {wanted} themselves")
-    for method in ("forward", "compute_loss"):
+    for method in ("forward", "compute_loss", "select_training_samples"):
         if method in vars(module):
             raise ValueError(f"{name}: got a {method} of its own, wanted torchvision's")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.roi_heads import RoIHeads, keypointrcnn_loss, maskrcnn_loss
+from torchvision.ops import box_iou
 
 from jolkernels.integrations.levels import at_least_float32, of_this_rank
 from jolkernels.integrations.matching import gather, match_as, matched_boxes
@@ -39,8 +40,8 @@ def roi_criterion(
 class JointRoIHeads(RoIHeads):
     """torchvision's RoIHeads trained with `criterion`; masks and keypoints keep their own losses.
 
-    They hold no matrix of objects times proposals; a torchvision model's RPN still holds one of
-    objects times anchors.
+    With torchvision's matcher they hold no matrix of objects times proposals; a model's RPN still
+    holds one of objects times anchors.
 
     Args:
         args: RoIHeads' arguments in its order; its box coder must be the criterion's.
@@ -70,7 +71,7 @@ class JointRoIHeads(RoIHeads):
     @classmethod
     def from_roi_heads(cls, heads: RoIHeads, criterion: JointOptimizationLoss) -> Self:
         """The same heads, their layers and weights shared, with `criterion` as the loss."""
-        return cls(
+        made = cls(
             heads.box_roi_pool,
             heads.box_head,
             heads.box_predictor,
@@ -90,6 +91,10 @@ class JointRoIHeads(RoIHeads):
             heads.keypoint_predictor,
             criterion=criterion,
         )
+        for name in ("box_similarity", "proposal_matcher", "fg_bg_sampler", "box_coder"):
+            setattr(made, name, getattr(heads, name))
+        made.training = heads.training  # train() would change the layers'
+        return made
 
     def forward(
         self,
@@ -168,11 +173,15 @@ class JointRoIHeads(RoIHeads):
     def assign_targets_to_proposals(
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As RoIHeads', without its matrix of objects times proposals.
+        """As RoIHeads'; with torchvision's matcher without a matrix of objects times proposals.
 
         Returns:
             For each image the matched objects [R], 0 for none, and labels [R], -1: ignored.
         """
+        if type(self.proposal_matcher) is not Matcher or self.box_similarity is not box_iou:
+            found: tuple[list[Tensor], list[Tensor]]
+            found = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+            return found
         matched, labels = [], []
         for boxes, objects, classes in zip(proposals, gt_boxes, gt_labels, strict=True):
             matches = match_as(self.proposal_matcher, objects, boxes)

@@ -61,7 +61,8 @@ class JointSSD(SSD):
         Returns:
             bbox_regression and classification, 0-dim.
         """
-        logits, matched = head_outputs["cls_logits"], torch.stack(matched_idxs)
+        # torchvision's SSD ignores no default box: what a matcher leaves out is background
+        logits, matched = head_outputs["cls_logits"], torch.stack(matched_idxs).clamp(min=-1)
         positive = matched >= 0
         counts = positive.sum(1, keepdim=True)
         mined = hardest(logits, positive, self.neg_to_pos_ratio * counts)

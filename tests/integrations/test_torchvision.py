@@ -8,6 +8,8 @@ import torch
 from scenes import K, losses_and_gradients
 from torch import nn
 from torchvision.models.detection import RetinaNet
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
+from torchvision.ops import box_iou
 from zoo import R_CNNS, ZOO, batch, joint_part, make
 
 from jolkernels import JointLoss, JointOptimizationLoss
@@ -77,6 +79,28 @@ def test_coders_are_read(kind):
     use_joint_loss(model, weighting="none")
     assert_same(step(model, kind), want, 1e-9)
     assert part.criterion.settings.coding.clip == 1.5
+
+
+class EveryOther(Matcher):
+    """A matcher of a user's own: every other prior is background, and some are ignored."""
+
+    def __call__(self, similarities):
+        matches = super().__call__(similarities)
+        matches[::2], matches[1::8] = self.BELOW_LOW_THRESHOLD, self.BETWEEN_THRESHOLDS
+        return matches
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "ssd"])
+def test_matchers_are_the_models(kind):
+    model = make(kind)
+    plain = step(model, kind)[0]
+    part = model.roi_heads if kind == "faster_rcnn" else model
+    part.proposal_matcher = EveryOther(0.5, 0.4, kind != "faster_rcnn")
+    if kind == "faster_rcnn":
+        part.box_similarity = lambda boxes, priors: box_iou(boxes, priors).sqrt()
+    want = step(model, kind)
+    assert all(want[0][key] != plain[key] for key in BOXES & plain.keys())
+    assert_same(step(use_joint_loss(model, weighting="none"), kind), want, 1e-9)
 
 
 @pytest.mark.parametrize("kind", ZOO)
@@ -208,11 +232,20 @@ def test_under_autocast_the_losses_are_float32(kind):
 def test_a_head_that_was_replaced_can_be_removed():
     model = make("mask_rcnn")
     want = step(model, "mask_rcnn")
-    model.roi_heads = JointRoIHeads.from_roi_heads(
-        model.roi_heads, roi_criterion(weighting="none")
-    ).train()
+    model.roi_heads = JointRoIHeads.from_roi_heads(model.roi_heads, roi_criterion(weighting="none"))
     assert_same(step(model, "mask_rcnn"), want, 1e-9)
     assert_same(step(remove_joint_loss(model), "mask_rcnn"), want)
+
+
+def test_heads_that_are_replaced_keep_their_parts_and_mode():
+    heads = make("faster_rcnn").roi_heads.eval()
+    heads.proposal_matcher = EveryOther(0.6, 0.3, True)
+    heads.fg_bg_sampler = BalancedPositiveNegativeSampler(32, 0.5)
+    heads.box_coder.bbox_xform_clip = 1.5
+    made = JointRoIHeads.from_roi_heads(heads, roi_criterion())
+    assert not made.training
+    for name in ("proposal_matcher", "fg_bg_sampler", "box_coder", "box_similarity"):
+        assert getattr(made, name) is getattr(heads, name)
 
 
 def test_a_box_for_all_classes_is_trained():
@@ -231,6 +264,20 @@ class Subclass(RetinaNet):
     def compute_loss(self, targets, head_outputs, anchors):
         assert head_outputs["cls_logits"].shape[2] == K
         return super().compute_loss(targets, head_outputs, anchors)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_a_compute_loss_of_a_models_own_gets_torchvisions_outputs(kind):
+    model = make(kind)
+    inner = model.compute_loss
+
+    def outer(targets, outputs, *others):
+        assert outputs["cls_logits"].shape[2] == K
+        return inner(targets, outputs, *others)
+
+    model.compute_loss = outer
+    want = step(model, kind)
+    assert_same(step(use_joint_loss(model, weighting="none"), kind), want, 1e-9)
 
 
 def test_a_subclass_of_a_model_gets_torchvisions_outputs():

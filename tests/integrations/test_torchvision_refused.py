@@ -59,6 +59,8 @@ REFUSED = {
         lambda: changed("retinanet", "head.regression_head", "_loss_type", "huber")),
     "forward": (ValueError, "model.roi_heads: got a forward of its own",
         lambda: changed("faster_rcnn", "roi_heads", "forward", lambda *given: None)),
+    "samples": (ValueError, "model.roi_heads: got a select_training_samples of its own",
+        lambda: changed("mask_rcnn", "roi_heads", "select_training_samples", lambda *given: None)),
     "coder": (TypeError, "model.roi_heads.box_coder: got <object .*, wanted torchvision's BoxCoder",
         lambda: changed("faster_rcnn", "roi_heads", "box_coder", object())),
     "distances": (ValueError, r"model.head.box_coder: got .*wanted BoxLinearCoder\(normalize_by",
