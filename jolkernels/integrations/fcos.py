@@ -18,6 +18,8 @@ from jolkernels.integrations.levels import (
     Outputs,
     Targets,
     centreness_of,
+    check_labels,
+    columns_of,
     of_this_rank,
 )
 from jolkernels.integrations.matching import matched_boxes, matched_labels
@@ -124,7 +126,10 @@ class JointFCOSHead(LevelsInTraining, FCOSHead):
         Returns:
             classification, bbox_regression and bbox_ctrness, 0-dim.
         """
-        flat = isinstance(head_outputs["cls_logits"], Tensor)
+        logits = head_outputs["cls_logits"]
+        columns = columns_of(logits, head_outputs["bbox_regression"])
+        check_labels(targets, columns, self.criterion.settings.ignore_index)
+        flat = isinstance(logits, Tensor)
         loss = self._flat_losses if flat else self._dense_losses
         own, centreness = loss(targets, head_outputs, anchors, torch.stack(matched_idxs))
         self.negative_weight = own.negative_weight

@@ -82,6 +82,32 @@ def runs_as(part: nn.Module, own: type[nn.Module]) -> bool:
     return getattr(part.forward, "__func__", None) is own.forward and not any(hooks)
 
 
+def columns_of(logits: Any, boxes: Any) -> int:
+    """K of a head's outputs, levels or flattened."""
+    if isinstance(logits, Tensor):
+        return logits.shape[-1]
+    return 4 * logits[0].shape[1] // boxes[0].shape[1]
+
+
+def check_labels(targets: Targets, classes: int, ignore: int) -> None:
+    """Raise for an object whose label is `classes`, which the loss has for the background.
+
+    Unless it is `ignore`, which objects may have.
+
+    It is not seen on a GPU, where to look means to wait.
+
+    Raises:
+        ValueError: has the image and the object. torchvision raises an IndexError.
+    """
+    if classes == ignore or torch.compiler.is_compiling():
+        return
+    for image, target in enumerate(targets):
+        labels = target["labels"]
+        if labels.device.type == "cpu" and classes in (given := labels.tolist()):
+            where = f"image {image}, object {given.index(classes)}"
+            raise ValueError(f"labels: got {classes} at {where}, wanted 0 to {classes - 1}")
+
+
 def of_this_rank(number: Tensor, shape: torch.Size, dtype: torch.dtype) -> dict[str, Any]:
     """The arguments of a criterion that divide by a number of this rank, in spite of a sync_group.
 

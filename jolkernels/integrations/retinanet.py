@@ -21,6 +21,8 @@ from jolkernels.integrations.levels import (
     Outputs,
     Targets,
     at_least_float32,
+    check_labels,
+    columns_of,
     of_this_rank,
 )
 from jolkernels.integrations.matching import matched_boxes, matched_labels
@@ -128,6 +130,7 @@ class JointRetinaNetHead(LevelsInTraining, RetinaNetHead):
             classification and bbox_regression, 0-dim.
         """
         logits, boxes = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        check_labels(targets, columns_of(logits, boxes), self.criterion.settings.ignore_index)
         if isinstance(logits, Tensor):
             loss = self._flat_loss(targets, logits, boxes, anchors, matched_idxs)
         else:

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from scenes import K
 from torch import nn
 from torchvision.models.detection import roi_heads
 from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead
-from zoo import make
+from zoo import batch, make
 
 from jolkernels.integrations.choices import Choices
 from jolkernels.integrations.torchvision import (
@@ -83,6 +84,20 @@ def test_choices_are_checked():
         use_joint_loss(make("fcos"), regression="l1")
     with pytest.raises(ValueError, match=r"lam: got 0\.5"):
         use_joint_loss(make("fcos"), lam=0.5)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_labels_that_count_from_1_are_refused(kind, dense):
+    """By torchvision too; the loss would take the last one for the background's."""
+    model = make(kind)
+    images, targets = batch(kind, [0, 5])
+    targets[1]["labels"][3] = K
+    with pytest.raises(IndexError, match=f"index {K} is out of bounds"):
+        model(images, targets)
+    use_joint_loss(model).head.dense = dense
+    with pytest.raises(ValueError, match="labels: got 3 at image 1, object 3, wanted 0 to 2"):
+        model(images, targets)
 
 
 def test_the_document_runs_and_has_every_choice():
