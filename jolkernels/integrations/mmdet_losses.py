@@ -109,8 +109,8 @@ def box_loss(loss: Any) -> Regression:
     """The box loss of an object of MMDetection's."""
     known("loss_bbox", loss, BOX_LOSSES)
     require("loss_bbox", loss, reduction="mean")
-    if type(loss) is IoULoss:
-        require("loss_bbox", loss, eps=1e-6)  # its least IoU
+    if hasattr(loss, "eps"):  # of the IoULoss the least IoU, of the others a part of areas
+        require("loss_bbox", loss, eps=1e-6)
     return BOX_LOSSES[type(loss)](loss)
 
 

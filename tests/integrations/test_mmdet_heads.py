@@ -258,6 +258,8 @@ WRONG = [
     (bbox_head, {"loss_bbox": {"type": "CIoULoss"}}, "loss_bbox: got CIoULoss, wanted one of L1"),
     (bbox_head, {"loss_bbox": {"type": "BalancedL1Loss"}}, "loss_bbox: got BalancedL1Loss, want"),
     (bbox_head, {"loss_bbox": DECODED[0] | {"eps": 1e-3}}, "IoULoss: eps: got 0.001, wanted 1e-0"),
+    (bbox_head, {"loss_bbox": DECODED[3] | {"eps": 0.1}}, "GIoULoss: eps: got 0.1, wanted 1e-06"),
+    (bbox_head, {"loss_bbox": DECODED[4] | {"eps": 0.1}}, "DIoULoss: eps: got 0.1, wanted 1e-06"),
     (bbox_head, {"loss_bbox": DECODED[3]}, "GIoULoss with reg_decoded_bbox=False, wanted True"),
     (bbox_head, {"reg_decoded_bbox": True}, "SmoothL1Loss with reg_decoded_bbox=True, wanted F"),
     (bbox_head, {"bbox_coder": CODER | MEANS}, "DeltaXYWHBBoxCoder: means: got .*, wanted"),
