@@ -17,6 +17,7 @@ from jolkernels.integrations.torchvision import (
     JointRoIHeads,
     remove_joint_loss,
     roi_criterion,
+    ssd_criterion,
     use_joint_loss,
 )
 from jolkernels.spec import NWD
@@ -237,15 +238,31 @@ def test_a_head_that_was_replaced_can_be_removed():
     assert_same(step(remove_joint_loss(model), "mask_rcnn"), want)
 
 
-def test_heads_that_are_replaced_keep_their_parts_and_mode():
-    heads = make("faster_rcnn").roi_heads.eval()
+def test_heads_that_are_replaced_keep_their_settings_parts_and_mode():
+    heads = make("mask_rcnn").roi_heads.eval()
     heads.proposal_matcher = EveryOther(0.6, 0.3, True)
     heads.fg_bg_sampler = BalancedPositiveNegativeSampler(32, 0.5)
-    heads.box_coder.bbox_xform_clip = 1.5
+    heads.score_thresh, heads.nms_thresh, heads.detections_per_img = 0.1, 0.2, 7
     made = JointRoIHeads.from_roi_heads(heads, roi_criterion())
-    assert not made.training
-    for name in ("proposal_matcher", "fg_bg_sampler", "box_coder", "box_similarity"):
-        assert getattr(made, name) is getattr(heads, name)
+    parts, settings = (dict(made.named_children()), vars(made))
+    assert parts.pop("criterion") and parts == dict(heads.named_children())
+    for name, value in vars(heads).items():
+        if not name.startswith("_"):
+            assert settings[name] is value, name
+
+
+def test_objects_may_have_another_dtype():
+    model = make("faster_rcnn").float()
+    images, targets = batch("faster_rcnn", [5, 3])  # boxes in float64
+    images = [image.float() for image in images]
+    want = losses_and_gradients(model, images, targets)[0]
+    got = losses_and_gradients(use_joint_loss(model, weighting="none"), images, targets)[0]
+    torch.testing.assert_close(got, want)
+
+
+def test_criteria_are_torchvisions_where_nothing_is_said():
+    for kind, criterion in (("faster_rcnn", roi_criterion()), ("ssd", ssd_criterion())):
+        assert criterion.settings.coding.weights == joint_part(make(kind)).box_coder.weights
 
 
 def test_a_box_for_all_classes_is_trained():
