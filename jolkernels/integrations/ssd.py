@@ -82,6 +82,18 @@ class JointSSD(SSD):
         self.negative_weight = loss.negative_weight
         return {"bbox_regression": loss.regression, "classification": loss.classification}
 
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, Tensor],
+        image_anchors: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """As SSD's, in float32 at least."""
+        outputs = {name: at_least_float32(x) for name, x in head_outputs.items()}
+        found: list[dict[str, Tensor]]
+        found = super().postprocess_detections(outputs, image_anchors, image_shapes)
+        return found
+
 
 @torch.no_grad()
 def hardest(logits: Tensor, positive: Tensor, count: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ def test_choices_are_the_losses():
 
 
 @pytest.mark.parametrize("kind", ZOO)
-def test_under_autocast_the_losses_are_float32(kind):
+def test_under_autocast_losses_and_detections_are_float32(kind):
     """Near to torchvision's, which rounds an R-CNN's objects to bfloat16 as well."""
     model = make(kind).float()
     images, targets = batch(kind, [5, 3])
@@ -224,6 +224,12 @@ def test_under_autocast_the_losses_are_float32(kind):
     with torch.autocast("cpu", torch.bfloat16):
         want, _ = losses_and_gradients(model, images, targets)
         got, _ = losses_and_gradients(use_joint_loss(model, weighting="none"), images, targets)
+        with torch.no_grad():
+            found = model.eval()(images)[0]
+    assert found["boxes"].dtype == found["scores"].dtype == torch.float32
+    assert len(found["boxes"]) and not torch.equal(
+        found["boxes"], found["boxes"].bfloat16().float()
+    )
     limit = 0.2 if kind in R_CNNS else 0.02
     for key in BOXES & want.keys():
         assert got[key].dtype == torch.float32
