@@ -73,17 +73,25 @@ REFUSED = {
 def test_what_cannot_be_mapped_is_refused(case):
     error, message, build = REFUSED[case]
     model = build()
-    before = type(model), list(vars(model))
+    before = everything(model)
     with pytest.raises(error, match=message):
         use_joint_loss(model)
-    assert (type(model), list(vars(model))) == before
+    assert everything(model) == before
+
+
+def everything(model):
+    """What a module and its parts are, and the names of what they have."""
+    return [(type(module), list(vars(module))) for module in model.modules()]
 
 
 def test_choices_are_checked():
     with pytest.raises(TypeError, match="use_joint_loss: got regression, wanted some of lam, "):
         use_joint_loss(make("fcos"), regression="l1")
+    model = make("fcos")
+    before = everything(model)
     with pytest.raises(ValueError, match=r"lam: got 0\.5"):
-        use_joint_loss(make("fcos"), lam=0.5)
+        use_joint_loss(model, lam=0.5)
+    assert everything(model) == before
 
 
 @pytest.mark.parametrize("dense", [True, False])
