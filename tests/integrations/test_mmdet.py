@@ -59,6 +59,20 @@ def test_without_weights_losses_and_gradients_are_mmdetections(name, objects):
     assert_same(gradients(model, batch(objects)), gradients(stock, batch(objects)))
 
 
+@pytest.mark.parametrize("name", ["faster", "retinanet", "atss"])
+def test_regions_to_ignore_are_mmdetections(name):
+    """And a weight of positives."""
+    data, found = batch((6, 4)), []
+    for sample in data["data_samples"]:
+        sample.ignored_instances.bboxes = sample.gt_instances.bboxes[:3]
+        sample.gt_instances = sample.gt_instances[3:]
+    for config in (joint_config(name, weighting="none"), stock_config(name)):
+        training = config.train_cfg.get("rcnn", config.train_cfg)
+        training.pos_weight, training.assigner.ignore_iof_thr = 1.5, 0.3
+        found.append(gradients(build(config, torch.float64), data))
+    assert_same(*found)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_and_says_what_negatives_weigh(name):
     model = build(joint_config(name))
