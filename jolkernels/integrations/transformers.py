@@ -44,7 +44,8 @@ def use_joint_loss(model: Model, **choices: Unpack[Choices]) -> Model:
 
     Args:
         model: a DETR, Conditional DETR, Deformable DETR, RT-DETR, RT-DETRv2 or D-FINE for object
-            detection, or another model with the loss of one of these. Its config is read now.
+            detection, or another model with the loss of one of these; not wrapped. Its config is
+            read now.
         choices: see JointOptimizationLoss. Boxes are shares of the image, so the location scores
             "nwd" and "dotd", which are in pixels, are refused.
 
@@ -57,14 +58,15 @@ def use_joint_loss(model: Model, **choices: Unpack[Choices]) -> Model:
             message names it.
     """
     check_choices(choices, "use_joint_loss")
-    plain: Any = getattr(model, "loss_function", None)
+    plain = loss_function(model)
     if isinstance(plain, JointDetrLoss):
         plain = plain.plain
     if plain not in JOINT:
         wanted = ", ".join(function.__name__ for function in JOINT)
         raise ValueError(
             f"model: got {type(model).__name__} with loss_function "
-            f"{getattr(plain, '__name__', plain)}, wanted a model with one of {wanted}"
+            f"{getattr(plain, '__name__', plain)}, wanted a model with one of {wanted}, "
+            "and no wrapper of one"
         )
     model.loss_function = JOINT[plain](plain, model.config, **choices)
     return model
@@ -76,8 +78,16 @@ def remove_joint_loss(model: Model) -> Model:
     Raises:
         ValueError: it has no loss of use_joint_loss.
     """
-    joint = getattr(model, "loss_function", None)
+    joint = loss_function(model)
     if not isinstance(joint, JointDetrLoss):
         raise ValueError(f"model: got {type(model).__name__} without a loss of use_joint_loss")
     model.loss_function = joint.plain
     return model
+
+
+def loss_function(model: Any) -> Any:
+    """The loss that `model` calls, or None.
+
+    A wrapper, as peft's, hands on what it is asked for, but keeps to itself what it is given.
+    """
+    return model.loss_function if isinstance(model, PreTrainedModel) else None

@@ -25,6 +25,7 @@ OLDEST = "8.4.110"
 try:
     from ultralytics import __version__
     from ultralytics.models.yolo.detect import DetectionTrainer
+    from ultralytics.nn.tasks import BaseModel
     from ultralytics.utils import LOGGER, RANK
     from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
     from ultralytics.utils.tal import bbox2dist
@@ -43,8 +44,10 @@ def joint_loss(**choices: Unpack[Choices]) -> Callable[[Any], None]:
 
     Raises:
         TypeError: a name that is no choice.
+        ValueError: a choice that JointOptimizationLoss refuses.
     """
     check_choices(choices, "joint_loss")
+    JointOptimizationLoss("bce", "ciou", **choices)  # refuses a choice now, not in the training
     return partial(on_train_start, choices=choices)
 
 
@@ -92,10 +95,12 @@ def use_joint_loss(model: Any, **choices: Unpack[Choices]) -> nn.Module:
         last batch, 0-dim and without gradient; None before.
 
     Raises:
-        TypeError: a name that is no choice, or a criterion of another kind; the message names it.
+        TypeError: a name that is no choice, a model (as the YOLO around one) or a criterion of
+            another kind; the message names it.
         ValueError: a choice that JointOptimizationLoss refuses.
     """
     check_choices(choices, "use_joint_loss")
+    check_model(model)
     criterion = getattr(model, "criterion", None) or model.init_criterion()
     for head in heads(criterion):
         take_back(head)
@@ -109,10 +114,29 @@ def use_joint_loss(model: Any, **choices: Unpack[Choices]) -> nn.Module:
 
 
 def remove_joint_loss(model: Any) -> nn.Module:
-    """Give a model its own loss back, in place; the criterion stays."""
-    for head in heads(model.criterion):
+    """Give a model its own loss back, in place; the criterion stays.
+
+    Raises:
+        TypeError: a model that use_joint_loss does not take.
+        ValueError: a model without a joint loss.
+    """
+    check_model(model)
+    criterion = getattr(model, "criterion", None)
+    found = heads(criterion) if criterion else []
+    if not any("negative_weight" in vars(head) for head in found):
+        raise ValueError(f"model: got {type(model).__name__} without a loss of use_joint_loss")
+    for head in found:
         take_back(head)
     return model
+
+
+def check_model(model: Any) -> None:
+    """Raise unless it is the model that is trained: another would keep the criterion to itself."""
+    if not isinstance(model, BaseModel):
+        raise TypeError(
+            f"model: got {type(model).__name__}, wanted the nn.Module that is trained, such as "
+            "YOLO(...).model, not wrapped"
+        )
 
 
 def take_back(head: Any) -> None:

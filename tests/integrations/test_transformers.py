@@ -312,6 +312,30 @@ def test_refusals_name_what_came():
         use_joint_loss(tiny("conditional_detr", focal_alpha=-1.0))
 
 
+class Wrapper(torch.nn.Module):
+    """As peft's: attributes are the inner model's to read, and its own when set."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inner, name)
+
+
+def test_a_wrapper_is_refused_as_its_model_would_not_see_the_loss():
+    model = tiny("detr")
+    wanted = "model: got Wrapper with loss_function None, wanted a model with"
+    with pytest.raises(ValueError, match=wanted):
+        use_joint_loss(Wrapper(model))
+    use_joint_loss(model)
+    with pytest.raises(ValueError, match="got Wrapper without a loss of use_joint_loss"):
+        remove_joint_loss(Wrapper(model))
+
+
 def test_without_transformers(monkeypatch):
     name = "jolkernels.integrations.transformers"
     monkeypatch.delitem(sys.modules, name)

@@ -366,7 +366,6 @@ def test_ranks_share_w_and_its_gradient_and_keep_their_normalisers():
         for got, want in zip(grads, expected, strict=True):
             torch.testing.assert_close(got / len(ranks), want, rtol=1e-8, atol=1e-12)
 
-    remove_joint_loss(model)
     for (_, (unit, loss, _)), (preds, own) in zip(ranks, shares, strict=True):
         assert unit == 1
         wanted, _ = model.criterion(preds, own)
@@ -376,6 +375,8 @@ def test_ranks_share_w_and_its_gradient_and_keep_their_normalisers():
 def test_what_is_not_understood_is_refused_by_name():
     with pytest.raises(TypeError, match="joint_loss: got coding, wanted some of lam"):
         joint_loss(coding="xyxy")
+    with pytest.raises(ValueError, match=r"lam: got 0\.5"):  # before a training starts
+        joint_loss(lam=0.5)
     with pytest.raises(TypeError, match="use_joint_loss: got gain"):
         use_joint_loss(made("yolo11n"), gain=2)
     rotated = made("yolo11n-obb")
@@ -392,6 +393,25 @@ def test_what_is_not_understood_is_refused_by_name():
     model.criterion.bce = torch.nn.MSELoss()
     with pytest.raises(TypeError, match=r"v8DetectionLoss\.bce: got MSELoss, wanted BCEWithLogits"):
         use_joint_loss(model)
+
+
+def test_a_wrapper_is_refused_as_its_model_would_not_see_the_loss():
+    whole = YOLO("yolo11n.yaml", verbose=False)
+    whole.model.args = get_cfg()
+    for wrapper in (whole, torch.nn.DataParallel(whole.model)):
+        with pytest.raises(TypeError, match=f"model: got {type(wrapper).__name__}, wanted the nn."):
+            use_joint_loss(wrapper)
+    use_joint_loss(whole.model)
+    with pytest.raises(TypeError, match=r"got YOLO, .* such as YOLO\(\.\.\.\)\.model"):
+        remove_joint_loss(whole)
+
+
+def test_there_has_to_be_a_loss_to_remove():
+    model = made("yolo11n")
+    for _ in range(2):  # without a criterion and with its own
+        with pytest.raises(ValueError, match="got DetectionModel without a loss of use_joint_loss"):
+            remove_joint_loss(model)
+        model.criterion = model.init_criterion()
 
 
 def test_without_the_framework_one_sentence_says_what_to_do(monkeypatch):
