@@ -77,6 +77,10 @@ def test_none_is_the_frameworks_loss_of_the_last_layer_alone(name, double):
     assert_same_as_plain(tiny(name, auxiliary_loss=False), batch())
 
 
+def test_none_is_the_frameworks_loss_of_a_single_layer(double):
+    assert_same_as_plain(tiny("detr", decoder_layers=1), batch())
+
+
 @pytest.mark.parametrize("name", SIX)
 def test_none_is_the_frameworks_loss_in_evaluation(name, double):
     assert_same_as_plain(tiny(name).eval(), batch())
@@ -273,6 +277,27 @@ def counted(loss, given):
     return counting
 
 
+def test_d_fine_with_boxes_beyond_the_image_and_layers_that_differ(double):
+    """A model that starts has the same corners in all layers, from which no layer could learn."""
+    model = tiny("d_fine")
+    given = arguments(model, batch())
+    for name in ("outputs_coord", "enc_topk_bboxes"):
+        given[name] = (2 * given[name].detach()).requires_grad_()
+        assert (given[name] > 1).any()
+    corners = torch.randn(given["predicted_corners"].shape)
+    given["predicted_corners"] = corners.requires_grad_()
+    layers = given["outputs_class"], given["outputs_coord"]
+    given["logits"], given["pred_boxes"] = (x[:, -1] for x in layers)
+    leaves = [*layers, corners, given["enc_topk_logits"], given["enc_topk_bboxes"]]
+    found = []
+    for loss in (model.loss_function, use_joint_loss(model, weighting="none").loss_function):
+        total, parts, _ = loss(**given)
+        found.append((total, *torch.autograd.grad(total, leaves)))
+    assert parts["loss_ddf_aux_0"] > 0 and parts["loss_ddf_dn_0"] > 0
+    for wanted, got in zip(*found, strict=True):
+        assert (got - wanted).norm() <= 1e-6 * wanted.norm() > 0
+
+
 @pytest.mark.parametrize("name", SIX)
 def test_at_most_half_of_the_frameworks_calls(name):
     """Most of what is left are the matcher's and, of D-FINE, those of its local losses."""
@@ -383,11 +408,11 @@ def divide(loss, numbers):
     loss.criterion.forward = forward
 
 
-def of_a_rank(rank, name):
+def of_a_rank(rank, name, objects):
     """What two of four images give on a rank, and all four in one process; ranks' means."""
     on_two_ranks(rank)
     more = dict(num_denoising=0) if name in OF_RT_DETR else {}
-    model, data = tiny(name, **more).eval(), batch((4, 0, 2, 1))  # batch statistics are no loss
+    model, data = tiny(name, **more).eval(), batch(objects)  # batch statistics are no loss
     half = slice(2 * rank, 2 * rank + 2)
     own = {"pixel_values": data["pixel_values"][half], "labels": data["labels"][half]}
     plain, wanted = run(model, own)
@@ -412,9 +437,10 @@ def of_a_rank(rank, name):
     )
 
 
+@pytest.mark.parametrize("objects", [(4, 0, 2, 1), (0, 1, 0, 0)])
 @pytest.mark.parametrize("name", SIX)
-def test_two_ranks(name):
+def test_two_ranks(name, objects):
     """Each divides by the framework's numbers; w⁻, and the gradient through it, are of both."""
-    for same, got, wanted in in_processes(of_a_rank, name):
+    for same, got, wanted in in_processes(of_a_rank, name, objects):
         assert same
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
