@@ -80,15 +80,17 @@ def nothing(batch: dict) -> dict:
     return {**batch, **empty, "masks": torch.zeros_like(batch["masks"])}
 
 
-def predictions(model, seed: int = 0, dtype=torch.float64, images: int = IMAGES) -> dict:
+def predictions(
+    model, seed: int = 0, dtype=torch.float64, images: int = IMAGES, height: int = SIZE
+) -> dict:
     """What a head predicts, by chance: sure of many classes, some boxes of negative size."""
     g = torch.Generator().manual_seed(seed)
     head = model.model[-1]
-    sides = [SIZE // int(stride) for stride in head.stride]
-    anchors = sum(side**2 for side in sides)
+    sizes = [(height // int(stride), SIZE // int(stride)) for stride in head.stride]
+    anchors = sum(h * w for h, w in sizes)
     scores = torch.randn(images, head.nc, anchors, generator=g, dtype=dtype) * 3
     boxes = torch.randn(images, 4 * head.reg_max, anchors, generator=g, dtype=dtype) + 1
-    feats = [torch.zeros(images, 1, side, side, dtype=dtype) for side in sides]
+    feats = [torch.zeros(images, 1, *size, dtype=dtype) for size in sizes]
     return {
         "scores": scores.requires_grad_(),
         "boxes": boxes.requires_grad_(),
@@ -151,12 +153,12 @@ def test_without_weighting_losses_and_all_gradients_are_theirs_and_come_back(nam
 
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
-@pytest.mark.parametrize("weights", [False, True])
-def test_without_weighting_heads_are_theirs_on_any_predictions(name, weights):
+@pytest.mark.parametrize(("weights", "height"), [(False, SIZE), (True, SIZE), (False, 96)])
+def test_without_weighting_heads_are_theirs_on_any_predictions(name, weights, height):
     model = made(name)
     if weights:
         model.class_weights = torch.linspace(0.5, 2, model.model[-1].nc)
-    batch, preds = objects(model.model[-1].nc), predictions(model)
+    batch, preds = objects(model.model[-1].nc), predictions(model, height=height)
     assert (preds["boxes"] < 0).any()
     model.criterion = model.init_criterion()
     head = heads(model.criterion)[-1]
