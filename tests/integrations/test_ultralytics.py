@@ -4,6 +4,7 @@ import importlib
 import pickle
 import sys
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -372,6 +373,29 @@ def test_ranks_share_w_and_its_gradient_and_keep_their_normalisers():
         assert unit == 1
         wanted, _ = model.criterion(preds, own)
         torch.testing.assert_close(loss.float(), wanted, rtol=1e-6, atol=0)
+
+
+def weights_of_a_rank(rank, shares):
+    """w⁻ of the model in training and of its average, given by the callback."""
+    models = made("yolo11n"), made("yolo11n")
+    trainer = SimpleNamespace(model=models[0], ema=SimpleNamespace(ema=models[1]))
+    joint_loss(sync_group=dist.group.WORLD)(trainer)
+    for model in models:
+        model.criterion(*shares[rank])
+    return [model.criterion.negative_weight for model in models]
+
+
+def test_an_average_model_waits_for_no_other_rank():
+    """Ranks need not validate on as many batches."""
+    model = made("yolo11n")
+    model.criterion = model.init_criterion()
+    shares = [(predictions(model, i), objects(80, i)) for i in (1, 2)]
+    own = [flat_loss(model.criterion, [share])[1] for share in shares]
+    for preds, _ in shares:
+        preds |= {name: preds[name].detach() for name in ("scores", "boxes")}
+    (both, one), (same, two) = in_processes(weights_of_a_rank, shares)
+    torch.testing.assert_close([one, two], own)
+    assert both == same and both not in (one, two)
 
 
 def test_what_is_not_understood_is_refused_by_name():
