@@ -433,11 +433,12 @@ def test_a_wrapper_is_refused_as_its_model_would_not_see_the_loss():
 
 
 def test_there_has_to_be_a_loss_to_remove():
-    model = made("yolo11n")
-    for _ in range(2):  # without a criterion and with its own
+    model, own, removed = (made("yolo11n") for _ in range(3))
+    own.criterion = own.init_criterion()
+    remove_joint_loss(use_joint_loss(removed))
+    for without in (model, own, removed):
         with pytest.raises(ValueError, match="got DetectionModel without a loss of use_joint_loss"):
-            remove_joint_loss(model)
-        model.criterion = model.init_criterion()
+            remove_joint_loss(without)
 
 
 def test_without_the_framework_one_sentence_says_what_to_do(monkeypatch):
