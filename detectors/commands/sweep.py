@@ -96,33 +96,33 @@ def plan(table: int, seeds: Sequence[int], common: Sequence[str]) -> list[Planne
         RunError: common arguments that do not go with the table.
     """
     for flag in OWN:
-        if _given(common, flag) is not None:
+        if value_of(common, flag) is not None:
             raise RunError(f"{flag} after --: the sweep gives it itself")
-    wanted, dataset = table_plan.TABLES[table].dataset, _given(common, "--dataset")
+    wanted, dataset = table_plan.TABLES[table].dataset, value_of(common, "--dataset")
     if dataset not in (None, wanted):
         raise RunError(f"--dataset: got {dataset!r}, table {table} is of {wanted}")
-    cells = [
+    kept = [
         (cell, flags)
-        for cell, flags in _cells(table)
-        if all(_given(common, flag) in (None, value) for flag, value in flags.items())
+        for cell, flags in cells(table)
+        if all(value_of(common, flag) in (None, value) for flag, value in flags.items())
     ]
-    if not cells:
+    if not kept:
         raise RunError(f"no run of table {table} agrees with {shlex.join(common)}")
-    extra = [] if _given(common, "--preset") else ["--preset", PRESET]
-    if table == 9 and not (_given(common, "--max-steps") or _given(common, "--epochs")):
+    extra = [] if value_of(common, "--preset") else ["--preset", PRESET]
+    if table == 9 and not (value_of(common, "--max-steps") or value_of(common, "--epochs")):
         extra += TIMED
     planned = []
     for seed in dict.fromkeys(seeds):
-        for cell, flags in cells:
+        for cell, flags in kept:
             own = [
-                word for pair in flags.items() if _given(common, pair[0]) is None for word in pair
+                word for pair in flags.items() if value_of(common, pair[0]) is None for word in pair
             ]
             words = [*own, *extra, *common, "--seed", str(seed)]
-            planned.append(Planned(f"{_name(cell)}-seed{seed}", words))
+            planned.append(Planned(f"{name_of(cell)}-seed{seed}", words))
     return planned
 
 
-def _cells(table: int) -> Iterator[tuple[Cell, dict[str, str]]]:
+def cells(table: int) -> Iterator[tuple[Cell, dict[str, str]]]:
     """The cells of a table and the arguments of train that make them."""
     for entry in table_plan.TABLES[table].entries:
         cell = entry.cell
@@ -136,7 +136,7 @@ def _cells(table: int) -> Iterator[tuple[Cell, dict[str, str]]]:
         yield cell, flags
 
 
-def _name(cell: Cell) -> str:
+def name_of(cell: Cell) -> str:
     """Such as faster_rcnn-jol or faster_rcnn-jol-lam3: the same for the same run of any table."""
     words = [cell.detector, *([cell.assigner] if cell.assigner else []), cell.loss]
     for field in dataclasses.fields(cell)[3:]:
@@ -146,7 +146,7 @@ def _name(cell: Cell) -> str:
     return "-".join(words)
 
 
-def _given(words: Sequence[str], flag: str) -> str | None:
+def value_of(words: Sequence[str], flag: str) -> str | None:
     """The value of an option among arguments, "" for one without; None: not there."""
     for word, value in zip(words, [*words[1:], ""], strict=False):
         if word == flag:
@@ -177,16 +177,16 @@ def sweep(
     for name, now in values.items():
         was = record.get(name, now)
         for key in now.keys() | was.keys():
-            given = [values.get(key, "not given") for values in (was, now)]
-            if given[0] != given[1] and (out / name / "config.json").exists():
+            told = [values.get(key, "not given") for values in (was, now)]
+            if told[0] != told[1] and (out / name / "config.json").exists():
                 raise RunError(
-                    f"{out / name}: {key} was {given[0]}, is now {given[1]}; give another --out"
+                    f"{out / name}: {key} was {told[0]}, is now {told[1]}; give another --out"
                 )
     failed: list[str] = []
     busy: list[str] = []
     for number, run in enumerate(planned, start=1):
         folder, words = out / run.name, _command(run, out)
-        state = _state(folder)
+        state = state_of(folder)
         if dry:
             print(f"# {run.name} is done" if state == "done" else shlex.join(["jol", *words]))
             continue
@@ -200,7 +200,7 @@ def sweep(
         with claimed(out):  # and read anew: a sweep of other seeds may write here too
             files.write_json(out / RECORD, {**_read_record(out), run.name: values[run.name]})
         status = launch(words)
-        if status or _state(folder) != "done":
+        if status or state_of(folder) != "done":
             failed.append(f"{run.name} (status {status})")
     problems = [
         f"{len(names)} of {len(planned)} runs {what}: {', '.join(names)}"
@@ -222,7 +222,7 @@ def _values(parsed: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in parsed.items() if name not in drop}
 
 
-def _state(folder: Path) -> str:
+def state_of(folder: Path) -> str:
     """What is left to do: done, resume or start."""
     if (folder / "results.json").exists():
         return "done"
