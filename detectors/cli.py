@@ -21,6 +21,7 @@ from detectors.commands import (
     export,
     figure,
     predict,
+    reproduce,
     sweep,
     table,
     train,
@@ -30,7 +31,7 @@ from detectors.utils.parser import Parser, speaks_for_its_machine
 from detectors.utils.printable import printable, printable_lines
 from detectors.utils.signals import Terminated, with_errors
 
-COMMANDS = (train, eval, predict, export, demo, bench, data, table, figure, sweep)
+COMMANDS = (train, eval, predict, export, demo, bench, data, table, figure, sweep, reproduce)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
