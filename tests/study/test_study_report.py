@@ -1,0 +1,138 @@
+"""The report says what the rows say: effects that are there, and none where there is none."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.__main__ import main
+from bench.study import grid, report, runs
+from bench.study.grid import COMPARISONS, MAIN, Cell, Comparison
+from bench.study.training import SAMPLE_COLUMNS
+
+CELLS = tuple(Cell(data, "fcos") for data in ("nuclei-half", "scenes-4-8", "scenes-8-16"))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Two questions in three cells."""
+    compared = (
+        Comparison(MAIN.question, "jol", "base", CELLS),
+        Comparison("The gradient?", "jol", "detached", CELLS),
+    )
+    monkeypatch.setattr(grid, "PASSES", ((compared, 5),))
+    monkeypatch.setattr(report, "COMPARISONS", compared)
+    return compared
+
+
+def write_rows(path, gain, spread=0.1, seeds=5):
+    """All rows of the grid: AP of a seed, more of `gain` with JOL, best at a rate of 0.01."""
+    random = np.random.default_rng(0)
+    rows: dict = {}
+    while wanted := [
+        r for r in dict.fromkeys(grid.pending(rows)) if r.seed in (*range(seeds), 100)
+    ]:
+        for run in wanted:
+            ap = 25.0 + 2 * run.seed + gain * (run.loss == "jol") - 100 * abs(run.lr - 0.01)
+            ap += spread * random.standard_normal() if run.part == "report" else 0
+            values = dict.fromkeys(("AP", "AP50", "AP75", "AP_vt", "AP_t"), ap)
+            values |= {"AP_s": math.nan, "AP_m": math.nan, "loss_cls": 1.0, "loss_box": 1.0}
+            about = {"problem": "", "seconds": 36.0, "commit": "abc", "machine": "a CPU"}
+            rows[run] = values | about | {"weight": 1.5}
+    runs.append(path, [runs.row_of(run, found) for run, found in rows.items()])
+    return rows
+
+
+def line(text, start):
+    """The first line of the text with this beginning, in cells."""
+    (found, *_) = [x for x in text.splitlines() if x.startswith(f"| {start} |")]
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_a_gain_that_is_there_is_found(asked, tmp_path, capsys):
+    rows = write_rows(tmp_path / "study.csv", 1.5, spread=0.3)
+    assert main(["study", "report", "--rows", str(tmp_path / "study.csv")]) == 0
+    text = capsys.readouterr().out
+    assert text.strip() == (tmp_path / "study.md").read_text().strip()
+    assert f"{len(rows)} runs (resnet18), {len(rows) / 100:.1f} hours" in text
+    data, detector, pairs, jol, base, gain, *sizes, together = line(text, "nuclei-half")
+    assert (data, detector, pairs) == ("nuclei-half", "fcos", "5")
+    assert float(jol) - float(base) == pytest.approx(1.5, abs=0.5)
+    assert 1 < float(gain.split()[0]) < 2 and sizes == [gain, gain, ""]
+    # Eight intervals hold together: six of cells, and two of all cells.
+    assert "of 8, hold all together" in text
+    mean, low, high = (float(x.strip("()")) for x in gain.replace(" to ", " ").split())
+    wide = [float(x) for x in together.strip("*").split(" to ")]
+    assert together.startswith("**") and wide[0] < low <= mean <= high < wide[1]
+    assert line(text, "all")[2] == "15"
+    # Rates and the AP they were chosen by.
+    assert line(text[text.index("What was chosen") :], "nuclei-half")[2:] == [
+        "base", "0.01", "preset's", "225.0",
+    ]  # fmt: skip
+
+
+def test_a_null_data_set_gives_a_null(asked, tmp_path):
+    write_rows(tmp_path / "study.csv", 0.0, spread=0.5)
+    text = report.write(tmp_path / "study.csv", tmp_path / "none.csv", "resnet18")
+    assert "**" not in text
+    overall = report.answer(asked[0], runs.read(tmp_path / "study.csv"), "resnet18").overall()
+    low, high = overall.interval()
+    assert low < 0 < high and high - low < 1.5
+
+
+def test_rows_that_are_missing_leave_their_cells_out(asked, tmp_path):
+    write_rows(tmp_path / "whole.csv", 1.0, seeds=3)
+    rows = runs.read(tmp_path / "whole.csv")
+    kept = [r for r in rows if not (r.data == "scenes-4-8" and r.loss == "detached")]
+    runs.append(tmp_path / "study.csv", [runs.row_of(r, rows[r]) for r in kept])
+    text = report.write(tmp_path / "study.csv", tmp_path / "none.csv", "resnet18")
+    first, second = text.split("## The gradient?")
+    assert "| scenes-4-8 |" in first and "| scenes-4-8 |" not in second.split("##")[0]
+    assert line(second, "all")[2] == "6"
+
+
+def test_gains_with_few_and_with_many_positives_are_compared():
+    few, many = Cell("nuclei-half", "retinanet"), Cell("nuclei-half", "retinanet", "rfla")
+
+    def answer(cell, gains):
+        pairs = [{"AP": report.effect(gains)}]
+        comparison = Comparison("", "jol", "base", (cell,))
+        return report.Answer(comparison, {cell: pairs[0]}, {cell: (1.0, 0.0)})
+
+    found = list(report.few_and_many([answer(few, [2.0, 2.2, 1.8]), answer(many, [0.5, 0.7, 0.3])]))
+    _, detector, assigner, more = line("\n".join(found), "nuclei-half")
+    assert (detector, assigner) == ("retinanet", "rfla") and more.startswith("+1.5 (+1.0 to +2.0)")
+    assert not list(report.few_and_many([answer(few, [2.0, 2.2])]))
+
+
+def test_figures_are_drawn(asked, tmp_path):
+    write_rows(tmp_path / "study.csv", 1.0)
+    lines = [
+        {"data": data, "detector": "fcos", "loss": loss, "backbone": "resnet18", "seed": seed,
+         "step": step, "size": size, "objects": 9, "samples": 20, "share": 50.0,
+         "correlation": 0.2, "s_loc": 0.7, "s_cls": 0.6 + 0.1 * seed}
+        for data in ("nuclei-half", "scenes-4-8") for loss in ("base", "jol") for seed in (0, 1)
+        for step in (50, 500) for size in ("vt", "t")
+    ]  # fmt: skip
+    runs.append(tmp_path / "study-samples.csv", lines, SAMPLE_COLUMNS)
+    text = report.write(tmp_path / "study.csv", tmp_path / "study-samples.csv", "resnet18")
+    seen = line(text[text.index("What the loss sees") :], "nuclei-half")
+    assert seen[1:] == ["fcos", "vt", "base", "2", "50", "0.20", "0.70", "0.65"]
+    for name in ("study.png", "study-sizes.png", "study-samples.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.width > 500 and np.asarray(image.convert("L")).std() > 5
+
+
+def test_no_rows_are_no_report(tmp_path, capsys):
+    assert main(["study", "report", "--rows", str(tmp_path / "study.csv")]) == 2
+    assert "study.csv: holds no row; `run` writes them" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_questions_are_those_of_the_study():
+    names = [(c.loss, c.other) for c in COMPARISONS]
+    assert names[0] == ("jol", "base") and names[-1] == ("jol", "base")
+    assert len(set(names[:-1])) == len(names) - 1
+    assert {cell.detector for cell in MAIN.cells} == {"faster_rcnn", "fcos", "retinanet"}
+    assert len(MAIN.cells) == 15
