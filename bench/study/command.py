@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,16 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m bench study") -> int:
-    """Run or report; 0 done, 1 runs failed, 2 unusable arguments, 130 interrupted."""
+    """Run or report; 0 done, 1 runs or writing failed, 2 unusable arguments, 130 interrupted."""
     options = parser(prog).parse_args(arguments)
     try:
         return run(options, prog) if options.command == "run" else report(options)
     except JolError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
 
 
 def run(options: argparse.Namespace, prog: str) -> int:
@@ -90,7 +94,9 @@ def run(options: argparse.Namespace, prog: str) -> int:
     torch.set_num_threads(1)
     about = machine(torch.device(device))
     signal.signal(signal.SIGTERM, _interrupt)
-    with claimed(options.work):
+    with ExitStack() as held:
+        for folder in {options.work.resolve(), options.rows.parent.resolve()}:
+            held.enter_context(claimed(folder))
         study = Study(
             options.rows,
             samples_file(options.rows),

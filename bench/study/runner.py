@@ -61,6 +61,7 @@ class Study:
         self.lock = threading.Lock()
         self.processes: set[subprocess.Popen[str]] = set()
         self.leaving = False
+        self.error: Exception | None = None
 
     @property
     def data(self) -> Container[str]:
@@ -71,18 +72,32 @@ class Study:
         """Do runs, so many at a time, until none is left or the time is up.
 
         Raises:
-            KeyboardInterrupt: as it came; runs under way are lost, those that ended are not.
+            KeyboardInterrupt, DataError, OSError: as they came, such as of a full disk; runs under
+                way are lost, those that ended are not.
         """
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
+        threads = [threading.Thread(target=self._work_or_end, daemon=True) for _ in range(jobs)]
         try:
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
         finally:
-            self.leaving = True
-            for process in tuple(self.processes):
-                process.kill()
+            self._end()
+        if self.error:
+            raise self.error
+
+    def _end(self) -> None:
+        self.leaving = True
+        for process in tuple(self.processes):
+            process.kill()
+
+    def _work_or_end(self) -> None:
+        """An error of a thread would else be lost with it, and its run stay under way for good."""
+        try:
+            self._work()
+        except Exception as error:
+            self.error = self.error or error
+            self._end()
 
     def _work(self) -> None:
         """One worker's runs; a worker that dies is replaced, and its run is not tried again."""
@@ -100,7 +115,7 @@ class Study:
                 answer = ""
             if self.leaving:
                 return
-            if answer:
+            if answer.endswith("\n"):  # else it died, maybe within the line
                 self._keep(run, json.loads(answer))
             else:
                 self._fail(run, process)
@@ -116,6 +131,8 @@ class Study:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         self.processes.add(process)
+        if self.leaving:  # and those that were there have been ended
+            process.kill()
         return process
 
     def _folder(self, run: Run) -> Path:

@@ -1,6 +1,7 @@
 """The runner goes through the grid, keeps what ended, and goes on where it was stopped."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.__main__ import main
 from bench.study import grid, runner, runs
 from bench.study.grid import Cell, Comparison
 from bench.study.losses import LOSSES
 from bench.study.runner import Study
+from detectors.errors import DataError
+from detectors.utils import locks
 
 WORKER = """
 import json, sys, time
@@ -33,6 +37,7 @@ for line in sys.stdin:
 DRIVER = """
 import sys, time
 from pathlib import Path
+from bench.__main__ import main
 from bench.study import grid, runner
 from bench.study.runner import Study
 cell = grid.Cell("scenes-8-16", "fcos")
@@ -115,6 +120,43 @@ def test_no_run_begins_that_could_not_end_in_time(small, tmp_path, script):
     assert longer.done > 10
 
 
+def test_an_error_beside_the_runs_ends_the_study(small, tmp_path, script, monkeypatch, capsys):
+    def no_data(*_):
+        raise DataError("val.json: cannot be read")
+
+    monkeypatch.setattr(runner, "prepare", no_data)
+    with pytest.raises(DataError, match=r"val\.json"):
+        study(tmp_path, script).run(2)
+    words = ["--minutes", "9", "--rows", str(tmp_path / "study.csv"), "--work", str(tmp_path)]
+    assert main(["study", "run", *words]) == 2
+    assert "val.json: cannot be read" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_study(small, tmp_path, script, monkeypatch):
+    inner, calls = runs.append, []
+
+    def append(*given):
+        calls.append(given)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        inner(*given)
+
+    monkeypatch.setattr(runs, "append", append)
+    done = study(tmp_path, script)
+    with pytest.raises(OSError, match="No space left"):
+        done.run(1)
+    assert list(runs.read(tmp_path / "study.csv")) == list(done.rows)
+    assert len(calls) == 4 and len(done.rows) == 3
+
+
+def test_a_worker_that_dies_within_its_answer_has_failed(small, tmp_path, script):
+    words = script.read_text().replace("), flush=True)", ")[:40], end='', flush=True); sys.exit(1)")
+    script.write_text(words)
+    done = study(tmp_path, script)
+    done.run(1)
+    assert done.done == 0 and len(done.failed) == 8 and not (tmp_path / "study.csv").exists()
+
+
 def test_nuclei_are_left_out_where_they_are_not(tmp_path, script):
     assert list(study(tmp_path, script).data) == ["scenes-4-8", "scenes-8-16", "scenes-16-32"]
     assert list(study(tmp_path, script, nuclei=tmp_path).data) == list(grid.DATA)
@@ -148,6 +190,16 @@ def test_a_killed_study_goes_on(tmp_path, script):
     assert list(rows)[: len(kept)] == list(kept) and len(rows) == 2 * (4 + 5)
     with file.open() as lines:
         assert len(list(lines)) == 1 + len(rows)
+
+
+@pytest.mark.parametrize("shared", ["rows", "work"])
+def test_two_studies_share_no_folder(shared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    words = ["--minutes", "0.001", "--rows", str(tmp_path / "rows" / "study.csv")]
+    with locks.claimed(tmp_path / shared):
+        assert main(["study", "run", *words, "--work", str(tmp_path / "work")]) == 2
+    assert f"{shared}: process {os.getpid()} on" in capsys.readouterr().err
+    assert main(["study", "run", *words, "--work", str(tmp_path / "rows")]) == 0
 
 
 def test_a_file_of_other_columns_is_refused(tmp_path):
