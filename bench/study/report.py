@@ -69,7 +69,7 @@ def write(path: Path, samples: Path, backbone: str) -> str:
 
 def family(answers: Sequence[Answer]) -> int:
     """How many intervals of AP there are, which hold together."""
-    return sum(len(a.cells) + (len(a.cells) > 1) for a in answers)
+    return sum(len(a.cells) + (len(a.cells) > 1) for a in answers) + len(contrasts(answers))
 
 
 def document(
@@ -104,7 +104,7 @@ def document(
             table(a, size),
             2,
         )
-    yield from few_and_many(answers)
+    yield from few_and_many(answers, size)
     yield from chosen(answers, rows, backbone)
     yield from looked_at(seen)
 
@@ -123,13 +123,8 @@ def table(a: Answer, size: int) -> Iterator[Sequence[str]]:
 
 def _effects(effects: dict[str, Effect], size: int) -> tuple[str, ...]:
     ap = effects["AP"]
-    low, high = ap.interval(size)
-    wide = f"{low:+.1f} to {high:+.1f}" if ap.freedom > 0 else ""
-    return (
-        in_words(ap),
-        *(in_words(effects[metric]) for metric in SIZES),
-        f"**{wide}**" if ap.is_clear(size) else wide,
-    )
+    sizes = (in_words(effects[metric]) for metric in SIZES)
+    return in_words(ap), *sizes, together_in_words(ap, size)
 
 
 def in_words(e: Effect) -> str:
@@ -142,20 +137,36 @@ def in_words(e: Effect) -> str:
     return f"{e.mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def few_and_many(answers: Sequence[Answer]) -> Iterator[str]:
-    """How much more JOL gains in cells with few positives than in their like with many."""
+def together_in_words(e: Effect, size: int) -> str:
+    """The interval that holds with those of a family of this size, bold where it leaves out 0."""
+    if not e.freedom > 0:
+        return ""
+    low, high = e.interval(size)
+    return f"**{low:+.1f} to {high:+.1f}**" if e.is_clear(size) else f"{low:+.1f} to {high:+.1f}"
+
+
+def contrasts(answers: Sequence[Answer]) -> list[tuple[Cell, Effect]]:
+    """Cells with many positives, and how much more JOL gains in their like with few."""
     gains = {
         cell: effects["AP"]
         for a in answers
         if (a.comparison.loss, a.comparison.other) == (MAIN.loss, MAIN.other)
         for cell, effects in a.cells.items()
     }
-    lines = []
-    for many in MATCHED:
-        few = Cell(many.data, many.detector)
-        if many in gains and few in gains:
-            more = difference(gains[few], gains[many])
-            lines.append((many.data, many.detector, many.assigner, in_words(more)))
+    both = [(Cell(many.data, many.detector), many) for many in MATCHED]
+    return [
+        (many, difference(gains[few], gains[many]))
+        for few, many in both
+        if few in gains and many in gains
+    ]
+
+
+def few_and_many(answers: Sequence[Answer], size: int) -> Iterator[str]:
+    """How much more JOL gains in cells with few positives than in their like with many."""
+    lines = [
+        (many.data, many.detector, many.assigner, in_words(more), together_in_words(more, size))
+        for many, more in contrasts(answers)
+    ]
     if lines:
         yield ""
         yield "## Does JOL gain more where positives are few?"
@@ -163,7 +174,8 @@ def few_and_many(answers: Sequence[Answer]) -> Iterator[str]:
         yield "JOL less base with the detector's own assigner, less the same with one that gives"
         yield "more positives."
         yield ""
-        yield from markdown(("data", "detector", "many by", "difference of gains"), lines, 3)
+        header = ("data", "detector", "many by", "difference of gains", "all together")
+        yield from markdown(header, lines, 3)
 
 
 def chosen(answers: Sequence[Answer], rows: Rows, backbone: str) -> Iterator[str]:

@@ -100,10 +100,14 @@ def test_gains_with_few_and_with_many_positives_are_compared():
         comparison = Comparison("", "jol", "base", (cell,))
         return report.Answer(comparison, {cell: pairs[0]}, {cell: (1.0, 0.0)})
 
-    found = list(report.few_and_many([answer(few, [2.0, 2.2, 1.8]), answer(many, [0.5, 0.7, 0.3])]))
-    _, detector, assigner, more = line("\n".join(found), "nuclei-half")
+    answers = [answer(few, [2.0, 2.2, 1.8]), answer(many, [0.5, 0.7, 0.3])]
+    # Their difference is an interval as well, which has to hold with those of the two cells.
+    assert report.family(answers) == 3 and report.family(answers[:1]) == 1
+    found = "\n".join(report.few_and_many(answers, 3))
+    _, detector, assigner, more, together = line(found, "nuclei-half")
     assert (detector, assigner) == ("retinanet", "rfla") and more.startswith("+1.5 (+1.0 to +2.0)")
-    assert not list(report.few_and_many([answer(few, [2.0, 2.2])]))
+    assert together == "**+0.9 to +2.1**"
+    assert not list(report.few_and_many(answers[:1], 3))
 
 
 def test_figures_are_drawn(asked, tmp_path):
