@@ -3,6 +3,7 @@
 Within a pair of runs everything is equal but what is compared, and what is chosen for each loss on
 its own: first the learning rate, then the scale of the anchors, by AP on the part tune with a seed
 that no reported run has. Mixtures and other settings of JOL choose a rate, and take JOL's anchors.
+Detectors whose anchors are not as many share a seed, but not the initial weights of all layers.
 """
 
 from collections.abc import Container, Iterator

@@ -11,7 +11,7 @@ from typing import Any
 from bench.study import figures, grid, runs
 from bench.study.analysis import Effect, difference, differences, effect, together
 from bench.study.grid import COMPARISONS, MAIN, MATCHED, Cell, Choice, Comparison
-from bench.study.runs import Rows
+from bench.study.runs import Found, Rows
 from bench.study.training import SAMPLES
 from detectors.utils.text_tables import markdown
 
@@ -27,6 +27,8 @@ class Answer:
     """By metric."""
     means: dict[Cell, tuple[float, float]]
     """AP of the two losses."""
+    pairs: tuple[tuple[Found, Found], ...] = ()
+    """Of all cells."""
 
     def overall(self, metric: str = "AP") -> Effect:
         """The mean over the cells in which there are objects for this metric."""
@@ -35,14 +37,15 @@ class Answer:
 
 def answer(comparison: Comparison, rows: Rows, backbone: str) -> Answer:
     """The answer of the rows."""
-    cells, means = {}, {}
+    cells, means, every = {}, {}, []
     for cell in comparison.cells:
         pairs = grid.pairs(comparison, cell, rows, backbone)
         if pairs:
+            every += pairs
             cells[cell] = {m: effect(differences(pairs, m)) for m in ("AP", *SIZES)}
             aps = [[found["AP"] for found in of_loss] for of_loss in zip(*pairs, strict=True)]
             means[cell] = (statistics.fmean(aps[0]), statistics.fmean(aps[1]))
-    return Answer(comparison, cells, means)
+    return Answer(comparison, cells, means, tuple(every))
 
 
 def write(path: Path, samples: Path, backbone: str) -> str:
@@ -92,6 +95,8 @@ def document(
     yield "AP in per cent. Differences are means over pairs of a seed, with 95 % intervals; those"
     yield f"of the last column, of {size}, hold all together (Bonferroni), and are bold where they"
     yield "leave out 0. A row of all cells is the mean of theirs."
+    yield from apart([pair for a in answers for pair in a.pairs])
+    yield from diverged(own)
     for a in answers:
         comparison = a.comparison
         yield ""
@@ -107,6 +112,34 @@ def document(
     yield from few_and_many(answers, size)
     yield from chosen(answers, rows, backbone)
     yield from looked_at(seen)
+
+
+def apart(pairs: Sequence[tuple[Found, Found]]) -> Iterator[str]:
+    """How many pairs are equal in less than they should be."""
+    for name, where in {"machine": "on two machines", "commit": "at two commits"}.items():
+        count = sum(one[name] != other[name] for one, other in pairs)
+        if count:
+            yield ""
+            yield f"{count} of {len(pairs)} pairs have their runs {where}."
+
+
+def diverged(rows: Rows) -> Iterator[str]:
+    """Runs that ended with a problem."""
+    lines = [
+        (run.part, run.data, " ".join(filter(None, (run.detector, run.assigner))), run.loss,
+         f"{run.lr:g}", f"{run.anchor_scale:g}" if run.anchor_scale else "preset's",
+         str(run.seed), found["problem"].split(";")[0])
+        for run, found in rows.items() if found["problem"]
+    ]  # fmt: skip
+    if lines:
+        yield ""
+        yield "## Runs that diverged"
+        yield ""
+        yield "They ended at the first step whose loss or gradient was not finite, and count as"
+        yield "AP 0, in choices and in differences."
+        yield ""
+        header = ("part", "data", "detector", "loss", "rate", "anchors", "seed", "problem")
+        yield from markdown(header, lines, len(header))
 
 
 def table(a: Answer, size: int) -> Iterator[Sequence[str]]:
@@ -187,17 +220,24 @@ def chosen(answers: Sequence[Answer], rows: Rows, backbone: str) -> Iterator[str
                 choice = grid.choose(cell, loss, rows, backbone)
                 assert isinstance(choice, Choice)
                 wanted = grid.run(cell, loss, choice, "tune", grid.TUNING_SEED, backbone)
-                scale = f"{choice.anchor_scale:g}" if choice.anchor_scale else "preset's"
+                scale = _of(choice.anchor_scale, grid.SCALES) if choice.anchor_scale else "preset's"
                 detector = " ".join(filter(None, (cell.detector, cell.assigner)))
                 ap = f"{rows[wanted]['AP']:.1f}"
-                lines[cell.data, detector, loss, f"{choice.lr:g}", scale, ap] = None
+                lines[cell.data, detector, loss, _of(choice.lr, grid.RATES), scale, ap] = None
     yield ""
     yield "## What was chosen"
     yield ""
     rates, scales = (", ".join(f"{x:g}" for x in xs) for xs in (grid.RATES, grid.SCALES))
     yield f"Rates of {rates}; anchors of {scales} strides, or the preset's. AP on the part tune."
+    yield "*: the smallest or largest of them, beyond which a better one may lie. The preset's"
+    yield "anchors and others are not as many: where the losses of a pair differ in that, layers"
+    yield "that predict at anchors, and those made after them, begin with other weights."
     yield ""
     yield from markdown(("data", "detector", "loss", "rate", "anchors", "AP"), lines, 3)
+
+
+def _of(value: float, tried: Sequence[float]) -> str:
+    return f"{value:g} *" if value in (min(tried), max(tried)) else f"{value:g}"
 
 
 def read_samples(path: Path, backbone: str) -> list[dict[str, Any]]:

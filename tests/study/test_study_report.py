@@ -1,6 +1,7 @@
 """The report says what the rows say: effects that are there, and none where there is none."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,33 @@ def test_rows_that_are_missing_leave_their_cells_out(asked, tmp_path):
     first, second = text.split("## The gradient?")
     assert "| scenes-4-8 |" in first and "| scenes-4-8 |" not in second.split("##")[0]
     assert line(second, "all")[2] == "6"
+
+
+def test_what_a_reader_should_doubt_is_said(asked, tmp_path):
+    rows = write_rows(tmp_path / "whole.csv", 1.0)
+    text = report.write(tmp_path / "whole.csv", tmp_path / "none.csv", "resnet18")
+    assert "diverged" not in text and "pairs have" not in text and " * |" not in text
+    for run, found in rows.items():
+        if (run.data, run.loss, run.seed) == ("scenes-4-8", "jol", 2):
+            found |= {"problem": "step 7: total = nan; image ids 1, 2", "AP": 0.0}
+        if (run.data, run.loss, run.part) == ("scenes-8-16", "jol", "report"):
+            found["machine"] = "a GPU"
+        if (run.data, run.loss, run.lr) == ("nuclei-half", "base", 0.04):
+            found["AP"] += 50  # at the end of the rates
+            for seed in range(5):
+                rows = rows | {replace(run, part="report", seed=seed): dict(found)}
+    runs.append(tmp_path / "study.csv", [runs.row_of(run, found) for run, found in rows.items()])
+    text = report.write(tmp_path / "study.csv", tmp_path / "none.csv", "resnet18")
+    bad = line(text[text.index("## Runs that diverged") :], "report")
+    assert bad[1:] == [
+        "scenes-4-8", "fcos", "jol", "0.01", "preset's", "2", "step 7: total = nan",
+    ]  # fmt: skip
+    # With both other losses: 5 seeds in each of 6 cells.
+    assert "10 of 30 pairs have their runs on two machines." in text
+    assert "two commits" not in text
+    found = text[text.index("What was chosen") :]
+    assert line(found, "nuclei-half")[2:4] == ["base", "0.04 *"]
+    assert line(found, "scenes-4-8")[2:4] == ["base", "0.01"]
 
 
 def test_gains_with_few_and_with_many_positives_are_compared():
