@@ -1,7 +1,6 @@
 """The study's figures: all differences, the gain by size of objects, what the loss sees."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from bench.study.analysis import Effect
+from bench.study.analysis import Effect, effect
 from detectors.evaluation.curves import NAMES
 from detectors.utils.figures import save_figure
 from detectors.utils.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILION
@@ -119,5 +118,5 @@ def _line(axes: Axes, lines: Sequence[dict[str, Any]], name: str, **look: Any) -
     """The mean over seeds at each step."""
     steps = sorted({x["step"] for x in lines})
     if steps:
-        means = [statistics.fmean(x[name] for x in lines if x["step"] == step) for step in steps]
+        means = [effect([x[name] for x in lines if x["step"] == step]).mean for step in steps]
         axes.plot(steps, means, marker="o", markersize=3, **look)

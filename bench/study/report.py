@@ -12,10 +12,11 @@ from bench.study import figures, grid, runs
 from bench.study.analysis import Effect, difference, differences, effect, together
 from bench.study.grid import COMPARISONS, MAIN, MATCHED, Cell, Choice, Comparison
 from bench.study.runs import Found, Rows
-from bench.study.training import SAMPLES
+from bench.study.training import SAMPLE_COLUMNS, SAMPLES
 from detectors.utils.text_tables import markdown
 
 SIZES = ("AP_vt", "AP_t", "AP_s")
+KEYS = [name for name in SAMPLE_COLUMNS if name not in SAMPLES]
 
 
 @dataclass(frozen=True)
@@ -241,14 +242,15 @@ def _of(value: float, tried: Sequence[float]) -> str:
 
 
 def read_samples(path: Path, backbone: str) -> list[dict[str, Any]]:
-    """The lines of what the loss saw, with numbers for SAMPLES, seed and step."""
+    """What the loss saw, with numbers for SAMPLES, seed and step; of a run done twice the last."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
         lines = [line for line in csv.DictReader(file) if None not in line.values()]
+    last = {tuple(line[name] for name in KEYS): line for line in lines}
     return [
         {**line, **{name: float(line[name] or math.nan) for name in ("seed", "step", *SAMPLES)}}
-        for line in lines
+        for line in last.values()
         if line["backbone"] == backbone
     ]
 
@@ -276,9 +278,7 @@ def looked_at(seen: list[dict[str, Any]]) -> Iterator[str]:
 
 def _seen(item: tuple[tuple[str, ...], list[dict[str, Any]]]) -> Sequence[str]:
     where, lines = item
-    share, correlation, s_loc, s_cls = (
-        statistics.fmean(x[name] for x in lines)
-        for name in ("share", "correlation", "s_loc", "s_cls")
-    )
-    numbers = (f"{share:.0f}", f"{correlation:.2f}", f"{s_loc:.2f}", f"{s_cls:.2f}")
+    forms = {"share": ".0f", "correlation": ".2f", "s_loc": ".2f", "s_cls": ".2f"}
+    means = {name: effect([x[name] for x in lines]).mean for name in forms}
+    numbers = ("" if math.isnan(x) else f"{x:{forms[name]}}" for name, x in means.items())
     return (*where, str(len(lines)), *numbers)

@@ -156,6 +156,19 @@ def test_figures_are_drawn(asked, tmp_path):
             assert image.width > 500 and np.asarray(image.convert("L")).std() > 5
 
 
+def test_what_the_loss_saw_counts_each_run_once_and_knows_gaps(tmp_path):
+    where = {"data": "nuclei", "detector": "fcos", "loss": "base", "backbone": "resnet18",
+             "step": 50, "size": "vt", "objects": 9, "samples": 1, "share": 50.0}  # fmt: skip
+    lines = [
+        {**where, "seed": seed, "correlation": r, "s_loc": score, "s_cls": math.nan}
+        for seed, r, score in [(0, 0.9, 0.9), (0, 0.2, 0.2), (1, math.nan, 0.4)]
+    ]
+    runs.append(tmp_path / "samples.csv", lines, SAMPLE_COLUMNS)
+    seen = report.read_samples(tmp_path / "samples.csv", "resnet18")
+    found = line("\n".join(report.looked_at(seen)), "nuclei")
+    assert found[2:] == ["vt", "base", "2", "50", "0.20", "0.30", ""]
+
+
 def test_no_rows_are_no_report(tmp_path, capsys):
     assert main(["study", "report", "--rows", str(tmp_path / "study.csv")]) == 2
     assert "study.csv: holds no row; `run` writes them" in capsys.readouterr().err
