@@ -1,6 +1,5 @@
 """What the runs say, in tables, and beside them figures."""
 
-import csv
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -243,10 +242,7 @@ def _of(value: float, tried: Sequence[float]) -> str:
 
 def read_samples(path: Path, backbone: str) -> list[dict[str, Any]]:
     """What the loss saw, with numbers for SAMPLES, seed and step; of a run done twice the last."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        lines = [line for line in csv.DictReader(file) if None not in line.values()]
+    lines = [line for line in runs.lines_of(path) if None not in line.values()]
     last = {tuple(line[name] for name in KEYS): line for line in lines}
     return [
         {**line, **{name: float(line[name] or math.nan) for name in ("seed", "step", *SAMPLES)}}

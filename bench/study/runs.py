@@ -1,7 +1,9 @@
 """A run of the study, and finished ones as rows of a CSV file."""
 
 import csv
+import io
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -58,12 +60,8 @@ def read(path: Path) -> dict[Run, dict[str, Any]]:
     Raises:
         RunError: other columns, or a value of another kind.
     """
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
     rows: dict[Run, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=2):
+    for number, line in enumerate(lines_of(path), start=2):
         if set(line) != set(COLUMNS):
             raise RunError(f"{path}: got columns {', '.join(map(str, line))}, wanted {COLUMNS}")
         if None in line.values():
@@ -78,15 +76,24 @@ def read(path: Path) -> dict[Run, dict[str, Any]]:
     return rows
 
 
+def lines_of(path: Path) -> list[dict[str, str]]:
+    """The finished lines of a file by column, none if there is no file."""
+    if not path.exists():
+        return []
+    text = _finished(path.read_bytes()).decode()
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def _finished(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
+
+
 def append(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = COLUMNS) -> None:
     """Add rows to a file, which is made if it is not there; an unfinished last line is removed."""
     columns = list(columns)
     if path.exists():
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            path.write_bytes(whole)
-    with path.open("a", newline="") as file:
+        os.truncate(path, len(_finished(path.read_bytes())))
+    with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()

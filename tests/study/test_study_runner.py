@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -200,6 +201,34 @@ def test_two_studies_share_no_folder(shared, tmp_path, monkeypatch, capsys):
         assert main(["study", "run", *words, "--work", str(tmp_path / "work")]) == 2
     assert f"{shared}: process {os.getpid()} on" in capsys.readouterr().err
     assert main(["study", "run", *words, "--work", str(tmp_path / "rows")]) == 0
+
+
+def row(run, machine):
+    found = dict.fromkeys(runs.FOUND, 1.0) | {"problem": "", "commit": "c", "machine": machine}
+    return runs.row_of(run, found)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30])
+def test_an_unfinished_line_is_no_row_and_takes_no_other_along(cut, tmp_path, run, monkeypatch):
+    file = tmp_path / "study.csv"
+    runs.append(file, [row(run(seed=seed), "a CPU, 1 thread") for seed in (0, 1)])
+    file.write_bytes(file.read_bytes()[:-cut])  # by 1 or 2, all columns are there
+    assert [r.seed for r in runs.read(file)] == [0]
+    monkeypatch.setattr(Path, "write_bytes", None)  # what is there is not written anew
+    runs.append(file, [row(run(seed=2), "a GPU")])
+    rows = runs.read(file)
+    assert [r.seed for r in rows] == [0, 2] and rows[run(seed=0)]["machine"] == "a CPU, 1 thread"
+
+
+def test_a_row_is_read_as_it_was_written(tmp_path, run):
+    file = tmp_path / "study.csv"
+    for rate in grid.RATES:
+        given = run(lr=rate, anchor_scale=0.5, assigner="rfla", part="report")
+        problem = 'step 3: total = nan; "image" ids 1,\n2'
+        runs.append(file, [row(given, "m") | {"problem": problem, "AP_s": math.nan}])
+        found = runs.read(file)[given]
+        assert found["problem"] == problem and math.isnan(found["AP_s"])
+        assert found["AP"] == found["seconds"] == 1.0
 
 
 def test_a_file_of_other_columns_is_refused(tmp_path):
