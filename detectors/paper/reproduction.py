@@ -146,6 +146,7 @@ def comparison(
         entry=3,
         notes=[
             *(["CUT SHORT: steps below the paper's length; not a reproduction."] if short else []),
+            *_of_other_data(trained),
             *notes,
             f"paper: doi {DOI}; its base numbers are cited from its references "
             f"{', '.join(map(str, cited))}, not runs of its authors; -: not in its table."
@@ -159,6 +160,16 @@ def comparison(
 
 def _find(trained: Sequence[Trained], kind: str, cell: Cell) -> Trained:
     return next(one for one in trained if one.job.cell == cell and kind in one.job.kinds)
+
+
+def _of_other_data(trained: Sequence[Trained]) -> Iterator[str]:
+    """Runs that were finished before or after the data set changed."""
+    names: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for one in trained:
+        for run in one.runs.values():
+            names.setdefault(tuple(sorted(run.data.items())), []).append(run.path.name)
+    for other in sorted(names.values(), key=len)[:-1]:
+        yield f"OTHER DATA than the other runs had: {', '.join(sorted(other))}; train these anew."
 
 
 def length(steps: int, whole: int) -> str:

@@ -1,5 +1,6 @@
 """What `jol reproduce` trains for each table, and the table it makes of known results."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -123,6 +124,18 @@ def test_what_was_not_trained_says_so() -> None:
     ]
     notes = comparison(TABLES[2], ["fair"], found, [], ["faster_rcnn"]).notes
     assert not any("CUT SHORT" in note for note in notes)
+
+
+def test_runs_of_other_data_are_named() -> None:
+    """Their images were wanting when the first runs were done, and are there since."""
+    fair = jobs(TABLES[2], ["fair"], ["faster_rcnn"])
+    found = [trained(fair[0], {0: 20.0, 1: 21.0}), trained(fair[1], {0: 20.0, 1: 21.0})]
+    notes = comparison(TABLES[2], ["fair"], found, [], ["faster_rcnn"]).notes
+    assert not any("DATA" in note for note in notes)
+    old = dataclasses.replace(found[0].runs[1], path=Path("base-1"), data={"train_sha256": "1"})
+    found[0] = dataclasses.replace(found[0], runs={**found[0].runs, 1: old})
+    notes = comparison(TABLES[2], ["fair"], found, [], ["faster_rcnn"]).notes
+    assert notes[0] == "OTHER DATA than the other runs had: base-1; train these anew."
 
 
 def test_the_interval_by_hand() -> None:
