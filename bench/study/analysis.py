@@ -4,8 +4,9 @@ A pair is two runs with the same seed; its difference is one observation. In a c
 its pairs has Student's t interval. Over the cells of a comparison the mean of the cells' means is
 the effect, and its variance the mean of theirs over the number of cells, with Satterthwaite's
 degrees of freedom (Biometrics Bulletin 2 (6), 1946): the cells are those that were chosen, not a
-sample of others, so that nothing is said of data that is not among them. Simultaneous intervals
-are Bonferroni's: all of a family hold together with 95 %.
+sample of others, so that nothing is said of data that is not among them. Their pairs are taken as
+independent, which by_seed does without. Simultaneous intervals are Bonferroni's: all of a family
+hold together with 95 %.
 """
 
 import math
@@ -70,6 +71,18 @@ def together(effects: Sequence[Effect]) -> Effect:
         total**2 / parts if parts > 0 else sum(e.freedom for e in used),
         sum(e.pairs for e in used),
     )
+
+
+def by_seed(cells: Sequence[Mapping[int, float]]) -> Effect:
+    """The mean over cells, of seeds that all have, each seed's mean over the cells one observation.
+
+    `together` takes cells as independent. A seed's weights and batches may do the same to several,
+    which this allows for, with the degrees of freedom of the seeds alone. `cells`: by seed; those
+    with a single one are left out.
+    """
+    used = [cell for cell in cells if len(cell) > 1]
+    seeds = set.intersection(*map(set, used)) if used else set()
+    return effect([statistics.fmean(cell[seed] for cell in used) for seed in sorted(seeds)])
 
 
 def difference(one: Effect, other: Effect) -> Effect:

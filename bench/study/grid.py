@@ -165,16 +165,23 @@ def pending(
 def pairs(
     comparison: Comparison, cell: Cell, rows: Rows, backbone: str = "resnet18"
 ) -> list[tuple[Found, Found]]:
-    """What runs of the two losses with the same seed found, by seed, if both are done."""
-    found = []
+    """What runs of the two losses with the same seed found, in the order of seeds."""
+    return list(pairs_by_seed(comparison, cell, rows, backbone).values())
+
+
+def pairs_by_seed(
+    comparison: Comparison, cell: Cell, rows: Rows, backbone: str = "resnet18"
+) -> dict[int, tuple[Found, Found]]:
+    """Seed → what its runs of the two losses found, if both are done."""
+    found = {}
     choices = [choose(cell, loss, rows, backbone) for loss in (comparison.loss, comparison.other)]
     if any(isinstance(choice, list) for choice in choices):
-        return []
+        return {}
     for seed in range(max(seeds for _, seeds in PASSES)):
         both = [
             rows.get(run(cell, loss, choice, "report", seed, backbone))  # type: ignore[arg-type]
             for loss, choice in zip((comparison.loss, comparison.other), choices, strict=True)
         ]
         if both[0] is not None and both[1] is not None:
-            found.append((both[0], both[1]))
+            found[seed] = both[0], both[1]
     return found

@@ -2,13 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.study import figures, grid, runs
-from bench.study.analysis import Effect, difference, differences, effect, together
+from bench.study.analysis import Effect, by_seed, difference, differences, effect, together
 from bench.study.grid import COMPARISONS, MAIN, MATCHED, Cell, Choice, Comparison
 from bench.study.runs import Found, Rows
 from bench.study.training import SAMPLE_COLUMNS, SAMPLES
@@ -27,25 +27,34 @@ class Answer:
     """By metric."""
     means: dict[Cell, tuple[float, float]]
     """AP of the two losses."""
-    pairs: tuple[tuple[Found, Found], ...] = ()
-    """Of all cells."""
+    pairs: Mapping[Cell, Mapping[int, tuple[Found, Found]]] = field(default_factory=dict)
+    """By seed."""
 
     def overall(self, metric: str = "AP") -> Effect:
         """The mean over the cells in which there are objects for this metric."""
         return together([effects[metric] for effects in self.cells.values()])
 
+    def by_seed(self) -> Effect:
+        """The mean over the cells in AP, whatever a seed does to several of them alike."""
+        cells = [
+            dict(zip(pairs, differences(list(pairs.values()), "AP"), strict=True))
+            for pairs in self.pairs.values()
+        ]
+        return by_seed(cells)
+
 
 def answer(comparison: Comparison, rows: Rows, backbone: str) -> Answer:
     """The answer of the rows."""
-    cells, means, every = {}, {}, []
+    cells, means, every = {}, {}, {}
     for cell in comparison.cells:
-        pairs = grid.pairs(comparison, cell, rows, backbone)
+        seeds = grid.pairs_by_seed(comparison, cell, rows, backbone)
+        pairs = list(seeds.values())
         if pairs:
-            every += pairs
+            every[cell] = seeds
             cells[cell] = {m: effect(differences(pairs, m)) for m in ("AP", *SIZES)}
             aps = [[found["AP"] for found in of_loss] for of_loss in zip(*pairs, strict=True)]
             means[cell] = (statistics.fmean(aps[0]), statistics.fmean(aps[1]))
-    return Answer(comparison, cells, means, tuple(every))
+    return Answer(comparison, cells, means, every)
 
 
 def write(path: Path, samples: Path, backbone: str) -> str:
@@ -95,7 +104,7 @@ def document(
     yield "AP in per cent. Differences are means over pairs of a seed, with 95 % intervals; those"
     yield f"of the last column, of {size}, hold all together (Bonferroni), and are bold where they"
     yield "leave out 0. A row of all cells is the mean of theirs."
-    yield from apart([pair for a in answers for pair in a.pairs])
+    yield from apart([pair for a in answers for x in a.pairs.values() for pair in x.values()])
     yield from diverged(own)
     for a in answers:
         comparison = a.comparison
@@ -109,6 +118,9 @@ def document(
             table(a, size),
             2,
         )
+        if len(a.cells) > 1 and a.by_seed().freedom > 0:
+            yield ""
+            yield f"All, were the cells alike in what a seed does to them: {in_words(a.by_seed())}."
     yield from few_and_many(answers, size)
     yield from chosen(answers, rows, backbone)
     yield from looked_at(seen)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from bench.study import grid
-from bench.study.analysis import Effect, difference, differences, effect, together
+from bench.study.analysis import Effect, by_seed, difference, differences, effect, together
 from bench.study.grid import Cell, Comparison
 
 DRAWS = 1000
@@ -55,6 +55,27 @@ def test_the_mean_over_cells_covers_though_their_spreads_differ():
         held += low <= sum(gains) / 3 <= high
     # Satterthwaite's is an approximation: a little wide or narrow, not wrong.
     assert 0.93 * DRAWS < held < 0.98 * DRAWS
+
+
+def test_seeds_that_do_the_same_to_all_cells_are_allowed_for():
+    random = np.random.default_rng(5)
+    held = as_if_independent = 0
+    for _ in range(DRAWS):
+        of_seed = random.standard_normal(5)
+        found = 0.4 + of_seed + 0.5 * random.standard_normal((6, 5))
+        low, high = by_seed([dict(enumerate(cell)) for cell in found]).interval()
+        held += low <= 0.4 <= high
+        low, high = together([effect(cell) for cell in found]).interval()
+        as_if_independent += low <= 0.4 <= high
+    assert share(held) and as_if_independent < 0.8 * DRAWS
+
+
+def test_seeds_that_not_all_cells_have_do_not_count():
+    found = by_seed([{0: 1.0, 1: 2.0, 2: 9.0}, {1: 4.0, 0: 1.0}, {0: 50.0}])
+    assert found == effect([1.0, 3.0])
+    assert (
+        by_seed([{0: 1.0}]).pairs == 0 and by_seed([{0: 1.0, 1: 2.0}, {2: 1.0, 3: 1.0}]).pairs == 0
+    )
 
 
 def test_all_intervals_of_a_family_hold_together():

@@ -67,6 +67,8 @@ def test_a_gain_that_is_there_is_found(asked, tmp_path, capsys):
     wide = [float(x) for x in together.strip("*").split(" to ")]
     assert together.startswith("**") and wide[0] < low <= mean <= high < wide[1]
     assert line(text, "all")[2] == "15"
+    # The same mean, from five seeds.
+    assert f"does to them: {line(text, 'all')[5].split()[0]} (" in text
     # Rates and the AP they were chosen by.
     assert line(text[text.index("What was chosen") :], "nuclei-half")[2:] == [
         "base", "0.01", "preset's", "225.0",
