@@ -12,11 +12,13 @@ what compilers make of the kernels (no GPU needed).
     python -m bench host [--json FILE]
     python -m bench dense [--out DIR] [--cases retinanet-80 ...] [--formats channels_last ...]
     python -m bench frameworks [--out DIR] [--cases torchvision ultralytics/yolo26n ...]
+    python -m bench study run --minutes M | report
 
 The first two say what compilers make of the kernels (bench/compiled/report.py), and what a call
 costs the host (bench/host.py); neither needs a GPU. The third measures from the levels of a dense
-head to their gradients (bench/dense/command.py). The last compares JOL in other frameworks' models
-with these models' own losses, on a CPU (bench/frameworks/command.py).
+head to their gradients (bench/dense/command.py). The fourth compares JOL in other frameworks'
+models with these models' own losses, on a CPU (bench/frameworks/command.py). The last trains
+detectors, to see whether JOL helps (bench/study/command.py).
 """
 
 import argparse
@@ -54,6 +56,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         epilog=f"Without a GPU: {prog} compile, what the compiled kernels cost, and {prog} host, "
         f"what a call costs the host. {prog} dense: from a dense head's outputs to their "
         f"gradients. {prog} frameworks: JOL in other frameworks' models, and their own losses. "
+        f"{prog} study: whether JOL helps. "
         "--help after any of them lists its options.",
     )
     add = made.add_argument

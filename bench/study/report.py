@@ -120,7 +120,7 @@ def document(
         )
         if len(a.cells) > 1 and a.by_seed().freedom > 0:
             yield ""
-            yield f"All, were the cells alike in what a seed does to them: {in_words(a.by_seed())}."
+            yield f"All, by seed, so that cells need not be independent: {in_words(a.by_seed())}."
     yield from few_and_many(answers, size)
     yield from chosen(answers, rows, backbone)
     yield from looked_at(seen)

@@ -68,7 +68,7 @@ def test_a_gain_that_is_there_is_found(asked, tmp_path, capsys):
     assert together.startswith("**") and wide[0] < low <= mean <= high < wide[1]
     assert line(text, "all")[2] == "15"
     # The same mean, from five seeds.
-    assert f"does to them: {line(text, 'all')[5].split()[0]} (" in text
+    assert f"be independent: {line(text, 'all')[5].split()[0]} (" in text
     # Rates and the AP they were chosen by.
     assert line(text[text.index("What was chosen") :], "nuclei-half")[2:] == [
         "base", "0.01", "preset's", "225.0",
