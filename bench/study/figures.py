@@ -28,18 +28,20 @@ IN_WORDS = {"vt": "below 8 px", "t": "8 to 16 px", "s": "16 to 32 px", "m": "fro
 def effects(answers: Sequence["Answer"], family: int, path: Path) -> None:
     """A point a cell and one for all of a comparison, with both intervals, in AP."""
     lines: list[tuple[str, Effect | None]] = []
+    overall: list[int] = []
     for a in answers:
         lines.append(
             (f"{a.comparison.question}  {a.comparison.loss} less {a.comparison.other}", None)
         )
         lines += [(str(cell), found["AP"]) for cell, found in a.cells.items()]
         if len(a.cells) > 1:
+            overall.append(len(lines))
             lines.append(("all of these", a.overall()))
     figure = Figure(figsize=(9, 1.4 + 0.24 * len(lines)), layout="constrained")
     axes = figure.subplots()
     for y, (_, e) in enumerate(lines):
         if e is not None:
-            _draw(axes, y, e, family)
+            _draw(axes, y, e, family if y in overall else 1)
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_yticks(range(len(lines)), [text for text, _ in lines], fontsize=8)
     for (_, e), label in zip(lines, axes.get_yticklabels(), strict=True):
@@ -49,7 +51,9 @@ def effects(answers: Sequence["Answer"], family: int, path: Path) -> None:
     most = max(1.0, min(6.0, max(known, default=1.0)))
     axes.set_xlim(-1.6 * most, 1.6 * most)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_title(f"Thick: 95 %; thin: 95 % of all {family} together", fontsize=9)
+    axes.set_title(
+        f"Thick: 95 %; thin: all {family} questions together; grey: 0 is within", fontsize=9
+    )
     save_figure(figure, path, 130)
 
 

@@ -3,7 +3,7 @@
 Within a pair of runs everything is equal but what is compared, and what is chosen for each loss on
 its own: first the learning rate, then the scale of the anchors, by AP on the part tune with a seed
 that no reported run has. Mixtures and other settings of JOL choose a rate, and take JOL's anchors.
-Detectors whose anchors are not as many share a seed, but not the initial weights of all layers.
+All scales have as many anchors, so that detectors of a pair begin with the same weights.
 """
 
 from collections.abc import Container, Iterator
@@ -15,7 +15,9 @@ from detectors.models.presets import DETECTORS
 
 RATES = (0.005, 0.01, 0.02, 0.04)
 SCALES = (1.0, 2.0, 4.0)
-"""Of anchors, besides the preset's own sizes, which are 0 here."""
+"""Sides of anchors in strides."""
+USUAL_SCALE = 2.0
+"""At which rates are chosen."""
 TUNING_SEED = 100
 
 
@@ -114,18 +116,18 @@ def run(cell: Cell, loss: str, choice: Choice, part: str, seed: int, backbone: s
 
 def choose(cell: Cell, loss: str, rows: Rows, backbone: str) -> Choice | list[Run]:
     """What is chosen for a loss in a cell, or the runs that have to be done before."""
-    scale = 0.0
-    if loss not in (MAIN.loss, MAIN.other):
+    has_scales = not DETECTORS[cell.detector].has_points and cell.assigner != "rfla"
+    own_scale = has_scales and loss in (MAIN.loss, MAIN.other)
+    scale = USUAL_SCALE if has_scales else 0.0
+    if not own_scale and has_scales:
         like = choose(cell, MAIN.loss, rows, backbone)
         if isinstance(like, list):
             return like
         scale = like.anchor_scale
     chosen = _best(cell, loss, [Choice(lr, scale) for lr in RATES], rows, backbone)
-    has_scales = not DETECTORS[cell.detector].has_points and cell.assigner != "rfla"
-    own_scale = has_scales and loss in (MAIN.loss, MAIN.other)
     if isinstance(chosen, list) or not own_scale:
         return chosen
-    scales = [Choice(chosen.lr, scale) for scale in (0.0, *SCALES)]
+    scales = [Choice(chosen.lr, scale) for scale in SCALES]
     return _best(cell, loss, scales, rows, backbone)
 
 

@@ -34,6 +34,10 @@ class Answer:
         """The mean over the cells in which there are objects for this metric."""
         return together([effects[metric] for effects in self.cells.values()])
 
+    def by_cell(self) -> Effect:
+        """The mean over the cells in AP, as if they were a sample of others."""
+        return effect([effects["AP"].mean for effects in self.cells.values()])
+
     def by_seed(self) -> Effect:
         """The mean over the cells in AP, whatever a seed does to several of them alike."""
         cells = [
@@ -70,7 +74,7 @@ def write(path: Path, samples: Path, backbone: str) -> str:
     answers = [a for a in answers if a.cells]
     seen = read_samples(samples, backbone)
     if answers:
-        figures.effects(answers, family(answers), path.with_name(f"{path.stem}.png"))
+        figures.effects(answers, family(), path.with_name(f"{path.stem}.png"))
         figures.by_size(answers[0], path.with_name(f"{path.stem}-sizes.png"))
     if seen:
         figures.mechanism(seen, path.with_name(f"{path.stem}-samples.png"))
@@ -79,16 +83,16 @@ def write(path: Path, samples: Path, backbone: str) -> str:
     return text
 
 
-def family(answers: Sequence[Answer]) -> int:
-    """How many intervals of AP there are, which hold together."""
-    return sum(len(a.cells) + (len(a.cells) > 1) for a in answers) + len(contrasts(answers))
+def family() -> int:
+    """How many intervals of AP hold together: of each question, and of few and many positives."""
+    return len(COMPARISONS) + len(MATCHED)
 
 
 def document(
     answers: Sequence[Answer], rows: Rows, seen: list[dict[str, Any]], backbone: str
 ) -> Iterator[str]:
     """The lines of the tables."""
-    size = family(answers)
+    size = family()
     own = {run: found for run, found in rows.items() if run.backbone == backbone}
     hours = sum(found["seconds"] for found in own.values()) / 3600
     machines = "; ".join(sorted({found["machine"] for found in own.values()}))
@@ -101,9 +105,10 @@ def document(
     yield f"{len(own)} runs ({backbone}), {hours:.1f} hours of one thread, beside other jobs, on"
     yield f"{machines}; commits {commits}."
     yield ""
-    yield "AP in per cent. Differences are means over pairs of a seed, with 95 % intervals; those"
-    yield f"of the last column, of {size}, hold all together (Bonferroni), and are bold where they"
-    yield "leave out 0. A row of all cells is the mean of theirs."
+    yield "AP in per cent. Differences are means over pairs of a seed, with 95 % intervals, of"
+    yield "which one in twenty is wrong. A row of all cells is the mean of theirs; the intervals of"
+    yield f"its last column, one for each of {size} questions, hold all together (Bonferroni), and"
+    yield "are bold where they leave out 0."
     yield from apart([pair for a in answers for x in a.pairs.values() for pair in x.values()])
     yield from diverged(own)
     for a in answers:
@@ -120,7 +125,9 @@ def document(
         )
         if len(a.cells) > 1 and a.by_seed().freedom > 0:
             yield ""
-            yield f"All, by seed, so that cells need not be independent: {in_words(a.by_seed())}."
+            yield "All, with a seed's mean as an observation, whatever it does to cells alike:"
+            yield f"{in_words(a.by_seed())}. With a cell's mean as one, which has the chance of"
+            yield f"what was chosen in it: {in_words(a.by_cell())}."
     yield from few_and_many(answers, size)
     yield from chosen(answers, rows, backbone)
     yield from looked_at(seen)
@@ -139,7 +146,7 @@ def diverged(rows: Rows) -> Iterator[str]:
     """Runs that ended with a problem."""
     lines = [
         (run.part, run.data, " ".join(filter(None, (run.detector, run.assigner))), run.loss,
-         f"{run.lr:g}", f"{run.anchor_scale:g}" if run.anchor_scale else "preset's",
+         f"{run.lr:g}", f"{run.anchor_scale:g}" if run.anchor_scale else "-",
          str(run.seed), found["problem"].split(";")[0])
         for run, found in rows.items() if found["problem"]
     ]  # fmt: skip
@@ -160,16 +167,15 @@ def table(a: Answer, size: int) -> Iterator[Sequence[str]]:
         one, other = a.means[cell]
         detector = " ".join(filter(None, (cell.detector, cell.assigner)))
         yield (cell.data, detector, str(effects["AP"].pairs), f"{one:.1f}", f"{other:.1f}",
-               *_effects(effects, size))  # fmt: skip
+               *_effects(effects), "")  # fmt: skip
     if len(a.cells) > 1:
         overall = {metric: a.overall(metric) for metric in ("AP", *SIZES)}
-        yield ("all", "", str(overall["AP"].pairs), "", "", *_effects(overall, size))
+        wide = together_in_words(overall["AP"], size)
+        yield ("all", "", str(overall["AP"].pairs), "", "", *_effects(overall), wide)
 
 
-def _effects(effects: dict[str, Effect], size: int) -> tuple[str, ...]:
-    ap = effects["AP"]
-    sizes = (in_words(effects[metric]) for metric in SIZES)
-    return in_words(ap), *sizes, together_in_words(ap, size)
+def _effects(effects: dict[str, Effect]) -> tuple[str, ...]:
+    return tuple(in_words(effects[metric]) for metric in ("AP", *SIZES))
 
 
 def in_words(e: Effect) -> str:
@@ -232,7 +238,7 @@ def chosen(answers: Sequence[Answer], rows: Rows, backbone: str) -> Iterator[str
                 choice = grid.choose(cell, loss, rows, backbone)
                 assert isinstance(choice, Choice)
                 wanted = grid.run(cell, loss, choice, "tune", grid.TUNING_SEED, backbone)
-                scale = _of(choice.anchor_scale, grid.SCALES) if choice.anchor_scale else "preset's"
+                scale = _of(choice.anchor_scale, grid.SCALES) if choice.anchor_scale else "-"
                 detector = " ".join(filter(None, (cell.detector, cell.assigner)))
                 ap = f"{rows[wanted]['AP']:.1f}"
                 lines[cell.data, detector, loss, _of(choice.lr, grid.RATES), scale, ap] = None
@@ -240,10 +246,8 @@ def chosen(answers: Sequence[Answer], rows: Rows, backbone: str) -> Iterator[str
     yield "## What was chosen"
     yield ""
     rates, scales = (", ".join(f"{x:g}" for x in xs) for xs in (grid.RATES, grid.SCALES))
-    yield f"Rates of {rates}; anchors of {scales} strides, or the preset's. AP on the part tune."
-    yield "*: the smallest or largest of them, beyond which a better one may lie. The preset's"
-    yield "anchors and others are not as many: where the losses of a pair differ in that, layers"
-    yield "that predict at anchors, and those made after them, begin with other weights."
+    yield f"Rates of {rates}; anchors of {scales} strides. AP on the part tune. *: the smallest or"
+    yield "largest of them, beyond which a better one may lie."
     yield ""
     yield from markdown(("data", "detector", "loss", "rate", "anchors", "AP"), lines, 3)
 

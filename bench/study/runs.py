@@ -26,7 +26,7 @@ class Run:
         detector: of detectors.models.presets.
         loss: one of losses.LOSSES.
         assigner: "": the detector's own.
-        anchor_scale: side of the anchors in strides; 0: the preset's, or there are none.
+        anchor_scale: side of the anchors in strides; 0: there are none, or the assigner's.
         lr: learning rate.
         seed: of weights, data order and draws.
         steps: how long it trains.

@@ -57,21 +57,22 @@ def test_a_gain_that_is_there_is_found(asked, tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.strip() == (tmp_path / "study.md").read_text().strip()
     assert f"{len(rows)} runs (resnet18), {len(rows) / 100:.1f} hours" in text
-    data, detector, pairs, jol, base, gain, *sizes, together = line(text, "nuclei-half")
+    data, detector, pairs, jol, base, gain, *sizes, alone = line(text, "nuclei-half")
     assert (data, detector, pairs) == ("nuclei-half", "fcos", "5")
     assert float(jol) - float(base) == pytest.approx(1.5, abs=0.5)
-    assert 1 < float(gain.split()[0]) < 2 and sizes == [gain, gain, ""]
-    # Eight intervals hold together: six of cells, and two of all cells.
-    assert "of 8, hold all together" in text
+    assert 1 < float(gain.split()[0]) < 2 and sizes == [gain, gain, ""] and alone == ""
+    # Two questions, and one of few and many positives for each cell that has these.
+    assert f"one for each of {2 + len(grid.MATCHED)} questions" in text
+    _, _, pairs, _, _, gain, *sizes, together = line(text, "all")
     mean, low, high = (float(x.strip("()")) for x in gain.replace(" to ", " ").split())
     wide = [float(x) for x in together.strip("*").split(" to ")]
     assert together.startswith("**") and wide[0] < low <= mean <= high < wide[1]
-    assert line(text, "all")[2] == "15"
-    # The same mean, from five seeds.
-    assert f"be independent: {line(text, 'all')[5].split()[0]} (" in text
+    assert pairs == "15"
+    # The same mean, from five seeds and from three cells.
+    assert f"alike:\n{gain.split()[0]} (" in text and f"in it: {gain.split()[0]} (" in text
     # Rates and the AP they were chosen by.
     assert line(text[text.index("What was chosen") :], "nuclei-half")[2:] == [
-        "base", "0.01", "preset's", "225.0",
+        "base", "0.01", "-", "225.0",
     ]  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def test_what_a_reader_should_doubt_is_said(asked, tmp_path):
     text = report.write(tmp_path / "study.csv", tmp_path / "none.csv", "resnet18")
     bad = line(text[text.index("## Runs that diverged") :], "report")
     assert bad[1:] == [
-        "scenes-4-8", "fcos", "jol", "0.01", "preset's", "2", "step 7: total = nan",
+        "scenes-4-8", "fcos", "jol", "0.01", "-", "2", "step 7: total = nan",
     ]  # fmt: skip
     # With both other losses: 5 seeds in each of 6 cells.
     assert "10 of 30 pairs have their runs on two machines." in text
@@ -131,8 +132,8 @@ def test_gains_with_few_and_with_many_positives_are_compared():
         return report.Answer(comparison, {cell: pairs[0]}, {cell: (1.0, 0.0)})
 
     answers = [answer(few, [2.0, 2.2, 1.8]), answer(many, [0.5, 0.7, 0.3])]
-    # Their difference is an interval as well, which has to hold with those of the two cells.
-    assert report.family(answers) == 3 and report.family(answers[:1]) == 1
+    # Their differences are of the family, whether there are any yet or not.
+    assert report.family() == len(COMPARISONS) + len(grid.MATCHED)
     found = "\n".join(report.few_and_many(answers, 3))
     _, detector, assigner, more, together = line(found, "nuclei-half")
     assert (detector, assigner) == ("retinanet", "rfla") and more.startswith("+1.5 (+1.0 to +2.0)")

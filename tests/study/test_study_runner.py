@@ -80,7 +80,7 @@ def test_rates_and_anchors_are_chosen_before_the_pairs_run(small, tmp_path, scri
     done = study(tmp_path, script)
     done.run(1)
     order = list(done.rows)
-    assert [r.part for r in order[:14]] == ["tune"] * 14 and order[14].part == "report"
+    assert [r.part for r in order[:12]] == ["tune"] * 12 and order[12].part == "report"
     assert all(r.seed == grid.TUNING_SEED for r in order if r.part == "tune")
     reported = [r for r in order if r.part == "report"]
     chosen = {r.loss: (r.lr, r.anchor_scale) for r in reported}
@@ -99,7 +99,7 @@ def test_two_workers_do_no_run_twice(small, tmp_path, script):
     with (tmp_path / "study.csv").open() as file:
         lines = list(csv.DictReader(file))
     keys = [tuple(line[name] for name in runs.COLUMNS[:12]) for line in lines]
-    assert len(keys) == len(set(keys)) == 14 + 4 + 14
+    assert len(keys) == len(set(keys)) == 12 + 4 + 14
     assert lines[0]["AP_m"] == "" and lines[0]["machine"] == "m, with a comma"
 
 
