@@ -150,8 +150,10 @@ def sizes(model: nn.Module, data: CocoDetection, device: str) -> list[dict[str, 
 def main() -> None:
     """Do the runs that come as lines of JSON, one after the other, and answer each with a line."""
     import json
+    import signal
     import sys
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the study, which ends this process
     torch.set_num_threads(1)
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
