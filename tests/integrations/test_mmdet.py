@@ -59,6 +59,24 @@ def test_without_weights_losses_and_gradients_are_mmdetections(name, objects):
     assert_same(gradients(model, batch(objects)), gradients(stock, batch(objects)))
 
 
+def test_atss_divides_box_losses_by_no_less_than_one():
+    """A single positive off its object's centre has a centreness below that."""
+    data = batch((1, 0))
+    data["data_samples"][0].gt_instances.bboxes[:] = torch.tensor([33.0, 33.0, 42.0, 45.0])
+    stock = build(stock_config("atss"), torch.float64)
+    sums, inner = [], stock.bbox_head.centerness_target
+
+    def centerness_target(*args):
+        sums.append(inner(*args).sum())
+        return inner(*args)
+
+    stock.bbox_head.centerness_target = centerness_target
+    wanted = gradients(stock, data)
+    assert 0 < sum(sums) < 1
+    model = build(joint_config("atss", weighting="none"), torch.float64)
+    assert_same(gradients(model, data), wanted)
+
+
 @pytest.mark.parametrize("name", ["faster", "retinanet", "atss"])
 def test_regions_to_ignore_are_mmdetections(name):
     """And a weight of positives."""
