@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jolkernels.loss import JointOptimizationLoss
+from jolkernels.ops import in_eager_mode
 
 NORMALIZERS = "classification_normalizer", "regression_normalizer"
 WEIGHTS = "classification_weights", "regression_weights"
@@ -94,12 +95,12 @@ def check_labels(targets: Targets, classes: int, ignore: int) -> None:
 
     Unless it is `ignore`, which objects may have.
 
-    It is not seen on a GPU, where to look means to wait.
+    It is not seen on a GPU, where to look means to wait, nor of fake tensors.
 
     Raises:
         ValueError: has the image and the object. torchvision raises an IndexError.
     """
-    if classes == ignore or torch.compiler.is_compiling():
+    if classes == ignore or not in_eager_mode(target["labels"] for target in targets):
         return
     for image, target in enumerate(targets):
         labels = target["labels"]
