@@ -116,10 +116,19 @@ def document(
         yield ""
         yield f"## {comparison.question}"
         yield ""
-        yield f"{comparison.loss} less {comparison.other}."
+        yield f"AP of {comparison.loss}, of {comparison.other}, and the first less the second."
         yield ""
         yield from markdown(
-            ("data", "detector", "pairs", "AP", "less AP", "difference", *SIZES, "all together"),
+            (
+                "data",
+                "detector",
+                "pairs",
+                comparison.loss,
+                comparison.other,
+                "difference",
+                *SIZES,
+                "all together",
+            ),
             table(a, size),
             2,
         )
