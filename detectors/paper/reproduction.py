@@ -153,7 +153,8 @@ def comparison(
             if cited
             else f"paper: doi {DOI}; -: not in its table.",
             *(f"{kind}: {_in_words(kind, table.dataset)}" for kind in kinds),
-            "JOL-base: mean over pairs of one seed; from, to: its 95 % interval by Student's t.",
+            "base, JOL, JOL-base: means over pairs of one seed (without pairs: over seeds); "
+            "from, to: the difference's 95 % interval by Student's t.",
         ],
     )
 
@@ -182,8 +183,10 @@ def _ours(ours: Sequence[Trained], metric: str, lengths: str) -> Iterator[str]:
     pairs = differences(joint, base)
     yield str(len(pairs))
     yield lengths
-    for one in ours:
-        yield number(mean(one.metric(metric).values()), ".1f") if one.runs else NO_RUN
+    paired = base.keys() & joint.keys()
+    for one, values in zip(ours, (base, joint), strict=True):
+        counted = [values[seed] for seed in paired] or values.values()
+        yield number(mean(counted), ".1f") if one.runs else NO_RUN
     yield number(mean(pairs), "+.1f")
     for end in interval(pairs):
         yield number(end, "+.1f")
