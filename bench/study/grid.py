@@ -7,7 +7,8 @@ All scales have as many anchors, so that detectors of a pair begin with the same
 """
 
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bench.study.data import DATA
 from bench.study.runs import Found, Rows, Run
@@ -19,6 +20,8 @@ SCALES = (1.0, 2.0, 4.0)
 USUAL_SCALE = 2.0
 """At which rates are chosen."""
 TUNING_SEED = 100
+FULL: dict[str, Any] = {"crop": 0, "batch_size": 8, "steps": 1500}
+"""Of runs with a larger backbone than slim's, which want a GPU: whole images, and longer."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Choice:
 def run(cell: Cell, loss: str, choice: Choice, part: str, seed: int, backbone: str) -> Run:
     """The run of a cell with a loss."""
     data = DATA[cell.data]
-    return Run(
+    slim = Run(
         cell.data,
         part,
         cell.detector,
@@ -110,8 +113,8 @@ def run(cell: Cell, loss: str, choice: Choice, part: str, seed: int, backbone: s
         seed,
         data.steps,
         data.crop,
-        backbone=backbone,
     )
+    return slim if backbone == slim.backbone else replace(slim, backbone=backbone, **FULL)
 
 
 def choose(cell: Cell, loss: str, rows: Rows, backbone: str) -> Choice | list[Run]:

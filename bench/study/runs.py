@@ -30,7 +30,7 @@ class Run:
         lr: learning rate.
         seed: of weights, data order and draws.
         steps: how long it trains.
-        crop: side of the training images in pixels.
+        crop: side of the training images in pixels; 0: whole.
         batch_size: images of a step.
         backbone: of the detector.
     """

@@ -52,7 +52,7 @@ def settings_of(run: Run, images: int, device: str) -> TrainSettings:
         "backbone": run.backbone,
         "max_steps": run.steps,
         "batch_size": run.batch_size,
-        "crop": run.crop,
+        "crop": run.crop or None,
         "lr": run.lr,
         "seed": run.seed,
         "device": device,

@@ -259,3 +259,5 @@ def test_the_grid_asks_what_it_declares():
         settings = settings_of(r, 8, "cpu")
         assert not list(misfits(settings.detector, **settings.model_arguments()))
     assert seen["base", "report"] == 5 * (15 + 4)
+    full = list(grid.pending({}, "resnet50"))
+    assert {(r.backbone, r.crop, r.batch_size, r.steps) for r in full} == {("resnet50", 0, 8, 1500)}

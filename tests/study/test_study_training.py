@@ -30,6 +30,11 @@ def test_a_run_finds_what_a_row_holds(run, folder):
     assert 1 < found["weight"] < 2 and not found["problem"]
 
 
+def test_whole_images_are_trained_on_too(run, folder):
+    found, _ = training.train(run(loss="jol", crop=0), folder, "cpu")
+    assert found["AP"] >= 0 and not found["problem"]
+
+
 def test_runs_of_a_pair_see_the_same_batches(run, folder, monkeypatch):
     seen: list = []
     inner = training.Stepper.__call__
