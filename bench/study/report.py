@@ -55,7 +55,11 @@ def answer(comparison: Comparison, rows: Rows, backbone: str) -> Answer:
         pairs = list(seeds.values())
         if pairs:
             every[cell] = seeds
-            cells[cell] = {m: effect(differences(pairs, m)) for m in ("AP", *SIZES)}
+            of_one_size = cell.data in figures.SCENES  # whose AP by size says nothing more
+            cells[cell] = {
+                metric: effect(differences([] if of_one_size and metric != "AP" else pairs, metric))
+                for metric in ("AP", *SIZES)
+            }
             aps = [[found["AP"] for found in of_loss] for of_loss in zip(*pairs, strict=True)]
             means[cell] = (statistics.fmean(aps[0]), statistics.fmean(aps[1]))
     return Answer(comparison, cells, means, every)
