@@ -21,6 +21,8 @@ GREY = "#888888"
 SCENES = {"scenes-4-8": (4, 8), "scenes-8-16": (8, 16), "scenes-16-32": (16, 32)}
 """Data with objects of one range of sizes, in pixels."""
 COLOURS = {"faster_rcnn": BLUE, "fcos": VERMILION, "retinanet": GREEN}
+FEWEST = 30
+"""Positives of a size from which on their correlation is drawn."""
 OF_SIZES = {"vt": PURPLE, "t": BLUE, "s": GREEN, "m": ORANGE}
 IN_WORDS = {"vt": "below 8 px", "t": "8 to 16 px", "s": "16 to 32 px", "m": "from 32 px"}
 
@@ -105,7 +107,12 @@ def mechanism(seen: Sequence[dict[str, Any]], path: Path) -> None:
     names = {"share": "share of the loss, %", "correlation": "correlation of class score and IoU"}
     for panels, where in zip(rows, wheres, strict=True):
         for axes, (name, label) in zip(panels, names.items(), strict=True):
-            here = [x for x in seen if (x["data"], x["detector"]) == where]
+            here = [
+                x
+                for x in seen
+                if (x["data"], x["detector"]) == where
+                and (name == "share" or x["samples"] >= FEWEST)
+            ]
             for size, colour in OF_SIZES.items():
                 for loss, style in {"base": "--", "jol": "-"}.items():
                     _line(axes, [x for x in here if (x["size"], x["loss"]) == (size, loss)], name,
