@@ -175,12 +175,18 @@ def diverged(rows: Rows) -> Iterator[str]:
 
 
 def table(a: Answer, size: int) -> Iterator[Sequence[str]]:
-    """A row a cell, and one of all."""
+    """A row a cell, one a detector if there are several, and one of all."""
     for cell, effects in a.cells.items():
         one, other = a.means[cell]
         detector = " ".join(filter(None, (cell.detector, cell.assigner)))
         yield (cell.data, detector, str(effects["AP"].pairs), f"{one:.1f}", f"{other:.1f}",
                *_effects(effects), "")  # fmt: skip
+    detectors = dict.fromkeys(cell.detector for cell in a.cells)
+    for detector in detectors if len(detectors) > 1 else ():
+        own = [effects for cell, effects in a.cells.items() if cell.detector == detector]
+        if len(own) > 1:
+            overall = {metric: together([e[metric] for e in own]) for metric in ("AP", *SIZES)}
+            yield ("all", detector, str(overall["AP"].pairs), "", "", *_effects(overall), "")
     if len(a.cells) > 1:
         overall = {metric: a.overall(metric) for metric in ("AP", *SIZES)}
         wide = together_in_words(overall["AP"], size)

@@ -123,6 +123,19 @@ def test_what_a_reader_should_doubt_is_said(asked, tmp_path):
     assert line(found, "scenes-4-8")[2:4] == ["base", "0.01"]
 
 
+def test_each_detector_has_a_mean_of_its_own():
+    cells = [
+        Cell(data, name) for name in ("fcos", "retinanet") for data in ("nuclei", "scenes-4-8")
+    ]
+    gains = dict(zip(cells, ([1.0, 1.2], [2.0, 2.2], [-3.0, -3.2], [-1.0, -1.2]), strict=True))
+    sizes = {metric: report.effect([]) for metric in report.SIZES}
+    effects = {cell: {"AP": report.effect(gains[cell]), **sizes} for cell in cells}
+    answer = report.Answer(MAIN, effects, dict.fromkeys(cells, (1.0, 0.0)))
+    rows = {tuple(row[:2]): row[5].split()[0] for row in report.table(answer, 19)}
+    assert rows["all", "fcos"] == "+1.6" and rows["all", "retinanet"] == "-2.1"
+    assert rows["all", ""] == "-0.2" and len(rows) == 4 + 2 + 1
+
+
 def test_gains_with_few_and_with_many_positives_are_compared():
     few, many = Cell("nuclei-half", "retinanet"), Cell("nuclei-half", "retinanet", "rfla")
 
