@@ -105,11 +105,14 @@ def write_sized_scenes(folder: Path, _: Path, objects: tuple[float, float]) -> N
         scenes[0].rmdir()
 
 
+SCENES = {f"scenes-{low}-{high}": (low, high) for low, high in ((4, 8), (8, 16), (16, 32))}
+"""Name → sizes of the objects, in pixels."""
 DATA = {
     "nuclei-half": Data(partial(write_nuclei, shrink=2), crop=96, steps=500),
-    "scenes-4-8": Data(partial(write_sized_scenes, objects=(4, 8)), crop=96, steps=400),
-    "scenes-8-16": Data(partial(write_sized_scenes, objects=(8, 16)), crop=96, steps=400),
-    "scenes-16-32": Data(partial(write_sized_scenes, objects=(16, 32)), crop=96, steps=400),
+    **{
+        name: Data(partial(write_sized_scenes, objects=objects), crop=96, steps=400)
+        for name, objects in SCENES.items()
+    },
     "nuclei": Data(write_nuclei, crop=128, steps=500),
 }
 """Name → data set, the cheap ones first."""

@@ -3,23 +3,20 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from bench.study.analysis import Effect, effect
+from bench.study.answers import Answer
+from bench.study.data import SCENES
 from detectors.evaluation.curves import NAMES
 from detectors.utils.figures import save_figure
 from detectors.utils.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 
-if TYPE_CHECKING:
-    from bench.study.report import Answer
-
 GREY = "#888888"
-SCENES = {"scenes-4-8": (4, 8), "scenes-8-16": (8, 16), "scenes-16-32": (16, 32)}
-"""Data with objects of one range of sizes, in pixels."""
 COLOURS = {"faster_rcnn": BLUE, "fcos": VERMILION, "retinanet": GREEN}
 FEWEST = 30
 """Positives of a size from which on their correlation is drawn."""
@@ -27,7 +24,7 @@ OF_SIZES = {"vt": PURPLE, "t": BLUE, "s": GREEN, "m": ORANGE}
 IN_WORDS = {"vt": "below 8 px", "t": "8 to 16 px", "s": "16 to 32 px", "m": "from 32 px"}
 
 
-def effects(answers: Sequence["Answer"], family: int, path: Path) -> None:
+def effects(answers: Sequence[Answer], family: int, path: Path) -> None:
     """A point a cell and one for all of a comparison, with both intervals, in AP."""
     lines: list[tuple[str, Effect | None]] = []
     overall: list[int] = []
@@ -68,7 +65,7 @@ def _draw(axes: Axes, y: int, e: Effect, family: int) -> None:
     axes.plot(e.mean, y, "o", color=colour, markersize=5, markeredgecolor="white")
 
 
-def by_size(main: "Answer", path: Path) -> None:
+def by_size(main: Answer, path: Path) -> None:
     """JOL's gain on scenes over the size of their objects, a line a detector."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()

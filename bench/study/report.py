@@ -1,68 +1,19 @@
 """What the runs say, in tables, and beside them figures."""
 
 import math
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.study import figures, grid, runs
-from bench.study.analysis import Effect, by_seed, difference, differences, effect, together
-from bench.study.grid import COMPARISONS, MAIN, MATCHED, Cell, Choice, Comparison
+from bench.study.analysis import Effect, effect, together
+from bench.study.answers import SIZES, Answer, answer, contrasts, family
+from bench.study.grid import COMPARISONS, Choice
 from bench.study.runs import Found, Rows
 from bench.study.training import SAMPLE_COLUMNS, SAMPLES
 from detectors.utils.text_tables import markdown
 
-SIZES = ("AP_vt", "AP_t", "AP_s")
 KEYS = [name for name in SAMPLE_COLUMNS if name not in SAMPLES]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the pairs of a comparison say: of each cell that has any, and of all together."""
-
-    comparison: Comparison
-    cells: dict[Cell, dict[str, Effect]]
-    """By metric."""
-    means: dict[Cell, tuple[float, float]]
-    """AP of the two losses."""
-    pairs: Mapping[Cell, Mapping[int, tuple[Found, Found]]] = field(default_factory=dict)
-    """By seed."""
-
-    def overall(self, metric: str = "AP") -> Effect:
-        """The mean over the cells in which there are objects for this metric."""
-        return together([effects[metric] for effects in self.cells.values()])
-
-    def by_cell(self) -> Effect:
-        """The mean over the cells in AP, as if they were a sample of others."""
-        return effect([effects["AP"].mean for effects in self.cells.values()])
-
-    def by_seed(self) -> Effect:
-        """The mean over the cells in AP, whatever a seed does to several of them alike."""
-        cells = [
-            dict(zip(pairs, differences(list(pairs.values()), "AP"), strict=True))
-            for pairs in self.pairs.values()
-        ]
-        return by_seed(cells)
-
-
-def answer(comparison: Comparison, rows: Rows, backbone: str) -> Answer:
-    """The answer of the rows."""
-    cells, means, every = {}, {}, {}
-    for cell in comparison.cells:
-        seeds = grid.pairs_by_seed(comparison, cell, rows, backbone)
-        pairs = list(seeds.values())
-        if pairs:
-            every[cell] = seeds
-            of_one_size = cell.data in figures.SCENES  # whose AP by size says nothing more
-            cells[cell] = {
-                metric: effect(differences([] if of_one_size and metric != "AP" else pairs, metric))
-                for metric in ("AP", *SIZES)
-            }
-            aps = [[found["AP"] for found in of_loss] for of_loss in zip(*pairs, strict=True)]
-            means[cell] = (statistics.fmean(aps[0]), statistics.fmean(aps[1]))
-    return Answer(comparison, cells, means, every)
 
 
 def write(path: Path, samples: Path, backbone: str) -> str:
@@ -85,11 +36,6 @@ def write(path: Path, samples: Path, backbone: str) -> str:
     text = "\n".join(document(answers, rows, seen, backbone)) + "\n"
     path.with_suffix(".md").write_text(text)
     return text
-
-
-def family() -> int:
-    """How many intervals of AP hold together: of each question, and of few and many positives."""
-    return len(COMPARISONS) + len(MATCHED)
 
 
 def document(
@@ -213,22 +159,6 @@ def together_in_words(e: Effect, size: int) -> str:
         return ""
     low, high = e.interval(size)
     return f"**{low:+.1f} to {high:+.1f}**" if e.is_clear(size) else f"{low:+.1f} to {high:+.1f}"
-
-
-def contrasts(answers: Sequence[Answer]) -> list[tuple[Cell, Effect]]:
-    """Cells with many positives, and how much more JOL gains in their like with few."""
-    gains = {
-        cell: effects["AP"]
-        for a in answers
-        if (a.comparison.loss, a.comparison.other) == (MAIN.loss, MAIN.other)
-        for cell, effects in a.cells.items()
-    }
-    both = [(Cell(many.data, many.detector), many) for many in MATCHED]
-    return [
-        (many, difference(gains[few], gains[many]))
-        for few, many in both
-        if few in gains and many in gains
-    ]
 
 
 def few_and_many(answers: Sequence[Answer], size: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bench.__main__ import main
-from bench.study import grid, report, runs
+from bench.study import answers, grid, report, runs
 from bench.study.grid import COMPARISONS, MAIN, Cell, Comparison
 from bench.study.training import SAMPLE_COLUMNS
 
@@ -24,6 +24,7 @@ def asked(monkeypatch):
     )
     monkeypatch.setattr(grid, "PASSES", ((compared, 5),))
     monkeypatch.setattr(report, "COMPARISONS", compared)
+    monkeypatch.setattr(answers, "COMPARISONS", compared)
     return compared
 
 
