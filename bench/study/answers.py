@@ -46,7 +46,7 @@ def answer(comparison: Comparison, rows: Rows, backbone: str) -> Answer:
     """The answer of the rows."""
     cells, means, every = {}, {}, {}
     for cell in comparison.cells:
-        seeds = grid.pairs_by_seed(comparison, cell, rows, backbone)
+        seeds = grid.pairs(comparison, cell, rows, backbone)
         pairs = list(seeds.values())
         if pairs:
             every[cell] = seeds

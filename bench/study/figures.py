@@ -12,6 +12,8 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from bench.study.analysis import Effect, effect
 from bench.study.answers import Answer
 from bench.study.data import SCENES
+from bench.study.training import SIZES
+from detectors.data.object_sizes import size_name
 from detectors.evaluation.curves import NAMES
 from detectors.utils.figures import save_figure
 from detectors.utils.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILION
@@ -21,7 +23,6 @@ COLOURS = {"faster_rcnn": BLUE, "fcos": VERMILION, "retinanet": GREEN}
 FEWEST = 30
 """Positives of a size from which on their correlation is drawn."""
 OF_SIZES = {"vt": PURPLE, "t": BLUE, "s": GREEN, "m": ORANGE}
-IN_WORDS = {"vt": "below 8 px", "t": "8 to 16 px", "s": "16 to 32 px", "m": "from 32 px"}
 
 
 def effects(answers: Sequence[Answer], family: int, path: Path) -> None:
@@ -114,7 +115,7 @@ def mechanism(seen: Sequence[dict[str, Any]], path: Path) -> None:
                 for loss, style in {"base": "--", "jol": "-"}.items():
                     _line(axes, [x for x in here if (x["size"], x["loss"]) == (size, loss)], name,
                           color=colour, linestyle=style,
-                          label=f"{IN_WORDS[size]}, {NAMES[loss]}")  # fmt: skip
+                          label=f"{size_name(*SIZES[size])}, {NAMES[loss]}")  # fmt: skip
             axes.set(title=", ".join(where), xlabel="step", ylabel=label)
             axes.grid(alpha=0.3)
     handles, labels = rows[0][0].get_legend_handles_labels()

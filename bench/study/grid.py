@@ -32,9 +32,13 @@ class Cell:
     detector: str
     assigner: str = ""
 
+    @property
+    def method(self) -> str:
+        """Detector and assigner."""
+        return f"{self.detector} {self.assigner}".strip()
+
     def __str__(self) -> str:
-        words = [self.data, self.detector, *([self.assigner] if self.assigner else [])]
-        return ", ".join(words)
+        return ", ".join(filter(None, (self.data, self.detector, self.assigner)))
 
 
 @dataclass(frozen=True)
@@ -168,13 +172,6 @@ def pending(
 
 
 def pairs(
-    comparison: Comparison, cell: Cell, rows: Rows, backbone: str = "resnet18"
-) -> list[tuple[Found, Found]]:
-    """What runs of the two losses with the same seed found, in the order of seeds."""
-    return list(pairs_by_seed(comparison, cell, rows, backbone).values())
-
-
-def pairs_by_seed(
     comparison: Comparison, cell: Cell, rows: Rows, backbone: str = "resnet18"
 ) -> dict[int, tuple[Found, Found]]:
     """Seed → what its runs of the two losses found, if both are done."""

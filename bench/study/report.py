@@ -8,7 +8,7 @@ from typing import Any
 from bench.study import figures, grid, runs
 from bench.study.analysis import Effect, effect, together
 from bench.study.answers import SIZES, Answer, answer, contrasts, family
-from bench.study.grid import COMPARISONS, Choice
+from bench.study.grid import COMPARISONS, Cell, Choice
 from bench.study.runs import Found, Rows
 from bench.study.training import SAMPLE_COLUMNS, SAMPLES
 from detectors.utils.text_tables import markdown
@@ -104,7 +104,7 @@ def apart(pairs: Sequence[tuple[Found, Found]]) -> Iterator[str]:
 def diverged(rows: Rows) -> Iterator[str]:
     """Runs that ended with a problem."""
     lines = [
-        (run.part, run.data, " ".join(filter(None, (run.detector, run.assigner))), run.loss,
+        (run.part, run.data, Cell(run.data, run.detector, run.assigner).method, run.loss,
          f"{run.lr:g}", f"{run.anchor_scale:g}" if run.anchor_scale else "-",
          str(run.seed), found["problem"].split(";")[0])
         for run, found in rows.items() if found["problem"]
@@ -124,8 +124,7 @@ def table(a: Answer, size: int) -> Iterator[Sequence[str]]:
     """A row a cell, one a detector if there are several, and one of all."""
     for cell, effects in a.cells.items():
         one, other = a.means[cell]
-        detector = " ".join(filter(None, (cell.detector, cell.assigner)))
-        yield (cell.data, detector, str(effects["AP"].pairs), f"{one:.1f}", f"{other:.1f}",
+        yield (cell.data, cell.method, str(effects["AP"].pairs), f"{one:.1f}", f"{other:.1f}",
                *_effects(effects), "")  # fmt: skip
     detectors = dict.fromkeys(cell.detector for cell in a.cells)
     for detector in detectors if len(detectors) > 1 else ():
@@ -188,9 +187,8 @@ def chosen(answers: Sequence[Answer], rows: Rows, backbone: str) -> Iterator[str
                 assert isinstance(choice, Choice)
                 wanted = grid.run(cell, loss, choice, "tune", grid.TUNING_SEED, backbone)
                 scale = _of(choice.anchor_scale, grid.SCALES) if choice.anchor_scale else "-"
-                detector = " ".join(filter(None, (cell.detector, cell.assigner)))
                 ap = f"{rows[wanted]['AP']:.1f}"
-                lines[cell.data, detector, loss, _of(choice.lr, grid.RATES), scale, ap] = None
+                lines[cell.data, cell.method, loss, _of(choice.lr, grid.RATES), scale, ap] = None
     yield ""
     yield "## What was chosen"
     yield ""

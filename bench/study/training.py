@@ -1,9 +1,13 @@
 """One run: train, evaluate, and look at what the loss sees on the way."""
 
+import json
 import math
+import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,9 @@ from bench.study.losses import LOSSES, put_in_place
 from bench.study.runs import Run
 from detectors.data.batches import train_batches
 from detectors.data.dataset import CocoDetection
-from detectors.data.object_sizes import SMALL, TINY, VERY_TINY
+from detectors.data.object_sizes import LIMITS
 from detectors.evaluation.model_evaluation import evaluate_model
-from detectors.evaluation.protocols import METRICS
+from detectors.evaluation.protocols import METRICS, PROTOCOLS
 from detectors.models.build import LOSS_NAMES
 from detectors.paper.figures import correlation, object_shares
 from detectors.paper.loss_samples import collect
@@ -31,12 +35,7 @@ MARKS = (0.1, 0.25, 0.5, 1.0)
 """Parts of a run after which they are."""
 LOOKED_AT = 30
 """Images, of the part tune."""
-SIZES = {
-    "vt": (0, VERY_TINY),
-    "t": (VERY_TINY, TINY),
-    "s": (TINY, SMALL),
-    "m": (SMALL, math.inf),
-}
+SIZES = dict(zip(PROTOCOLS["aitod"].areas, pairwise(LIMITS), strict=True))
 """Size bucket → sizes from .. to below .., in pixels."""
 SAMPLES = ("objects", "samples", "share", "correlation", "s_loc", "s_cls")
 """What is noted of a bucket: numbers, per cent of the loss of all positives, Pearson's r of class
@@ -149,10 +148,6 @@ def sizes(model: nn.Module, data: CocoDetection, device: str) -> list[dict[str, 
 
 def main() -> None:
     """Do the runs that come as lines of JSON, one after the other, and answer each with a line."""
-    import json
-    import signal
-    import sys
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the study, which ends this process
     torch.set_num_threads(1)
     answers, sys.stdout = sys.stdout, sys.stderr

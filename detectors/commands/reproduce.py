@@ -93,7 +93,7 @@ def add(subparsers: Any) -> None:
         "for base those of the papers that it cites (default: %(default)s)",
     )
     add("--dry-run", action="store_true", help="check, measure and print the plan; write nothing")
-    command.split = lambda words: words.index("--") if "--" in words else len(words)
+    command.split = sweep.before_dashes
     command.set_defaults(run=run)
 
 

@@ -65,8 +65,13 @@ def add(subparsers: Any) -> None:
     )
     add("--seeds", metavar="N", nargs="+", type=count, default=[0, 1, 2], help="default: 0 1 2")
     add("--dry-run", action="store_true", help="print the commands, run nothing")
-    command.split = lambda words: words.index("--") if "--" in words else len(words)
+    command.split = before_dashes
     command.set_defaults(run=run)
+
+
+def before_dashes(words: Sequence[str]) -> int:
+    """How many of the words come before --, after which they are for `jol train`."""
+    return words.index("--") if "--" in words else len(words)
 
 
 def run(args: argparse.Namespace) -> None:

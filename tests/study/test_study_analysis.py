@@ -143,7 +143,7 @@ def test_pairs_are_of_one_seed_and_each_loss_at_its_own_choice(monkeypatch):
     monkeypatch.setattr(grid, "PASSES", (((comparison,), 5),))
     rows = rows_of(comparison, {"scenes-4-8": 0.25, "scenes-8-16": -0.5}, range(5))
     for cell, gain in zip(cells, (0.25, -0.5), strict=True):
-        found = grid.pairs(comparison, cell, rows)
+        found = list(grid.pairs(comparison, cell, rows).values())
         assert differences(found, "AP") == pytest.approx([gain] * 5)
     # A run that is missing takes its pair along, and no other.
     lost = next(r for r in rows if (r.loss, r.seed, r.data) == ("jol", 3, "scenes-4-8"))
@@ -151,4 +151,4 @@ def test_pairs_are_of_one_seed_and_each_loss_at_its_own_choice(monkeypatch):
     assert len(grid.pairs(comparison, cells[0], rows)) == 4
     # Without all of the tuning, nothing is known of either.
     del rows[next(r for r in rows if r.part == "tune" and r.data == "scenes-8-16")]
-    assert grid.pairs(comparison, cells[1], rows) == []
+    assert grid.pairs(comparison, cells[1], rows) == {}
