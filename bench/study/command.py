@@ -10,13 +10,11 @@ it was. The second writes tables and figures of all rows. docs/study.md has what
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from detectors.errors import JolError
 from detectors.models.presets import BACKBONES
@@ -88,12 +86,12 @@ def run(options: argparse.Namespace, prog: str) -> int:
     from bench.loss.report import machine
     from bench.study.runner import Study
     from detectors.utils.locks import claimed
+    from detectors.utils.signals import with_errors
 
     began = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
     about = machine(torch.device(device))
-    signal.signal(signal.SIGTERM, _interrupt)
     with ExitStack() as held:
         for folder in {options.work.resolve(), options.rows.parent.resolve()}:
             held.enter_context(claimed(folder))
@@ -108,16 +106,12 @@ def run(options: argparse.Namespace, prog: str) -> int:
             began + 60 * options.minutes,
         )
         try:
-            study.run(options.jobs or os.cpu_count() or 1)
+            with_errors(lambda: study.run(options.jobs or os.cpu_count() or 1))
         except KeyboardInterrupt:
             print(f"{prog}: interrupted; {study.done} runs were done", file=sys.stderr)
             return 130
     print(f"{study.done} runs done, {len(study.failed)} failed; rows in {options.rows}")
     return 1 if study.failed else 0
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def report(options: argparse.Namespace) -> int:

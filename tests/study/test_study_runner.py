@@ -200,7 +200,10 @@ def test_two_studies_share_no_folder(shared, tmp_path, monkeypatch, capsys):
     with locks.claimed(tmp_path / shared):
         assert main(["study", "run", *words, "--work", str(tmp_path / "work")]) == 2
     assert f"{shared}: process {os.getpid()} on" in capsys.readouterr().err
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert main(["study", "run", *words, "--work", str(tmp_path / "rows")]) == 0
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert after == handlers
 
 
 def row(run, machine):
