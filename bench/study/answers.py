@@ -2,7 +2,8 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from bench.study import grid
 from bench.study.analysis import Effect, by_seed, difference, differences, effect, together
@@ -18,12 +19,18 @@ class Answer:
     """What the pairs of a comparison say: of each cell that has any, and of all together."""
 
     comparison: Comparison
-    cells: dict[Cell, dict[str, Effect]]
-    """By metric."""
-    means: dict[Cell, tuple[float, float]]
-    """AP of the two losses."""
-    pairs: Mapping[Cell, Mapping[int, tuple[Found, Found]]] = field(default_factory=dict)
-    """By seed."""
+    pairs: Mapping[Cell, Mapping[int, tuple[Found, Found]]]
+    """By seed, of each cell that has any."""
+
+    @cached_property
+    def cells(self) -> dict[Cell, dict[str, Effect]]:
+        """The effects of each cell, by metric."""
+        return {cell: _effects(cell, list(pairs.values())) for cell, pairs in self.pairs.items()}
+
+    def means(self, cell: Cell) -> tuple[float, float]:
+        """AP of the two losses in a cell."""
+        first, second = zip(*self.pairs[cell].values(), strict=True)
+        return statistics.fmean(x["AP"] for x in first), statistics.fmean(x["AP"] for x in second)
 
     def overall(self, metric: str = "AP") -> Effect:
         """The mean over the cells in which there are objects for this metric."""
@@ -42,22 +49,19 @@ class Answer:
         return by_seed(cells)
 
 
+def _effects(cell: Cell, pairs: Sequence[tuple[Found, Found]]) -> dict[str, Effect]:
+    """Those by size are of no pairs on scenes, whose objects are all of one."""
+    known = ("AP",) if cell.data in SCENES else ("AP", *SIZES)
+    return {
+        metric: effect(differences(pairs if metric in known else [], metric))
+        for metric in ("AP", *SIZES)
+    }
+
+
 def answer(comparison: Comparison, rows: Rows, backbone: str) -> Answer:
     """The answer of the rows."""
-    cells, means, every = {}, {}, {}
-    for cell in comparison.cells:
-        seeds = grid.pairs(comparison, cell, rows, backbone)
-        pairs = list(seeds.values())
-        if pairs:
-            every[cell] = seeds
-            of_one_size = cell.data in SCENES  # whose AP by size says nothing more
-            cells[cell] = {
-                metric: effect(differences([] if of_one_size and metric != "AP" else pairs, metric))
-                for metric in ("AP", *SIZES)
-            }
-            aps = [[found["AP"] for found in of_loss] for of_loss in zip(*pairs, strict=True)]
-            means[cell] = (statistics.fmean(aps[0]), statistics.fmean(aps[1]))
-    return Answer(comparison, cells, means, every)
+    every = {cell: grid.pairs(comparison, cell, rows, backbone) for cell in comparison.cells}
+    return Answer(comparison, {cell: pairs for cell, pairs in every.items() if pairs})
 
 
 def contrasts(answers: Sequence[Answer]) -> list[tuple[Cell, Effect]]:

@@ -123,7 +123,7 @@ def diverged(rows: Rows) -> Iterator[str]:
 def table(a: Answer, size: int) -> Iterator[Sequence[str]]:
     """A row a cell, one a detector if there are several, and one of all."""
     for cell, effects in a.cells.items():
-        one, other = a.means[cell]
+        one, other = a.means(cell)
         yield (cell.data, cell.method, str(effects["AP"].pairs), f"{one:.1f}", f"{other:.1f}",
                *_effects(effects), "")  # fmt: skip
     detectors = dict.fromkeys(cell.detector for cell in a.cells)

@@ -124,14 +124,21 @@ def test_what_a_reader_should_doubt_is_said(asked, tmp_path):
     assert line(found, "scenes-4-8")[2:4] == ["base", "0.01"]
 
 
+def pairs_of(gains):
+    """A pair a seed: all AP of the second loss are 20, of the first so much higher."""
+    names = ("AP", *report.SIZES)
+    return {
+        seed: (dict.fromkeys(names, 20 + gain), dict.fromkeys(names, 20.0))
+        for seed, gain in enumerate(gains)
+    }
+
+
 def test_each_detector_has_a_mean_of_its_own():
     cells = [
         Cell(data, name) for name in ("fcos", "retinanet") for data in ("nuclei", "scenes-4-8")
     ]
     gains = dict(zip(cells, ([1.0, 1.2], [2.0, 2.2], [-3.0, -3.2], [-1.0, -1.2]), strict=True))
-    sizes = {metric: report.effect([]) for metric in report.SIZES}
-    effects = {cell: {"AP": report.effect(gains[cell]), **sizes} for cell in cells}
-    answer = report.Answer(MAIN, effects, dict.fromkeys(cells, (1.0, 0.0)))
+    answer = report.Answer(MAIN, {cell: pairs_of(gains[cell]) for cell in cells})
     rows = {tuple(row[:2]): row[5].split()[0] for row in report.table(answer, 19)}
     assert rows["all", "fcos"] == "+1.6" and rows["all", "retinanet"] == "-2.1"
     assert rows["all", ""] == "-0.2" and len(rows) == 4 + 2 + 1
@@ -141,9 +148,7 @@ def test_gains_with_few_and_with_many_positives_are_compared():
     few, many = Cell("nuclei-half", "retinanet"), Cell("nuclei-half", "retinanet", "rfla")
 
     def answer(cell, gains):
-        pairs = [{"AP": report.effect(gains)}]
-        comparison = Comparison("", "jol", "base", (cell,))
-        return report.Answer(comparison, {cell: pairs[0]}, {cell: (1.0, 0.0)})
+        return report.Answer(Comparison("", "jol", "base", (cell,)), {cell: pairs_of(gains)})
 
     answers = [answer(few, [2.0, 2.2, 1.8]), answer(many, [0.5, 0.7, 0.3])]
     # Their differences are of the family, whether there are any yet or not.
