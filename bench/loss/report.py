@@ -86,7 +86,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The CPU's name, threads in use and cores."""
+    """The CPU's name, its vector instructions, which that may leave open, and threads."""
     name = platform.machine()
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():
@@ -94,7 +94,8 @@ def _processor() -> str:
             x.split(":")[1].strip() for x in cpu.read_text().splitlines() if "model name" in x
         ]
         name = models[0] if models else name
-    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {vectors}, {torch.get_num_threads()} of {os.cpu_count()} threads"
 
 
 def _commit() -> str:

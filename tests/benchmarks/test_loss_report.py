@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 
 import pytest
 import torch
@@ -34,6 +35,13 @@ def test_a_file_gives_back_what_was_written(tmp_path):
         (tmp_path / "bad.csv").write_text(text)
         with pytest.raises(ValueError, match=r"bad\.csv: is no table"):
             report.read_csv(tmp_path / "bad.csv")
+
+
+def test_a_processor_is_named_with_its_vectors_and_threads():
+    """Virtual ones may share a name, and not the instructions that decide their times."""
+    name, vectors, threads = report.machine(torch.device("cpu"))["machine"].rsplit(", ", 2)
+    assert name and vectors == torch.backends.cpu.get_cpu_capability()
+    assert threads == f"{torch.get_num_threads()} of {os.cpu_count()} threads"
 
 
 def test_comparison_names_what_changed():
