@@ -2,11 +2,12 @@
 
 Within a pair of runs everything is equal but what is compared, and what is chosen for each loss on
 its own: first the learning rate, then the scale of the anchors, by AP on the part tune with a seed
-that no reported run has. Mixtures and other settings of JOL choose a rate, and take JOL's anchors.
+that no reported run has. What is best at an end of the values tried is not trusted: the next beyond
+it is tried as well. Mixtures and other settings of JOL choose a rate, and take JOL's anchors.
 All scales have as many anchors, so that detectors of a pair begin with the same weights.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +15,24 @@ from bench.study.data import DATA
 from bench.study.runs import Found, Rows, Run
 from detectors.models.presets import DETECTORS
 
-RATES = (0.005, 0.01, 0.02, 0.04)
-SCALES = (1.0, 2.0, 4.0)
+
+@dataclass(frozen=True)
+class Tried:
+    """The values of a setting out of which one is chosen.
+
+    Attributes:
+        first: those that are tried always, ascending.
+        least: while the best is the smallest, half of it is tried too, as far as this.
+        most: likewise twice the largest.
+    """
+
+    first: tuple[float, ...]
+    least: float
+    most: float
+
+
+RATES = Tried((0.005, 0.01, 0.02, 0.04), 0.00125, 0.16)
+SCALES = Tried((1.0, 2.0, 4.0), 0.5, 8.0)
 """Sides of anchors in strides."""
 USUAL_SCALE = 2.0
 """At which rates are chosen."""
@@ -131,22 +148,35 @@ def choose(cell: Cell, loss: str, rows: Rows, backbone: str) -> Choice | list[Ru
         if isinstance(like, list):
             return like
         scale = like.anchor_scale
-    chosen = _best(cell, loss, [Choice(lr, scale) for lr in RATES], rows, backbone)
+    chosen = _best(cell, loss, RATES, lambda lr: Choice(lr, scale), rows, backbone)
     if isinstance(chosen, list) or not own_scale:
         return chosen
-    scales = [Choice(chosen.lr, scale) for scale in SCALES]
-    return _best(cell, loss, scales, rows, backbone)
+    lr = chosen.lr
+    return _best(cell, loss, SCALES, lambda scale: Choice(lr, scale), rows, backbone)
 
 
 def _best(
-    cell: Cell, loss: str, choices: list[Choice], rows: Rows, backbone: str
+    cell: Cell,
+    loss: str,
+    tried: Tried,
+    choice: Callable[[float], Choice],
+    rows: Rows,
+    backbone: str,
 ) -> Choice | list[Run]:
     """The choice with the highest AP, the first of equals; or the runs that are missing."""
-    runs = [run(cell, loss, choice, "tune", TUNING_SEED, backbone) for choice in choices]
-    missing = [r for r in runs if r not in rows]
-    if missing:
-        return missing
-    return max(zip(runs, choices, strict=True), key=lambda pair: rows[pair[0]]["AP"])[1]
+    values = list(tried.first)
+    while True:
+        runs = {v: run(cell, loss, choice(v), "tune", TUNING_SEED, backbone) for v in values}
+        missing = [r for r in runs.values() if r not in rows]
+        if missing:
+            return missing
+        best = max(values, key=lambda v: rows[runs[v]]["AP"])
+        if best == values[0] > tried.least:
+            values.insert(0, best / 2)
+        elif best == values[-1] < tried.most:
+            values.append(best * 2)
+        else:
+            return choice(best)
 
 
 def pending(

@@ -192,15 +192,16 @@ def chosen(answers: Sequence[Answer], rows: Rows, backbone: str) -> Iterator[str
     yield ""
     yield "## What was chosen"
     yield ""
-    rates, scales = (", ".join(f"{x:g}" for x in xs) for xs in (grid.RATES, grid.SCALES))
-    yield f"Rates of {rates}; anchors of {scales} strides. AP on the part tune. *: the smallest or"
-    yield "largest of them, beyond which a better one may lie."
+    rates, scales = (", ".join(f"{x:g}" for x in of.first) for of in (grid.RATES, grid.SCALES))
+    yield f"Rates of {rates}; anchors of {scales} strides; while the smallest or the"
+    yield "largest was the best, half or twice of it too. AP on the part tune. *: the last that"
+    yield "would be tried, beyond which a better one may lie."
     yield ""
     yield from markdown(("data", "detector", "loss", "rate", "anchors", "AP"), lines, 3)
 
 
-def _of(value: float, tried: Sequence[float]) -> str:
-    return f"{value:g} *" if value in (min(tried), max(tried)) else f"{value:g}"
+def _of(value: float, tried: grid.Tried) -> str:
+    return f"{value:g} *" if value in (tried.least, tried.most) else f"{value:g}"
 
 
 def read_samples(path: Path, backbone: str) -> list[dict[str, Any]]:

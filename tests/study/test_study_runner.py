@@ -30,7 +30,8 @@ for line in sys.stdin:
     if run["loss"] == "constant" and run["seed"] == 1:
         sys.exit(3)
     time.sleep(float(sys.argv[1]))
-    ap = 30 - 1000 * abs(run["lr"] - (0.01 if run["loss"] == "jol" else 0.02)) + run["anchor_scale"]
+    ap = 30 - 1000 * abs(run["lr"] - (0.01 if run["loss"] == "jol" else 0.02))
+    ap -= abs(run["anchor_scale"] - 4)
     names = "AP AP50 AP75 AP_vt AP_t AP_s AP_m loss_cls loss_box weight".split()
     found = {**dict.fromkeys(names, ap), "problem": "", "seconds": 1.0, "AP_m": float("nan")}
     print(json.dumps({"run": run, "found": found, "samples": []}), flush=True)
@@ -80,7 +81,7 @@ def test_rates_and_anchors_are_chosen_before_the_pairs_run(small, tmp_path, scri
     done = study(tmp_path, script)
     done.run(1)
     order = list(done.rows)
-    assert [r.part for r in order[:12]] == ["tune"] * 12 and order[12].part == "report"
+    assert [r.part for r in order[:14]] == ["tune"] * 14 and order[14].part == "report"
     assert all(r.seed == grid.TUNING_SEED for r in order if r.part == "tune")
     reported = [r for r in order if r.part == "report"]
     chosen = {r.loss: (r.lr, r.anchor_scale) for r in reported}
@@ -94,12 +95,30 @@ def test_rates_and_anchors_are_chosen_before_the_pairs_run(small, tmp_path, scri
     assert runs.read(tmp_path / "study.csv").keys() == done.rows.keys()
 
 
+@pytest.mark.parametrize(
+    ("best", "chosen", "tried"),
+    [
+        (0.01, 0.01, {0.005, 0.01, 0.02, 0.04}),
+        (0.04, 0.04, {0.005, 0.01, 0.02, 0.04, 0.08}),
+        (0.0025, 0.0025, {0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04}),
+        (1.0, 0.16, {0.005, 0.01, 0.02, 0.04, 0.08, 0.16}),
+        (0.0, 0.00125, {0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04}),
+    ],
+)
+def test_a_rate_at_the_end_of_those_tried_is_not_taken_for_the_best(best, chosen, tried):
+    cell, rows = Cell("nuclei", "fcos"), {}
+    while isinstance(choice := grid.choose(cell, "base", rows, "resnet18"), list):
+        assert not rows.keys() & set(choice)
+        rows |= {run: {"AP": -abs(run.lr - best)} for run in choice}
+    assert choice.lr == chosen and {run.lr for run in rows} == tried
+
+
 def test_two_workers_do_no_run_twice(small, tmp_path, script):
     study(tmp_path, script, pause="0.02").run(2)
     with (tmp_path / "study.csv").open() as file:
         lines = list(csv.DictReader(file))
     keys = [tuple(line[name] for name in runs.COLUMNS[:12]) for line in lines]
-    assert len(keys) == len(set(keys)) == 12 + 4 + 14
+    assert len(keys) == len(set(keys)) == 14 + 4 + 14
     assert lines[0]["AP_m"] == "" and lines[0]["machine"] == "m, with a comma"
 
 
@@ -229,7 +248,7 @@ def test_an_unfinished_line_is_no_row_and_takes_no_other_along(cut, tmp_path, ru
 
 def test_a_row_is_read_as_it_was_written(tmp_path, run):
     file = tmp_path / "study.csv"
-    for rate in grid.RATES:
+    for rate in (grid.RATES.least, *grid.RATES.first):
         given = run(lr=rate, anchor_scale=0.5, assigner="rfla", part="report")
         problem = 'step 3: total = nan; "image" ids 1,\n2'
         runs.append(file, [row(given, "m") | {"problem": problem, "AP_s": math.nan}])
