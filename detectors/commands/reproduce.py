@@ -259,7 +259,7 @@ def _seconds(one: Runs, speed: Speed, images: int) -> float:
     """Of one run: its steps, and detecting on the test split as often as it is evaluated."""
     settings = one.settings
     every = settings.eval_every * one.epoch
-    evaluations = max(1, settings.steps // every) if every else 1
+    evaluations = math.ceil(settings.steps / every) if every else 1
     return settings.steps * speed.step + evaluations * images * speed.image
 
 

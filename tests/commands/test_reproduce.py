@@ -149,6 +149,22 @@ def test_the_plan_says_runs_steps_hours_and_disk(
     assert untrained == [] and not out.exists()
 
 
+def test_the_evaluation_at_the_end_counts(
+    trees: Path,
+    untrained: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    speed = Speed(0.5, 3600.0, 3, 1, "a GPU")
+    monkeypatch.setattr(timing, "measure", lambda settings, *_: [speed] * len(settings))
+    words = ["--seeds", "0", *FCOS, "--dry-run"]
+    after = [*TINY, "--batch-size", "2", "--eval-every", "4"]
+    assert main(command("visdrone", trees, tmp_path, *words, after=after)) == 0
+    # 2 steps an epoch, 18 steps: evaluated after 8, 16 and 18; 2 images, 2 runs
+    assert "about 12.0 hours" in capsys.readouterr().out
+
+
 def test_settings_and_detectors_choose_and_the_rest_is_train_s(
     trees: Path, untrained: list[list[str]], tmp_path: Path
 ) -> None:
