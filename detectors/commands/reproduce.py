@@ -138,6 +138,8 @@ def run(args: Namespace) -> None:
     if not jobs:
         raise Unusable(f"--detectors: table {reproduction.NUMBERS[args.dataset]} has none of them")
     runs = _runs(jobs, args, common, images=1)  # before the data are read: wrong arguments first
+    planned = [one.planned(seed) for seed in seeds for one in runs]
+    sweep.refuse_others(planned, out)
 
     print(f"Table {reproduction.NUMBERS[args.dataset]}: {table.title}", flush=True)
     data = check_data(args.dataset, args.data_root)
@@ -164,7 +166,6 @@ def run(args: Namespace) -> None:
         warn(warning)
     if args.dry_run:
         return
-    planned = [one.planned(seed) for seed in seeds for one in runs]
     notes = [f"not the paper's data: {line}" for line in data.warnings]
     notes += [f"trained with {shlex.join(common)}"] if common else []
     failed: sweep.SweepError | None = None

@@ -177,16 +177,7 @@ def sweep(
         SweepError: runs that failed, after all others were done.
     """
     launch = launch or _launch
-    record = _read_record(out)
-    values = {p.name: _values(train.parse(_command(p, out)[1:])) for p in planned}
-    for name, now in values.items():
-        was = record.get(name, now)
-        for key in now.keys() | was.keys():
-            told = [values.get(key, "not given") for values in (was, now)]
-            if told[0] != told[1] and (out / name / "config.json").exists():
-                raise RunError(
-                    f"{out / name}: {key} was {told[0]}, is now {told[1]}; give another --out"
-                )
+    values = refuse_others(planned, out)
     failed: list[str] = []
     busy: list[str] = []
     for number, run in enumerate(planned, start=1):
@@ -214,6 +205,25 @@ def sweep(
     ]
     if problems:
         raise SweepError("; ".join(problems))
+
+
+def refuse_others(planned: Sequence[Planned], out: Path) -> dict[str, dict[str, str]]:
+    """The arguments of each run as the record keeps them, by name.
+
+    Raises:
+        RunError: `out` is a file, or holds runs of the same names and other arguments.
+    """
+    record = _read_record(out)
+    values = {p.name: _values(train.parse(_command(p, out)[1:])) for p in planned}
+    for name, now in values.items():
+        was = record.get(name, now)
+        for key in dict.fromkeys([*now, *was]):
+            told = [values.get(key, "not given") for values in (was, now)]
+            if told[0] != told[1] and (out / name / "config.json").exists():
+                raise RunError(
+                    f"{out / name}: {key} was {told[0]}, is now {told[1]}; give another --out"
+                )
+    return values
 
 
 def _command(run: Planned, out: Path) -> list[str]:

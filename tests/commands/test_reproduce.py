@@ -187,6 +187,15 @@ def test_other_arguments_are_not_the_same_runs(
     assert main(command("visdrone", trees, tmp_path, *words, after=TINY)) == 2
     assert "max_steps was 1, is now not given; give another --out" in capsys.readouterr().err
     assert (tmp_path / "table.md").read_bytes() == table and len(untrained) == 2
+    more = ["--seeds", "0", "1", *FCOS]
+    for name, extra, was in (
+        ("visdrone", ["--dry-run"], "max_steps was 1"),
+        ("aitod", ["--dry-run"], "dataset was visdrone, is now aitod"),
+        ("aitod", [], "dataset was visdrone, is now aitod"),
+    ):
+        assert main(command(name, trees, tmp_path, *more, *extra, after=TINY)) == 2
+        printed = capsys.readouterr()
+        assert was in printed.err and "timing" not in printed.out and "done" not in printed.out
 
 
 def test_one_that_fails_leaves_a_table_of_the_rest(
