@@ -36,6 +36,8 @@ PRESET = "paper"
 TIMED = ("--max-steps", "60", "--eval-every", "0")
 """For Table 9, where the common arguments say no length: three lines of metrics.jsonl."""
 RECORD = "sweep.json"
+FREE = MAY_CHANGE | {"data_root", "out", "resume", "run", "command"}
+"""Arguments that do not decide what a run is; a named data set may move."""
 POLL = 0.2
 """Seconds between looks for a signal while a run is under way."""
 Launch = Callable[[list[str]], int]
@@ -217,7 +219,7 @@ def refuse_others(planned: Sequence[Planned], out: Path) -> dict[str, dict[str, 
     values = {p.name: _values(train.parse(_command(p, out)[1:])) for p in planned}
     for name, now in values.items():
         was = record.get(name, now)
-        for key in dict.fromkeys([*now, *was]):
+        for key in (name for name in dict.fromkeys([*now, *was]) if name not in FREE):
             told = [values.get(key, "not given") for values in (was, now)]
             if told[0] != told[1] and (out / name / "config.json").exists():
                 raise RunError(
@@ -233,8 +235,7 @@ def _command(run: Planned, out: Path) -> list[str]:
 
 def _values(parsed: dict[str, Any]) -> dict[str, str]:
     """The arguments that decide what a run is, as text."""
-    drop = MAY_CHANGE | {"out", "resume", "run", "command"}
-    return {name: str(value) for name, value in parsed.items() if name not in drop}
+    return {name: str(value) for name, value in parsed.items() if name not in FREE}
 
 
 def state_of(folder: Path) -> str:

@@ -198,6 +198,21 @@ def test_other_arguments_are_not_the_same_runs(
         assert was in printed.err and "timing" not in printed.out and "done" not in printed.out
 
 
+def test_the_data_may_move(trees: Path, here: list[list[str]], tmp_path: Path) -> None:
+    """As on a cluster, which unpacks them into another folder for each job."""
+    words = ["--seeds", "0", "--settings", "fair", *FCOS]
+    assert main(command("visdrone", trees, tmp_path / "out", *words)) == 0
+    (tmp_path / "out" / "fcos-jol-seed0" / "results.json").unlink()  # it was interrupted
+    here.clear()
+    record = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    for run in record.values():  # as earlier versions kept it
+        run["data_root"] = str(trees / "visdrone")
+    (tmp_path / "out" / "sweep.json").write_text(json.dumps(record))
+    shutil.copytree(trees / "visdrone", tmp_path / "visdrone")
+    assert main(command("visdrone", tmp_path, tmp_path / "out", *words)) == 0
+    assert [Path(w[w.index("--out") + 1]).name for w in here] == ["fcos-jol-seed0"]
+
+
 def test_one_that_fails_leaves_a_table_of_the_rest(
     trees: Path,
     untrained: list[list[str]],
