@@ -97,10 +97,8 @@ def training(
     else:
         data = {_key(name): os.path.abspath(str(_value(args, name))) for name in TRAINING}
         train = CocoDetection(args.train_images, args.train_annotations)
-    if not train.objects:
-        raise DataError(f"{train.source}: no objects to learn from")
     val = evaluation(args)
-    refuse_other_classes(val, train.source, train.class_names, train.category_ids)
+    refuse_unfit(train, val)
     return train, val, data
 
 
@@ -150,6 +148,13 @@ def splits(args: argparse.Namespace, report: Report = fail) -> list["Published"]
     root: Path = args.data_root
     names = args.split or DATASETS[args.dataset].counted
     return [read_split(args.dataset, root, split, report) for split in names]
+
+
+def refuse_unfit(train: "CocoDetection", val: "CocoDetection") -> None:
+    """Raise DataError where there is nothing to learn, or classes to find that are not learnt."""
+    if not train.objects:
+        raise DataError(f"{train.source}: no objects to learn from")
+    refuse_other_classes(val, train.source, train.class_names, train.category_ids)
 
 
 def refuse_other_classes(

@@ -4,13 +4,18 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from detectors.commands.data_options import refuse_unfit
 from detectors.data.catalog import DATASETS, evaluation_data, read_split, training_data
 from detectors.data.coco import ZERO_SIZE, CocoFile
 from detectors.errors import DataError
 from detectors.paper.published_numbers import DATA_SETS
 from detectors.training.settings import TrainSettings
 from detectors.utils.printable import counted
+
+if TYPE_CHECKING:
+    from detectors.data.dataset import CocoDetection
 
 SHOWN = 3
 """Problems of a split that are told one by one."""
@@ -51,7 +56,10 @@ class Found:
 
 
 def check_data(name: str, root: Path) -> Found:
-    """Read the splits that are trained and tested on, and see that every image file is there."""
+    """Read the splits that are trained and tested on, and see that every image file is there.
+
+    Each is read twice: for all of its problems, then as `jol train` does.
+    """
     dataset, found = DATASETS[name], Found()
     splits: dict[str, tuple[int, int]] = {}  # its images and objects
     for split in (dataset.train, dataset.test):
@@ -61,17 +69,20 @@ def check_data(name: str, root: Path) -> Found:
             found.lines.append(f"{split}: {coco.counts}")
     if found.problems:
         return found
-    found.train, found.test = (splits[split][0] for split in (dataset.train, dataset.test))
-    if dataset.tiled:
+    data: list[CocoDetection] = []
+    for read in (training_data, evaluation_data):
         try:
-            found.train = len(training_data(name, root))
+            data.append(read(name, root))
         except DataError as error:
             found.problems.append(str(error))
+    if not found.problems:
+        found.train, found.test = map(len, data)
+        if dataset.tiled:
+            found.lines.append(f"tiles: {found.train:,} to train on, {found.test:,} to detect on")
         try:
-            found.test = len(evaluation_data(name, root))
+            refuse_unfit(*data)
         except DataError as error:
             found.problems.append(str(error))
-        found.lines.append(f"tiles: {found.train:,} to train on, {found.test:,} to detect on")
     found.warnings += _differences(name, root, splits)
     return found
 

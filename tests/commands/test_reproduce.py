@@ -271,6 +271,40 @@ def test_missing_data_are_named(
     assert untrained == [] and not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("split", "change", "wanted"),
+    [
+        ("train", {"annotations": []}, "no objects to learn from"),
+        ("val", {"categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "zebra"}]}, "zebra"),
+    ],
+    ids=["nothing to learn", "another class to find"],
+)
+def test_what_train_would_refuse_is_a_problem(
+    split: str,
+    change: dict[str, list],
+    wanted: str,
+    trees: Path,
+    untrained: list[list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = damaged(trees, "coco", tmp_path) / "annotations" / f"instances_{split}2017.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert main(command("coco", tmp_path, tmp_path / "out", "--seeds", "0")) == 2
+    printed = capsys.readouterr()
+    assert str(file) in printed.err and wanted in printed.err and "timing" not in printed.out
+    assert "nothing was trained" in printed.err and untrained == []
+
+
+def test_tiles_that_are_not_there_are_not_counted(
+    trees: Path, untrained: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(damaged(trees, "sodad", tmp_path) / "tiles")
+    assert main(command("sodad", tmp_path, tmp_path / "out")) == 2
+    printed = capsys.readouterr()
+    assert "to train on" not in printed.out and "2 problems" in printed.err
+
+
 def test_many_problems_are_counted(
     trees: Path, untrained: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
