@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, get_start_method, set_start_method
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ def measure(settings: Sequence[TrainSettings], dataset: str, root: Path) -> list
     """
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(theirs, settings, dataset, root))
+    loading = get_start_method()
+    child = context.Process(target=_answer, args=(theirs, loading, settings, dataset, root))
     child.start()
     theirs.close()
     try:
@@ -68,9 +69,14 @@ def measure(settings: Sequence[TrainSettings], dataset: str, root: Path) -> list
     return found
 
 
-def _answer(there: Connection, *given: Any) -> None:
-    """Send what `measure_here` returns or raises; Ctrl-C is for the parent, which ends this."""
+def _answer(there: Connection, loading: str, *given: Any) -> None:
+    """Send what `measure_here` returns or raises; Ctrl-C is for the parent, which ends this.
+
+    `loading`: how loading processes are started, as by `jol train`; by default as this one was,
+    and they would miss the end of this one while they import torch.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_start_method(loading, force=True)
     try:
         there.send(measure_here(*given))
     except Exception as error:

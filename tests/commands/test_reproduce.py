@@ -1,5 +1,6 @@
 """`jol reproduce` on tiny trees of every data set: checks, plan, runs, resuming, the table."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -7,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from argparse import Namespace
 from collections import namedtuple
 from itertools import pairwise
@@ -403,6 +405,33 @@ def test_what_the_timing_process_refuses_comes_back(trees: Path) -> None:
         timing.measure([settings], "coco", trees / "coco")
     with pytest.raises(DataError, match="no annotations"):
         timing.measure([settings], "coco", trees / "aitod")
+
+
+@pytest.mark.slow
+def test_stopped_while_timing_it_leaves_no_process(trees: Path, tmp_path: Path) -> None:
+    words = ["--seeds", "0", "--settings", "fair", *FCOS]
+    words = command("visdrone", trees, tmp_path / "out", *words, after=[*TINY, "--workers", "2"])
+    child = run_jol(words, tmp_path, before=os.setpgrp)
+    group = child.process.pid
+    assert group is not None
+    child.wait_for(lambda: members(group) >= 5)  # itself, its tracker, the timing, two that load
+    child.signal(signal.SIGTERM)
+    assert child.end() == 1
+    until = time.monotonic() + 30  # a loading process looks for its parent every 5 seconds
+    while (left := members(group)) and time.monotonic() < until:
+        time.sleep(0.1)
+    if left:
+        os.killpg(group, signal.SIGKILL)
+    assert not left
+
+
+def members(group: int) -> int:
+    """How many processes a group has."""
+    found = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            found += int(stat.read_text().rpartition(")")[2].split()[2]) == group
+    return found
 
 
 @pytest.mark.slow
