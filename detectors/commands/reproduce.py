@@ -173,7 +173,12 @@ def run(args: Namespace) -> None:
         sweep.sweep(planned, out, dry=False)
     except sweep.SweepError as error:
         failed = error
-    _write_table(table, kinds, runs, seeds, out, notes, args.detectors)
+    try:
+        _write_table(table, kinds, runs, seeds, out, notes, args.detectors)
+    except OSError as error:
+        if not failed:
+            raise
+        warn(f"{error.filename}: {error.strerror}")
     if failed:
         raise failed
 
@@ -339,10 +344,11 @@ def _write_table(
     if not any(one.runs for one in trained):
         return
     grid = reproduction.comparison(table, kinds, trained, notes, detectors)
+    print(f"\n{render(grid, 'text')}", flush=True)
     with claimed(out):
         for name, style in (("table.md", "markdown"), ("table.csv", "csv")):
             _replace(out / name, render(grid, style))
-    print(f"\n{render(grid, 'text')}\n{out / 'table.md'}, {out / 'table.csv'}", flush=True)
+    print(f"{out / 'table.md'}, {out / 'table.csv'}", flush=True)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -229,6 +229,27 @@ def test_one_that_fails_leaves_a_table_of_the_rest(
     assert "no run" in (tmp_path / "table.md").read_text()
 
 
+def test_a_table_that_cannot_be_written_is_printed_and_hides_no_failure(
+    trees: Path,
+    untrained: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As on a disk that has filled up, which is why the runs failed."""
+    launch = sweep._launch
+    monkeypatch.setattr(sweep, "_launch", lambda w: 1 if "jol" in w else launch(w))
+    (tmp_path / "table.md").mkdir()
+    words = command("visdrone", trees, tmp_path, "--seeds", "0", *FCOS)
+    assert main(words) == 1
+    printed = capsys.readouterr()
+    assert "Table 2 reproduced" in printed.out and f"{tmp_path / 'table.md'}: " in printed.err
+    assert "1 of 2 runs failed: fcos-jol-seed0 (status 1)" in printed.err
+    monkeypatch.setattr(sweep, "_launch", launch)
+    assert main(words) == 1
+    assert f"jol reproduce: {tmp_path / 'table.md'}: " in capsys.readouterr().err
+
+
 def damaged(trees: Path, name: str, tmp_path: Path) -> Path:
     shutil.copytree(trees / name, tmp_path / name)
     return tmp_path / name
