@@ -160,8 +160,9 @@ def run(args: Namespace) -> None:
     print(f"{wanted / GIGA:,.1f} GB to write, {free / GIGA:,.0f} GB free in {out}", flush=True)
     if wanted > free:
         raise Unusable(f"{out}: not enough disk; give another --out, or fewer --seeds")
-    if runs[0].settings.device == "cpu":
-        warn("no GPU is used, and preset paper is not made for a CPU")
+    preset = runs[0].settings.preset
+    if runs[0].settings.device == "cpu" and preset != "slim":
+        warn(f"no GPU is used, and preset {preset} is not made for a CPU")
     for warning in data.warnings:
         warn(warning)
     if args.dry_run:

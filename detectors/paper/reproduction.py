@@ -146,6 +146,7 @@ def comparison(
         entry=3,
         notes=[
             *(["CUT SHORT: steps below the paper's length; not a reproduction."] if short else []),
+            *_of_another_preset(trained),
             *_of_other_data(trained),
             *notes,
             f"paper: doi {DOI}; its base numbers are cited from its references "
@@ -161,6 +162,16 @@ def comparison(
 
 def _find(trained: Sequence[Trained], kind: str, cell: Cell) -> Trained:
     return next(one for one in trained if one.job.cell == cell and kind in one.job.kinds)
+
+
+def _of_another_preset(trained: Sequence[Trained]) -> Iterator[str]:
+    """A preset that the runs were given instead of the paper's, of which the notes speak."""
+    given = {run.settings["preset"] for one in trained for run in one.runs.values()} - {PRESET}
+    if given:
+        yield (
+            f"PRESET {', '.join(sorted(given))}, not paper: what is said below of preset and "
+            "anchors does not hold; not a reproduction."
+        )
 
 
 def _of_other_data(trained: Sequence[Trained]) -> Iterator[str]:

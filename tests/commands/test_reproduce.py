@@ -122,7 +122,8 @@ def test_from_data_to_the_table(
     assert {row["pairs"] for row in rows if row["metric"] == "AP"} == {"1"}
     assert re.fullmatch(r"\d+\.\d", rows[0]["base"]) and float(rows[0]["paper:JOL"]) > 10
     text = (out / "table.md").read_text()
-    assert "CUT SHORT" in text and "--max-steps 1" in text and "not the paper's data" in text
+    said = ["CUT SHORT", "PRESET slim", "--max-steps 1", "not the paper's data"]
+    assert all(word in text for word in said)
     here.clear()
     assert main(words) == 0
     assert here == [] and "0 of 2 runs are left" in capsys.readouterr().out
@@ -148,6 +149,7 @@ def test_the_plan_says_runs_steps_hours_and_disk(
     # 44 times two checkpoints and the best weights, and one under way
     assert any(line.startswith(f"{44 * 7 + 3:.1f} GB to write") for line in lines)
     assert "about 0.1 hours on a GPU: an estimate" in printed.out
+    assert "made for a CPU" not in printed.err  # preset slim is
     assert untrained == [] and not out.exists()
 
 

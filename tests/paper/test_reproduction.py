@@ -77,7 +77,8 @@ def trained(job: Job, aps: dict[int, float], steps: int = 100) -> Trained:
     runs = {}
     for seed, ap in aps.items():
         metrics = {"AP": ap / 100, "AP_t": ap / 200, "AP_vt": math.nan}
-        runs[seed] = Run(Path("x"), {"steps": steps, "seed": seed}, "visdrone", {}, metrics)
+        settings = {"steps": steps, "seed": seed, "preset": "paper"}
+        runs[seed] = Run(Path("x"), settings, "visdrone", {}, metrics)
     return Trained(job, 100, runs)
 
 
@@ -124,6 +125,18 @@ def test_what_was_not_trained_says_so() -> None:
     ]
     notes = comparison(TABLES[2], ["fair"], found, [], ["faster_rcnn"]).notes
     assert not any("CUT SHORT" in note for note in notes)
+
+
+def test_runs_of_another_preset_are_named() -> None:
+    """What the notes say of anchors and settings is of preset paper."""
+    fair = jobs(TABLES[2], ["fair"], ["faster_rcnn"])
+    found = [trained(fair[0], {0: 20.0}), trained(fair[1], {0: 20.0})]
+    notes = comparison(TABLES[2], ["fair"], found, [], ["faster_rcnn"]).notes
+    assert not any("PRESET" in note for note in notes)
+    for one in found:
+        one.runs[0].settings["preset"] = "slim"
+    notes = comparison(TABLES[2], ["fair"], found, [], ["faster_rcnn"]).notes
+    assert notes[0].startswith("PRESET slim, not paper") and "not a reproduction" in notes[0]
 
 
 def test_runs_of_other_data_are_named() -> None:
