@@ -167,7 +167,7 @@ def run(args: Namespace) -> None:
         warn(warning)
     if args.dry_run:
         return
-    notes = [f"not the paper's data: {line}" for line in data.warnings]
+    notes = list(data.warnings)
     notes += [f"trained with {shlex.join(common)}"] if common else []
     failed: sweep.SweepError | None = None
     try:

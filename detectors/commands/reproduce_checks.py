@@ -125,8 +125,8 @@ def _differences(name: str, root: Path, splits: dict[str, tuple[int, int]]) -> I
         if have[0] != images or objects not in (None, have[1]):
             full = f"{images:,} images" + (f", {objects:,} objects" if objects else "")
             yield (
-                f"{what}: {counted(have[0], 'image')}, {counted(have[1], 'object')}; the paper's "
-                f"data set has {full}"
+                f"not the paper's data: {what}: {counted(have[0], 'image')}, "
+                f"{counted(have[1], 'object')}; the paper's data set has {full}"
             )
 
 

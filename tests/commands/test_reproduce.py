@@ -330,6 +330,16 @@ def test_tiles_that_are_not_there_are_not_counted(
     assert "to train on" not in printed.out and "2 problems" in printed.err
 
 
+def test_what_cannot_be_counted_is_not_called_other_data(
+    trees: Path, untrained: list[list[str]], tmp_path: Path
+) -> None:
+    """SODA-D's val, which nothing is trained or tested on."""
+    (damaged(trees, "sodad", tmp_path) / "Annotations" / "val.json").unlink()
+    assert main(command("sodad", tmp_path, tmp_path / "out", "--seeds", "0", *FCOS)) == 0
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "not all there, so not counted" in text and "not the paper's data" not in text
+
+
 def test_many_problems_are_counted(
     trees: Path, untrained: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -413,7 +423,7 @@ def test_the_numbers_of_a_whole_data_set_are_no_difference(
     assert reproduce_checks.check_data("aitod", trees / "aitod").warnings == []
     monkeypatch.setitem(reproduce_checks.COUNTS, "aitod", ((("trainval", "test"), 5, 11),))
     (told,) = reproduce_checks.check_data("aitod", trees / "aitod").warnings
-    assert told.startswith("trainval and test: 5 images, 10 objects; the paper's data set has 5 im")
+    assert told.startswith("not the paper's data: trainval and test: 5 images, 10 objects; the pap")
 
 
 @pytest.mark.slow
