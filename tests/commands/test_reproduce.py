@@ -447,7 +447,8 @@ def test_stopped_while_timing_it_leaves_no_process(trees: Path, tmp_path: Path) 
     child = run_jol(words, tmp_path, before=os.setpgrp)
     group = child.process.pid
     assert group is not None
-    child.wait_for(lambda: members(group) >= 5)  # itself, its tracker, the timing, two that load
+    # Itself, the timing, what loads, and maybe the tracker that multiprocessing starts once.
+    child.wait_for(lambda: members(group) >= 4)
     child.signal(signal.SIGTERM)
     assert child.end() == 1
     until = time.monotonic() + 30  # a loading process looks for its parent every 5 seconds
