@@ -135,8 +135,9 @@ def run(args: Namespace) -> None:
     out = args.out or Path("runs", f"reproduce-{args.dataset}")
     common, seeds = args.rest[1:], list(dict.fromkeys(args.seeds))
     jobs = reproduction.jobs(table, kinds, args.detectors)
-    if not jobs:
-        raise Unusable(f"--detectors: table {reproduction.NUMBERS[args.dataset]} has none of them")
+    for name in args.detectors:
+        if all(job.cell.detector != name for job in jobs):
+            raise Unusable(f"--detectors: table {reproduction.NUMBERS[args.dataset]} has no {name}")
     runs = _runs(jobs, args, common, images=1)  # before the data are read: wrong arguments first
     planned = [one.planned(seed) for seed in seeds for one in runs]
     sweep.refuse_others(planned, out)
