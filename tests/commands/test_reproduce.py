@@ -217,6 +217,12 @@ def test_the_data_may_move(trees: Path, here: list[list[str]], tmp_path: Path) -
     assert [Path(w[w.index("--out") + 1]).name for w in here] == ["fcos-jol-seed0"]
 
 
+def fail_jol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of JOL fail, those of base do not."""
+    launch = sweep._launch
+    monkeypatch.setattr(sweep, "_launch", lambda w: 1 if "jol" in w else launch(w))
+
+
 def test_one_that_fails_leaves_a_table_of_the_rest(
     trees: Path,
     untrained: list[list[str]],
@@ -224,8 +230,7 @@ def test_one_that_fails_leaves_a_table_of_the_rest(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    launch = sweep._launch
-    monkeypatch.setattr(sweep, "_launch", lambda w: 1 if "jol" in w else launch(w))
+    fail_jol(monkeypatch)
     assert main(command("visdrone", trees, tmp_path, "--seeds", "0", *FCOS)) == 1
     assert "1 of 2 runs failed: fcos-jol-seed0 (status 1)" in capsys.readouterr().err
     assert "no run" in (tmp_path / "table.md").read_text()
@@ -239,15 +244,14 @@ def test_a_table_that_cannot_be_written_is_printed_and_hides_no_failure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As on a disk that has filled up, which is why the runs failed."""
-    launch = sweep._launch
-    monkeypatch.setattr(sweep, "_launch", lambda w: 1 if "jol" in w else launch(w))
     (tmp_path / "table.md").mkdir()
     words = command("visdrone", trees, tmp_path, "--seeds", "0", *FCOS)
-    assert main(words) == 1
+    with monkeypatch.context() as failing:
+        fail_jol(failing)
+        assert main(words) == 1
     printed = capsys.readouterr()
     assert "Table 2 reproduced" in printed.out and f"{tmp_path / 'table.md'}: " in printed.err
     assert "1 of 2 runs failed: fcos-jol-seed0 (status 1)" in printed.err
-    monkeypatch.setattr(sweep, "_launch", launch)
     assert main(words) == 1
     assert f"jol reproduce: {tmp_path / 'table.md'}: " in capsys.readouterr().err
 
