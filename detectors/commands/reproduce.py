@@ -23,13 +23,13 @@ from detectors.commands.warnings import warn
 from detectors.errors import RunError, Unusable
 from detectors.models.presets import DETECTORS
 from detectors.paper import reproduction
-from detectors.paper.reproduction import Job, Trained
+from detectors.paper.reproduction import Job, Settings, Trained
 from detectors.paper.table_plan import TABLES, Table
 from detectors.training import timing
 from detectors.training.settings import LENGTH, TrainSettings, resolve
 from detectors.training.timing import Speed
 from detectors.utils import files
-from detectors.utils.argument_types import choice, count, folder, folder_to_write
+from detectors.utils.argument_types import choice, count, folder, folder_to_write, number, within
 from detectors.utils.locks import claimed
 from detectors.utils.parser import Parser
 from detectors.utils.printable import counted, printable_lines
@@ -92,6 +92,15 @@ def add(subparsers: Any) -> None:
         help="fair: base and JOL alike, with anchors that fit the objects; paper: the paper's, and "
         "for base those of the papers that it cites (default: %(default)s)",
     )
+    add(
+        "--rates",
+        metavar="F",
+        nargs="+",
+        type=number(float, above=0),
+        default=[1.0],
+        help="fair settings at F times the preset's learning rate, both losses; of several each "
+        "loss's best is compared too (default: 1)",
+    )
     add("--dry-run", action="store_true", help="check, measure and print the plan; write nothing")
     command.split = sweep.before_dashes
     command.set_defaults(run=run)
@@ -126,15 +135,19 @@ def run(args: Namespace) -> None:
 
     Raises:
         Unusable: arguments, data, weights or a disk that cannot be used, each told before.
-        RunError: --out holds other runs. SweepError: runs that failed, after the table of the rest.
+        RunError: --out holds other runs, or damaged ones, after the table of the rest.
+        SweepError: runs that failed, likewise.
     """
     from detectors.commands.reproduce_checks import check_data, check_weights, free_disk
 
     table = TABLES[reproduction.NUMBERS[args.dataset]]
     kinds = reproduction.KINDS if args.settings == "both" else (args.settings,)
+    if "fair" not in kinds and args.rates != [1.0]:
+        raise Unusable(f"--rates: only of fair settings, got --settings {args.settings}")
+    settings = reproduction.all_settings(kinds, args.rates)
     out = args.out or Path("runs", f"reproduce-{args.dataset}")
     common, seeds = args.rest[1:], list(dict.fromkeys(args.seeds))
-    jobs = reproduction.jobs(table, kinds, args.detectors)
+    jobs = reproduction.jobs(table, settings, args.detectors)
     for name in args.detectors:
         if all(job.cell.detector != name for job in jobs):
             raise Unusable(f"--detectors: table {reproduction.NUMBERS[args.dataset]} has no {name}")
@@ -171,18 +184,22 @@ def run(args: Namespace) -> None:
     notes = list(data.warnings)
     notes += [f"trained with {shlex.join(common)}"] if common else []
     failed: sweep.SweepError | None = None
+    damaged = 0
     try:
         sweep.sweep(planned, out, dry=False)
     except sweep.SweepError as error:
         failed = error
     try:
-        _write_table(table, kinds, runs, seeds, out, notes, args.detectors)
+        damaged = _write_table(table, settings, runs, seeds, out, notes, args.detectors)
     except OSError as error:
         if not failed:
             raise
         warn(f"{error.filename}: {error.strerror}")
     if failed:
         raise failed
+    if damaged:
+        which = counted(damaged, "finished run")
+        raise RunError(f"{which} not read, see above; without results.json it is trained anew")
 
 
 def _runs(jobs: Sequence[Job], args: Namespace, common: Sequence[str], images: int) -> list[Runs]:
@@ -199,10 +216,14 @@ def _runs(jobs: Sequence[Job], args: Namespace, common: Sequence[str], images: i
         pairs = (*flags[job.cell].items(), *job.options.items())
         words = [*(word for pair in pairs for word in pair), *shared, *common]
         given = train.given_settings(Namespace(**train.parse([*words, "--out", "x"])))
+        if job.rate != 1:
+            given["lr"] = float(f"{resolve(given, images, args.dataset, {}).lr * job.rate:g}")
+            words += ["--lr", f"{given['lr']:g}"]
         given["device"] = find_device(given.get("device"))
         usual = {name: value for name, value in given.items() if name not in LENGTH}
         now, whole = (resolve(g, images, args.dataset, {}) for g in (given, usual))
         parts = [f"{flag[2:].replace('-', '_')}{value}" for flag, value in job.options.items()]
+        parts += [f"rate{job.rate:g}"] if job.rate != 1 else []
         name = "-".join([sweep.name_of(job.cell), *parts])
         epoch = math.ceil(images / now.batch_size)
         found.append(Runs(job, name, words, now, whole.steps, epoch))
@@ -253,7 +274,9 @@ def _read_speeds(out: Path) -> dict[str, Speed]:
     """What an earlier call measured; nothing where that is not there or not as it was written."""
     try:
         content = json.loads(files.read_bytes(out / SPEED))
-        return {key: Speed(**values) for key, values in content.items()}
+        speeds = {key: Speed(**values) for key, values in content.items()}
+        good = all(within(x, least=0) for speed in speeds.values() for x in speed.numbers)
+        return speeds if good else {}
     except (OSError, ValueError, RecursionError, TypeError, AttributeError):
         return {}
 
@@ -297,7 +320,9 @@ def _plan(
             hours = mine * _seconds(one, speed, images) / HOUR
             total += hours
             cells += [f"{speed.step:.3f}", f"{hours:,.1f}"]
-        rows.append([one.name, " and ".join(one.job.kinds), *cells, *[""] * (5 - len(cells))])
+        rows.append(
+            [one.name, " and ".join(map(str, one.job.settings)), *cells, *[""] * (5 - len(cells))]
+        )
     yield from ("", *aligned(rows, labels=2), "")
     yield f"{sum(left.values())} of {len(runs) * seeds} runs are left"
     if speeds:
@@ -326,31 +351,41 @@ def _disk(
 
 def _write_table(
     table: Table,
-    kinds: Sequence[str],
+    settings: Sequence[Settings],
     runs: Sequence[Runs],
     seeds: Sequence[int],
     out: Path,
     notes: Sequence[str],
     detectors: Sequence[str],
-) -> None:
-    """Print the table of the runs that are done, and write it as table.md and table.csv."""
+) -> int:
+    """Print the table of the runs that are done, and write it as table.md and table.csv.
+
+    Returns:
+        How many of them cannot be read.
+    """
     from detectors.paper.finished_runs import read_run
 
-    trained = []
+    trained, damaged = [], []
     for one in runs:
-        folders = {seed: out / one.planned(seed).name for seed in seeds}
-        done = {
-            seed: read_run(path) for seed, path in folders.items() if sweep.state_of(path) == "done"
-        }
+        done = {}
+        for seed in seeds:
+            folder = out / one.planned(seed).name
+            if sweep.state_of(folder) == "done":
+                try:
+                    done[seed] = read_run(folder)
+                except RunError as error:
+                    damaged.append(f"left out, {error}")
+                    warn(damaged[-1])
         trained.append(Trained(one.job, one.whole, done))
     if not any(one.runs for one in trained):
-        return
-    grid = reproduction.comparison(table, kinds, trained, notes, detectors)
+        return len(damaged)
+    grid = reproduction.comparison(table, settings, trained, [*notes, *damaged], detectors)
     print(f"\n{render(grid, 'text')}", flush=True)
     with claimed(out):
         for name, style in (("table.md", "markdown"), ("table.csv", "csv")):
             _replace(out / name, render(grid, style))
     print(f"{out / 'table.md'}, {out / 'table.csv'}", flush=True)
+    return len(damaged)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -2,7 +2,8 @@
 
 There are two kinds of settings. "paper": JOL as the paper says, base as the papers that its
 numbers are cited from, as far as that is known and an option of `jol train`. "fair": base and JOL
-alike, with anchors that fit the objects. docs/paper.md says what is known and what is not.
+alike, with anchors that fit the objects, at one or several learning rates. docs/paper.md says what
+is known and what is not.
 """
 
 import math
@@ -19,6 +20,8 @@ from detectors.utils.text_tables import Grid
 NUMBERS = {TABLES[number].dataset: number for number in range(2, 7)}
 """Data set → number of its table."""
 KINDS = ("fair", "paper")
+BEST = "fair, best rates"
+"""The rows in which each loss has the rate at which its AP is highest."""
 PRESET = "paper"
 SMALLEST = {"visdrone": 16, "aitod": 8, "aitodv2": 8, "sodad": 8, "coco": 32}
 """Data set → side in pixels of the smallest anchor of fair settings.
@@ -33,18 +36,48 @@ INTERVAL = 0.95
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Settings that a table is trained with.
+
+    Attributes:
+        kind: one of KINDS.
+        rate: learning rate, in that of the preset.
+    """
+
+    kind: str
+    rate: float = 1.0
+
+    def __str__(self) -> str:
+        return self.kind if self.rate == 1 else f"{self.kind}, rate x {self.rate:g}"
+
+
+def all_settings(kinds: Sequence[str], rates: Sequence[float] = (1.0,)) -> list[Settings]:
+    """Settings of these kinds; fair ones at each of these rates, the paper's at its own."""
+    return [
+        Settings(kind, rate)
+        for kind in kinds
+        for rate in (dict.fromkeys(rates) if kind == "fair" else (1.0,))
+    ]
+
+
+@dataclass(frozen=True)
 class Job:
     """Runs that differ in their seed alone.
 
     Attributes:
         cell: what they are.
         options: of `jol train` beyond the cell's and the preset: flag → value.
-        kinds: the settings that they are runs of, one or both of KINDS.
+        settings: those that they are runs of, all with the same rate.
     """
 
     cell: Cell
     options: Mapping[str, str]
-    kinds: tuple[str, ...]
+    settings: tuple[Settings, ...]
+
+    @property
+    def rate(self) -> float:
+        """Learning rate, in that of the preset."""
+        return self.settings[0].rate
 
 
 def entries(table: Table, detectors: Sequence[str] = ()) -> list[tuple[Entry, Entry]]:
@@ -70,15 +103,16 @@ def options_of(kind: str, dataset: str, cell: Cell) -> dict[str, str]:
     return {"--anchor-scale": str(CITED_SCALE[dataset])} if known else {}
 
 
-def jobs(table: Table, kinds: Sequence[str], detectors: Sequence[str] = ()) -> list[Job]:
-    """What to train for a table; runs that both kinds share are one job."""
-    found: dict[tuple[Cell, tuple[tuple[str, str], ...]], list[str]] = {}
+def jobs(table: Table, settings: Sequence[Settings], detectors: Sequence[str] = ()) -> list[Job]:
+    """What to train for a table; runs that several settings share are one job."""
+    found: dict[tuple[Cell, tuple[tuple[str, str], ...], float], list[Settings]] = {}
     for pair in entries(table, detectors):
-        for kind in kinds:
+        for one in settings:
             for entry in pair:
-                options = options_of(kind, table.dataset, entry.cell)
-                found.setdefault((entry.cell, tuple(options.items())), []).append(kind)
-    return [Job(cell, dict(options), tuple(kinds)) for (cell, options), kinds in found.items()]
+                options = options_of(one.kind, table.dataset, entry.cell)
+                key = entry.cell, tuple(options.items()), one.rate
+                found.setdefault(key, []).append(one)
+    return [Job(cell, dict(options), tuple(of)) for (cell, options, _), of in found.items()]
 
 
 @dataclass(frozen=True)
@@ -109,7 +143,7 @@ HEADER = [
 
 def comparison(
     table: Table,
-    kinds: Sequence[str],
+    settings: Sequence[Settings],
     trained: Sequence[Trained],
     notes: Sequence[str] = (),
     detectors: Sequence[str] = (),
@@ -118,23 +152,27 @@ def comparison(
 
     Args:
         table: one of Tables 2 to 6.
-        kinds: of KINDS, those to show.
+        settings: those to show.
         trained: the jobs of `jobs`.
         notes: what else to say below it.
         detectors: as `jobs` was given.
     """
     rows: list[list[str]] = []
     short = False
+    fair = [one for one in settings if one.kind == "fair"]
+    shown = [(str(one), [one]) for one in settings]
+    if len(fair) > 1:
+        shown.insert(len(fair), (BEST, fair))
     for base, joint in entries(table, detectors):
-        for kind in kinds:
-            ours = [_find(trained, kind, entry.cell) for entry in (base, joint)]
+        for name, of in shown:
+            ours = [_best(trained, of, entry.cell) for entry in (base, joint)]
             steps = {
                 (run.settings["steps"], one.whole) for one in ours for run in one.runs.values()
             }
             short = short or any(done < whole for done, whole in steps)
             lengths = " / ".join(length(*each) for each in sorted(steps)) or "-"
             for column in table.columns:
-                label = (base.labels[0], kind, column)
+                label = (base.labels[0], name, column)
                 published = [entry.published.get(column, math.nan) for entry in (base, joint)]
                 rows.append([*label, *_ours(ours, column, lengths), *_published(*published)])
     cited = sorted({base.reference for base, _ in entries(table, detectors) if base.reference})
@@ -153,15 +191,37 @@ def comparison(
             f"{', '.join(map(str, cited))}, not runs of its authors; -: not in its table."
             if cited
             else f"paper: doi {DOI}; -: not in its table.",
-            *(f"{kind}: {_in_words(kind, table.dataset)}" for kind in kinds),
+            *(f"{kind}: {_in_words(kind, table.dataset)}" for kind in _kinds(settings)),
+            *_of_rates(fair),
             "base, JOL, JOL-base: means over pairs of one seed (without pairs: over seeds); "
             "from, to: the difference's 95 % interval by Student's t.",
         ],
     )
 
 
-def _find(trained: Sequence[Trained], kind: str, cell: Cell) -> Trained:
-    return next(one for one in trained if one.job.cell == cell and kind in one.job.kinds)
+def _best(trained: Sequence[Trained], settings: Sequence[Settings], cell: Cell) -> Trained:
+    """Of a cell's jobs with one of these settings that with the highest mean AP."""
+    found = [
+        one
+        for one in trained
+        if one.job.cell == cell and not set(settings).isdisjoint(one.job.settings)
+    ]
+    return max(found, key=lambda one: mean(one.metric("AP").values() or [-1.0]))
+
+
+def _kinds(settings: Sequence[Settings]) -> Iterator[str]:
+    yield from dict.fromkeys(one.kind for one in settings)
+
+
+def _of_rates(fair: Sequence[Settings]) -> Iterator[str]:
+    """What rows of other rates than the preset's are."""
+    if any(one.rate != 1 for one in fair):
+        yield "rate x F: both losses at F times the preset's learning rate."
+    if len(fair) > 1:
+        yield (
+            f"{BEST}: each loss at the rate where its mean AP is highest. It was chosen on what is "
+            "reported, so both are a little too high."
+        )
 
 
 def _of_another_preset(trained: Sequence[Trained]) -> Iterator[str]:

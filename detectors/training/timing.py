@@ -41,6 +41,11 @@ class Speed:
     weights: int
     device: str
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """All but the name."""
+        return self.step, self.image, self.checkpoint, self.weights
+
 
 def measure(settings: Sequence[TrainSettings], dataset: str, root: Path) -> list[Speed]:
     """Train and detect briefly with each of these settings, on the named data set in `root`.

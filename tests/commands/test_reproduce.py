@@ -22,6 +22,7 @@ from published import TRAIN, write_tree
 from detectors.cli import main
 from detectors.commands import reproduce_checks, sweep, train
 from detectors.errors import DataError, Unusable
+from detectors.models.presets import find_detector
 from detectors.paper.reproduction import NUMBERS
 from detectors.training import timing
 from detectors.training.settings import resolve
@@ -180,6 +181,65 @@ def test_settings_and_detectors_choose_and_the_rest_is_train_s(
         assert pairs["--anchor-scale"] == "1" and pairs["--seed"] == "4"
         assert pairs["--eval-every"] == "0" and pairs["--preset"] == "slim"
         assert pairs["--data-root"] == str(trees / "aitod") and one[-1] == "--resume"
+
+
+def test_fair_settings_at_several_rates(
+    trees: Path, untrained: list[list[str]], tmp_path: Path
+) -> None:
+    words = ["--seeds", "0", "--rates", "1", "0.5", *FCOS]
+    assert main(command("aitod", trees, tmp_path, *words, after=[*QUICK, "--lr", "0.03"])) == 0
+    rates = {w[w.index("--out") + 1]: train.parse(w[1:])["lr"] for w in untrained}
+    assert rates == {
+        str(tmp_path / f"fcos-{loss}{rate}-seed0"): lr
+        for loss in ("base", "jol")
+        for rate, lr in (("", 0.03), ("-rate0.5", 0.015))
+    }
+    with (tmp_path / "table.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "AP"]
+    kinds = ["fair", "fair, rate x 0.5", "fair, best rates", "paper"]
+    assert [row["settings"] for row in rows] == kinds
+    # The n-th run has n per cent: base and JOL, then both at half the rate
+    assert [row["JOL-base"] for row in rows] == ["+1.0", "+1.0", "+1.0", "+1.0"]
+    assert [row["base"] for row in rows] == ["1.0", "3.0", "3.0", "1.0"]
+    untrained.clear()
+    assert main(command("aitod", trees, tmp_path / "own", *words, "--settings", "fair")) == 0
+    lr = find_detector("fcos").learning_rate["slim"]
+    assert [sweep.value_of(w, "--lr") for w in untrained] == [None, None, *[f"{lr / 2:g}"] * 2]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"a": {"step": "x"}}', "half"])
+def test_speeds_that_were_edited_are_measured_anew(
+    content: str,
+    trees: Path,
+    untrained: list[list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = command("aitod", trees, tmp_path, "--seeds", "0", *FCOS)
+    assert main([*words, "--max-steps", "1"]) == 0
+    if content == "half":
+        content = (tmp_path / "speed.json").read_text().replace("0.5", '"a half"')
+    (tmp_path / "speed.json").write_text(content)
+    (tmp_path / "fcos-jol-seed0" / "results.json").unlink()
+    capsys.readouterr()
+    assert main([*words, "--max-steps", "1"]) == 0
+    assert "timing fcos" in capsys.readouterr().out
+
+
+def test_a_finished_run_that_cannot_be_read_leaves_a_table_of_the_rest(
+    trees: Path, untrained: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command("aitod", trees, tmp_path, "--seeds", "0", "1", *FCOS)
+    assert main(words) == 0
+    (tmp_path / "fcos-jol-seed1" / "results.json").write_text("{")
+    capsys.readouterr()
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'fcos-jol-seed1'}: results.json cannot be read" in error
+    assert "1 finished run not read" in error
+    with (tmp_path / "table.csv").open() as file:
+        assert {row["pairs"] for row in csv.DictReader(file) if row["metric"] == "AP"} == {"1"}
+    assert "results.json cannot be read" in (tmp_path / "table.md").read_text()
 
 
 def test_other_arguments_are_not_the_same_runs(
@@ -402,6 +462,8 @@ def test_a_full_disk(
         (["--detectors", "yolo"], "--detectors: got 'yolo'"),
         (["--detectors", "faster_rcnn", "fcos"], "table 6 has no fcos"),
         (["--seeds", "x"], "--seeds"),
+        (["--rates", "0"], "--rates: got '0', wanted a positive number"),
+        (["--rates", "0.5", "--settings", "paper"], "--rates: only of fair settings"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
