@@ -100,3 +100,13 @@ def differences(
 ) -> list[float]:
     """First less second of each pair."""
     return [one[metric] - other[metric] for one, other in pairs]
+
+
+def in_words(e: Effect, form: str = "+.1f") -> str:
+    """A mean and its own interval; "" of nothing."""
+    if not e.pairs:
+        return ""
+    if not e.freedom > 0:
+        return f"{e.mean:{form}}"
+    low, high = e.interval()
+    return f"{e.mean:{form}} ({low:{form}} to {high:{form}})"

@@ -12,6 +12,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from bench.study.analysis import Effect, effect
 from bench.study.answers import Answer
 from bench.study.data import SCENES
+from bench.study.mechanism import Seen, known
 from bench.study.training import SIZES
 from detectors.data.object_sizes import size_name
 from detectors.evaluation.curves import NAMES
@@ -20,8 +21,6 @@ from detectors.utils.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 
 GREY = "#888888"
 COLOURS = {"faster_rcnn": BLUE, "fcos": VERMILION, "retinanet": GREEN}
-FEWEST = 30
-"""Positives of a size from which on their correlation is drawn."""
 OF_SIZES = {"vt": PURPLE, "t": BLUE, "s": GREEN, "m": ORANGE}
 
 
@@ -96,7 +95,7 @@ def by_size(main: Answer, path: Path) -> None:
     save_figure(figure, path, 130)
 
 
-def mechanism(seen: Sequence[dict[str, Any]], path: Path) -> None:
+def mechanism(seen: Sequence[Seen], path: Path) -> None:
     """Share of the loss, and correlation of the scores, over training, by size of the objects."""
     every = list(dict.fromkeys((x["data"], x["detector"]) for x in seen))
     wheres = [where for where in every if where[0] not in SCENES] or every  # of several sizes
@@ -105,12 +104,7 @@ def mechanism(seen: Sequence[dict[str, Any]], path: Path) -> None:
     names = {"share": "share of the loss, %", "correlation": "correlation of class score and IoU"}
     for panels, where in zip(rows, wheres, strict=True):
         for axes, (name, label) in zip(panels, names.items(), strict=True):
-            here = [
-                x
-                for x in seen
-                if (x["data"], x["detector"]) == where
-                and (name == "share" or x["samples"] >= FEWEST)
-            ]
+            here = [x for x in seen if (x["data"], x["detector"]) == where and known(x, name)]
             for size, colour in OF_SIZES.items():
                 for loss, style in {"base": "--", "jol": "-"}.items():
                     _line(axes, [x for x in here if (x["size"], x["loss"]) == (size, loss)], name,
@@ -123,7 +117,7 @@ def mechanism(seen: Sequence[dict[str, Any]], path: Path) -> None:
     save_figure(figure, path, 130)
 
 
-def _line(axes: Axes, lines: Sequence[dict[str, Any]], name: str, **look: Any) -> None:
+def _line(axes: Axes, lines: Sequence[Seen], name: str, **look: Any) -> None:
     """The mean over seeds at each step."""
     steps = sorted({x["step"] for x in lines})
     if steps:

@@ -1,19 +1,15 @@
 """What the runs say, in tables, and beside them figures."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from bench.study import figures, grid, runs
-from bench.study.analysis import Effect, effect, together
+from bench.study import figures, grid, mechanism, runs
+from bench.study.analysis import Effect, in_words, together
 from bench.study.answers import SIZES, Answer, answer, contrasts, family
 from bench.study.grid import COMPARISONS, Cell, Choice
+from bench.study.mechanism import Seen
 from bench.study.runs import Found, Rows
-from bench.study.training import SAMPLE_COLUMNS, SAMPLES
 from detectors.utils.text_tables import markdown
-
-KEYS = [name for name in SAMPLE_COLUMNS if name not in SAMPLES]
 
 
 def write(path: Path, samples: Path, backbone: str) -> str:
@@ -27,7 +23,7 @@ def write(path: Path, samples: Path, backbone: str) -> str:
         raise runs.RunError(f"{path}: holds no row; `run` writes them")
     answers = [answer(comparison, rows, backbone) for comparison in COMPARISONS]
     answers = [a for a in answers if a.cells]
-    seen = read_samples(samples, backbone)
+    seen = mechanism.read(samples, backbone)
     if answers:
         figures.effects(answers, family(), path.with_name(f"{path.stem}.png"))
         figures.by_size(answers[0], path.with_name(f"{path.stem}-sizes.png"))
@@ -39,7 +35,7 @@ def write(path: Path, samples: Path, backbone: str) -> str:
 
 
 def document(
-    answers: Sequence[Answer], rows: Rows, seen: list[dict[str, Any]], backbone: str
+    answers: Sequence[Answer], rows: Rows, seen: Sequence[Seen], backbone: str
 ) -> Iterator[str]:
     """The lines of the tables."""
     size = family()
@@ -142,16 +138,6 @@ def _effects(effects: dict[str, Effect]) -> tuple[str, ...]:
     return tuple(in_words(effects[metric]) for metric in ("AP", *SIZES))
 
 
-def in_words(e: Effect) -> str:
-    """A mean and its own interval."""
-    if not e.pairs:
-        return ""
-    if not e.freedom > 0:
-        return f"{e.mean:+.1f}"
-    low, high = e.interval()
-    return f"{e.mean:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
 def together_in_words(e: Effect, size: int) -> str:
     """The interval that holds with those of a family of this size, bold where it leaves out 0."""
     if not e.freedom > 0:
@@ -204,41 +190,18 @@ def _of(value: float, tried: grid.Tried) -> str:
     return f"{value:g} *" if value in (tried.least, tried.most) else f"{value:g}"
 
 
-def read_samples(path: Path, backbone: str) -> list[dict[str, Any]]:
-    """What the loss saw, with numbers for SAMPLES, seed and step; of a run done twice the last."""
-    lines = [line for line in runs.lines_of(path) if None not in line.values()]
-    last = {tuple(line[name] for name in KEYS): line for line in lines}
-    return [
-        {**line, **{name: float(line[name] or math.nan) for name in ("seed", "step", *SAMPLES)}}
-        for line in last.values()
-        if line["backbone"] == backbone
-    ]
-
-
-def looked_at(seen: list[dict[str, Any]]) -> Iterator[str]:
-    """What the loss saw at the end of runs, by size: means over seeds."""
-    if not seen:
+def looked_at(seen: Sequence[Seen]) -> Iterator[str]:
+    """What the loss sees at the end of pairs of runs, by size."""
+    lines = list(mechanism.lines(seen))
+    if not lines:
         return
-    last = {(x["data"], x["detector"]): x["step"] for x in sorted(seen, key=lambda x: x["step"])}
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for x in seen:
-        where = (x["data"], x["detector"])
-        if x["step"] == last[where]:
-            groups.setdefault((*where, x["size"], x["loss"]), []).append(x)
     yield ""
     yield "## What the loss sees"
     yield ""
-    yield "At the end of reported runs, on images that no run learns from, by the objects' size:"
+    yield "At the end of pairs of runs, on images that no run learns from, by the objects' size:"
     yield "their share of the loss of all positives in per cent, Pearson's correlation of class"
-    yield "score and IoU, and the means of these. Means over seeds."
+    yield "score and IoU, and the means of these two. Of each the mean over base's runs, and JOL"
+    yield "less base with its own 95 % interval; none of scores of fewer than"
+    yield f"{mechanism.FEWEST} positives."
     yield ""
-    header = ("data", "detector", "size", "loss", "seeds", "share", "correlation", "IoU", "class")
-    yield from markdown(header, map(_seen, groups.items()), 4)
-
-
-def _seen(item: tuple[tuple[str, ...], list[dict[str, Any]]]) -> Sequence[str]:
-    where, lines = item
-    forms = {"share": ".0f", "correlation": ".2f", "s_loc": ".2f", "s_cls": ".2f"}
-    means = {name: effect([x[name] for x in lines]).mean for name in forms}
-    numbers = ("" if math.isnan(x) else f"{x:{forms[name]}}" for name, x in means.items())
-    return (*where, str(len(lines)), *numbers)
+    yield from markdown(mechanism.HEADER, lines, 3)

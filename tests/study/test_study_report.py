@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bench.__main__ import main
-from bench.study import answers, grid, report, runs
+from bench.study import answers, grid, mechanism, report, runs
 from bench.study.grid import COMPARISONS, MAIN, Cell, Comparison
 from bench.study.training import SAMPLE_COLUMNS
 
@@ -165,7 +165,7 @@ def test_figures_are_drawn(asked, tmp_path):
     write_rows(tmp_path / "study.csv", 1.0)
     lines = [
         {"data": data, "detector": "fcos", "loss": loss, "backbone": "resnet18", "seed": seed,
-         "step": step, "size": size, "objects": 9, "samples": 20, "share": 50.0,
+         "step": step, "size": size, "objects": 9, "samples": 40, "share": 50.0,
          "correlation": 0.2, "s_loc": 0.7, "s_cls": 0.6 + 0.1 * seed}
         for data in ("nuclei-half", "scenes-4-8") for loss in ("base", "jol") for seed in (0, 1)
         for step in (50, 500) for size in ("vt", "t")
@@ -173,23 +173,59 @@ def test_figures_are_drawn(asked, tmp_path):
     runs.append(tmp_path / "study-samples.csv", lines, SAMPLE_COLUMNS)
     text = report.write(tmp_path / "study.csv", tmp_path / "study-samples.csv", "resnet18")
     seen = line(text[text.index("What the loss sees") :], "nuclei-half")
-    assert seen[1:] == ["fcos", "vt", "base", "2", "50", "0.20", "0.70", "0.65"]
+    assert seen[1:6] == ["fcos", "vt", "2", "50.0", "+0.0 (+0.0 to +0.0)"]
     for name in ("study.png", "study-sizes.png", "study-samples.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > 500 and np.asarray(image.convert("L")).std() > 5
 
 
+def seen_line(data="nuclei", size="vt", loss="base", seed=0, step=50, **values):
+    where = {"data": data, "detector": "fcos", "loss": loss, "backbone": "resnet18",
+             "seed": seed, "step": step, "size": size}  # fmt: skip
+    usual = {"objects": 9, "samples": 40, "share": 50.0, "correlation": 0.2, "s_loc": 0.7}
+    return where | usual | {"s_cls": math.nan} | values
+
+
 def test_what_the_loss_saw_counts_each_run_once_and_knows_gaps(tmp_path):
-    where = {"data": "nuclei", "detector": "fcos", "loss": "base", "backbone": "resnet18",
-             "step": 50, "size": "vt", "objects": 9, "samples": 1, "share": 50.0}  # fmt: skip
     lines = [
-        {**where, "seed": seed, "correlation": r, "s_loc": score, "s_cls": math.nan}
-        for seed, r, score in [(0, 0.9, 0.9), (0, 0.2, 0.2), (1, math.nan, 0.4)]
+        seen_line(loss="jol", correlation=0.5),
+        seen_line(loss="jol", correlation=0.4, seed=1, s_loc=0.8),
+        seen_line(correlation=0.9),  # done anew
+        seen_line(correlation=0.2, s_loc=0.4),
+        seen_line(correlation=math.nan, seed=1, s_loc=0.7),
+        seen_line(seed=2, share=90.0),  # JOL's is to come
     ]
     runs.append(tmp_path / "samples.csv", lines, SAMPLE_COLUMNS)
-    seen = report.read_samples(tmp_path / "samples.csv", "resnet18")
-    found = line("\n".join(report.looked_at(seen)), "nuclei")
-    assert found[2:] == ["vt", "base", "2", "50", "0.20", "0.30", ""]
+    seen = mechanism.read(tmp_path / "samples.csv", "resnet18")
+    (found,) = mechanism.lines(seen)
+    # S_loc: +.3 and +.1; t(1, .975) = 12.706 times half their distance .1: +- 1.27
+    assert found == (
+        *("nuclei", "fcos", "vt", "2", "50.0", "+0.0 (+0.0 to +0.0)", "0.20", "+0.30"),
+        *("0.55", "+0.20 (-1.07 to +1.47)", "", ""),
+    )
+
+
+def test_what_the_loss_saw_at_the_end_and_over_data_sets():
+    lines = [
+        seen_line(data, loss=loss, seed=seed, step=step, **values)
+        for data, gain in (("nuclei", 4), ("nuclei-half", 2), ("scenes-4-8", 0))
+        for seed in (0, 1)
+        for loss, step, values in (
+            ("base", 50, {"share": 30.0}),
+            ("base", 500, {"share": 40.0, "s_loc": 0.6 if data == "nuclei" else 0.5}),
+            ("jol", 50, {"share": 90.0}),
+            ("jol", 500, {"share": 40.0 + gain + seed, "s_loc": 0.7,
+                          "samples": 29 if data == "nuclei" else 30}),
+        )
+    ]  # fmt: skip
+    found = {line[0]: line[3:] for line in mechanism.lines(lines)}
+    assert list(found) == ["nuclei-half", "scenes-4-8", "nuclei", "all"]
+    assert found["nuclei"][1:3] == ("40.0", "+4.5 (-1.9 to +10.9)")
+    assert found["nuclei"][3:] == ("",) * 6, "of 29 positives no scores"
+    assert found["scenes-4-8"][1:3] == ("", ""), "their only size has all of the loss"
+    # Of +4.5 and +2.5, each with error .5: mean 3.5, error .5 / sqrt(2), t(2, .975) = 4.303
+    assert found["all"][:3] == ("4", "", "+3.5 (+2.0 to +5.0)")
+    assert found["all"][6] == "+0.20 (+0.20 to +0.20)"
 
 
 def test_no_rows_are_no_report(tmp_path, capsys):
