@@ -27,6 +27,16 @@ class Answer:
         """The effects of each cell, by metric."""
         return {cell: _effects(cell, list(pairs.values())) for cell, pairs in self.pairs.items()}
 
+    @property
+    def detectors(self) -> "dict[str, Answer]":
+        """The answer of each detector that has several cells, if there are several detectors."""
+        own: dict[str, dict[Cell, Mapping[int, tuple[Found, Found]]]] = {}
+        for cell, pairs in self.pairs.items():
+            own.setdefault(cell.detector, {})[cell] = pairs
+        if len(own) == 1:
+            return {}
+        return {d: Answer(self.comparison, cells) for d, cells in own.items() if len(cells) > 1}
+
     def means(self, cell: Cell) -> tuple[float, float]:
         """AP of the two losses in a cell."""
         first, second = zip(*self.pairs[cell].values(), strict=True)

@@ -33,6 +33,7 @@ def effects(answers: Sequence[Answer], family: int, path: Path) -> None:
             (f"{a.comparison.question}  {a.comparison.loss} less {a.comparison.other}", None)
         )
         lines += [(str(cell), found["AP"]) for cell, found in a.cells.items()]
+        lines += [(f"all, {name}", own.overall()) for name, own in a.detectors.items()]
         if len(a.cells) > 1:
             overall.append(len(lines))
             lines.append(("all of these", a.overall()))

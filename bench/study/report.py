@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.study import figures, grid, mechanism, runs
-from bench.study.analysis import Effect, in_words, together
+from bench.study.analysis import Effect, in_words
 from bench.study.answers import SIZES, Answer, answer, contrasts, family
 from bench.study.grid import COMPARISONS, Cell, Choice
 from bench.study.mechanism import Seen
@@ -122,12 +122,9 @@ def table(a: Answer, size: int) -> Iterator[Sequence[str]]:
         one, other = a.means(cell)
         yield (cell.data, cell.method, str(effects["AP"].pairs), f"{one:.1f}", f"{other:.1f}",
                *_effects(effects), "")  # fmt: skip
-    detectors = dict.fromkeys(cell.detector for cell in a.cells)
-    for detector in detectors if len(detectors) > 1 else ():
-        own = [effects for cell, effects in a.cells.items() if cell.detector == detector]
-        if len(own) > 1:
-            overall = {metric: together([e[metric] for e in own]) for metric in ("AP", *SIZES)}
-            yield ("all", detector, str(overall["AP"].pairs), "", "", *_effects(overall), "")
+    for detector, own in a.detectors.items():
+        overall = {metric: own.overall(metric) for metric in ("AP", *SIZES)}
+        yield ("all", detector, str(overall["AP"].pairs), "", "", *_effects(overall), "")
     if len(a.cells) > 1:
         overall = {metric: a.overall(metric) for metric in ("AP", *SIZES)}
         wide = together_in_words(overall["AP"], size)
