@@ -97,6 +97,7 @@ COMPARISONS = (
     MAIN,
     Comparison("Weights, or only a larger loss?", "jol", "constant", FEW),
     Comparison("The same, where JOL gains?", "jol", "constant", GAINING),
+    Comparison("Weights, or only earlier clipping?", "jol", "base-clip-5", GAINING),
     Comparison("The gradient through the weights?", "jol", "detached", FEW),
     Comparison("Negatives at the mean weight, or at 1?", "jol", "negatives-at-one", FEW),
     Comparison("Weights in the class loss alone?", "classification-alone", "jol", FEW),

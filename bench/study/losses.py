@@ -81,8 +81,13 @@ LOSSES = {
     "lam-5": _jol(lam=5.0),
     "nwd": _jol(location_score="nwd"),
     "simd": _jol(location_score="simd"),
+    "base-clip-5": Loss({"loss": "base", "clip": 5.0}),
 }
-"""Name → loss; "jol" has λ 2, IoU, the gradient through the weights, and w⁻ their mean."""
+"""Name → loss; "jol" has λ 2, IoU, the gradient through the weights, and w⁻ their mean.
+
+The gradient's norm is clipped at 10, which a loss twice as large reaches with half the gradient:
+base-clip-5 is clipped as early as JOL.
+"""
 
 
 class Mixed(nn.Module):

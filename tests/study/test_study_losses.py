@@ -112,7 +112,8 @@ def test_every_loss_starts_from_the_same_weights(detector, run):
         states[name] = model.state_dict()
         assert isinstance(joint_head(model).criterion, Mixed) == (name in MIXTURES)
         weighting = joint_head(model).criterion.settings.weighting
-        assert weighting == ("none" if name == "base" else "joint")
+        assert weighting == ("none" if name.startswith("base") else "joint")
+        assert settings.clip == (5 if name == "base-clip-5" else 10)
     first = states.pop("base")
     for state in states.values():
         assert list(state) == list(first)
