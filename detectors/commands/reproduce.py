@@ -217,8 +217,9 @@ def _runs(jobs: Sequence[Job], args: Namespace, common: Sequence[str], images: i
         words = [*(word for pair in pairs for word in pair), *shared, *common]
         given = train.given_settings(Namespace(**train.parse([*words, "--out", "x"])))
         if job.rate != 1:
-            given["lr"] = float(f"{resolve(given, images, args.dataset, {}).lr * job.rate:g}")
-            words += ["--lr", f"{given['lr']:g}"]
+            lr = f"{resolve(given, images, args.dataset, {}).lr * job.rate:g}"
+            given["lr"] = float(lr)
+            words += ["--lr", lr]
         given["device"] = find_device(given.get("device"))
         usual = {name: value for name, value in given.items() if name not in LENGTH}
         now, whole = (resolve(g, images, args.dataset, {}) for g in (given, usual))

@@ -1,8 +1,6 @@
-"""`jol reproduce` on tiny trees of every data set: checks, plan, runs, resuming, the table."""
+"""`jol reproduce` on tiny trees of every data set: plan, runs, resuming, the table."""
 
 import contextlib
-import csv
-import dataclasses
 import json
 import os
 import re
@@ -10,37 +8,23 @@ import shutil
 import signal
 import time
 from argparse import Namespace
-from collections import namedtuple
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from children import run_jol
 from pictures import draw_no_curves
-from published import TRAIN, write_tree
+from published import TRAIN
+from reproducing import FCOS, QUICK, TINY, command, table_of
 
 from detectors.cli import main
-from detectors.commands import reproduce_checks, sweep, train
+from detectors.commands import sweep, train
 from detectors.errors import DataError, Unusable
 from detectors.models.presets import find_detector
 from detectors.paper.reproduction import NUMBERS
 from detectors.training import timing
 from detectors.training.settings import resolve
 from detectors.training.timing import Speed
-
-TINY = ["--preset", "slim", "--batch-size", "1", "--crop", "48"]
-TINY += ["--workers", "0", "--device", "cpu"]
-QUICK = [*TINY, "--max-steps", "1"]
-FCOS = ["--detectors", "fcos"]
-
-
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of each data set by its name."""
-    root = tmp_path_factory.mktemp("trees")
-    for name in NUMBERS:
-        write_tree(name, root / name)
-    return root
 
 
 @pytest.fixture
@@ -56,40 +40,6 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(timing, "measure", timing.measure_here)
     draw_no_curves(monkeypatch)
     return calls
-
-
-@pytest.fixture
-def untrained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Runs that leave results at once, a hundredth more AP with each; their words."""
-    calls: list[list[str]] = []
-
-    def launch(words: list[str]) -> int:
-        calls.append(words)
-        out = Path(words[words.index("--out") + 1])
-        out.mkdir(parents=True, exist_ok=True)
-        args = Namespace(**train.parse(words[1:]))
-        settings = resolve(train.given_settings(args), TRAIN, args.dataset, {})
-        config = {"settings": dataclasses.asdict(settings), "data": {}}
-        (out / "config.json").write_text(json.dumps(config))
-        (out / "results.json").write_text(json.dumps({"AP": 0.01 * len(calls)}))
-        return 0
-
-    monkeypatch.setattr(sweep, "_launch", launch)
-    speeds = Speed(0.5, 0.25, 3_000_000_000, 1_000_000_000, "a GPU")
-    monkeypatch.setattr(timing, "measure", lambda settings, *_: [speeds] * len(settings))
-    has_free(monkeypatch, 10**15)
-    return calls
-
-
-def has_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    """Let the disk have so many bytes."""
-    usage = namedtuple("usage", "total used free")(10**16, 0, free)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-
-
-def command(name: str, trees: Path, out: Path, *words: str, after: list[str] = QUICK) -> list[str]:
-    root = ["--data-root", str(trees / name), "--out", str(out)]
-    return ["reproduce", name, *root, *words, "--", *after]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -112,8 +62,7 @@ def test_from_data_to_the_table(
         f"{method}-base-seed0",
         f"{method}-jol-seed0",
     ]
-    with (out / "table.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table_of(out)
     epochs = 24 if name.startswith("aitod") else 12
     assert {row["steps"] for row in rows} == {f"1 of {TRAIN * epochs}"}
     assert {(row["detector"], row["settings"]) for row in rows} == {
@@ -194,8 +143,7 @@ def test_fair_settings_at_several_rates(
         for loss in ("base", "jol")
         for rate, lr in (("", 0.03), ("-rate0.5", 0.015))
     }
-    with (tmp_path / "table.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["metric"] == "AP"]
+    rows = [row for row in table_of(tmp_path) if row["metric"] == "AP"]
     kinds = ["fair", "fair, rate x 0.5", "fair, best rates", "paper"]
     assert [row["settings"] for row in rows] == kinds
     # The n-th run has n per cent: base and JOL, then both at half the rate
@@ -237,8 +185,7 @@ def test_a_finished_run_that_cannot_be_read_leaves_a_table_of_the_rest(
     error = capsys.readouterr().err
     assert f"{tmp_path / 'fcos-jol-seed1'}: results.json cannot be read" in error
     assert "1 finished run not read" in error
-    with (tmp_path / "table.csv").open() as file:
-        assert {row["pairs"] for row in csv.DictReader(file) if row["metric"] == "AP"} == {"1"}
+    assert {row["pairs"] for row in table_of(tmp_path) if row["metric"] == "AP"} == {"1"}
     assert "results.json cannot be read" in (tmp_path / "table.md").read_text()
 
 
@@ -316,182 +263,6 @@ def test_a_table_that_cannot_be_written_is_printed_and_hides_no_failure(
     assert f"jol reproduce: {tmp_path / 'table.md'}: " in capsys.readouterr().err
 
 
-def damaged(trees: Path, name: str, tmp_path: Path) -> Path:
-    shutil.copytree(trees / name, tmp_path / name)
-    return tmp_path / name
-
-
-@pytest.mark.parametrize(
-    ("name", "gone", "wanted"),
-    [
-        ("visdrone", "VisDrone2019-DET-val", ["no VisDrone2019-DET-val or val there"]),
-        ("visdrone", "VisDrone2019-DET-train/annotations", ["train/annotations: no such folder"]),
-        ("visdrone", "VisDrone2019-DET-train/images/train1.jpg", ["no image train1 in"]),
-        (
-            "aitod",
-            "annotations/aitod_trainval_v1.json",
-            ["no annotations/aitod_trainval_v1.json or aitod_trainval_v1.json or"],
-        ),
-        ("aitodv2", "test/images/test1.png", ["image 1: no file", "test/images/test1.png"]),
-        ("sodad", "tiles/test.json", ["write the tiles with jol data convert", "--split test"]),
-        ("sodad", "Images/test0.jpg", ["no file", "Images/test0.jpg"]),
-        ("coco", "annotations", ["no annotations/instances_train2017.json", "_val2017.json there"]),
-        ("coco", "train2017", ["image 0: no file", "train2017/000000000000.jpg"]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_missing_data_are_named(
-    name: str,
-    gone: str,
-    wanted: list[str],
-    trees: Path,
-    untrained: list[list[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    root = damaged(trees, name, tmp_path)
-    path = root / gone
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    out = tmp_path / "out"
-    assert main(command(name, tmp_path, out)) == 2
-    error = capsys.readouterr().err
-    assert all(words in error for words in wanted) and "nothing was trained" in error
-    assert str(root) in error and "Traceback" not in error
-    assert untrained == [] and not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("split", "change", "wanted"),
-    [
-        ("train", {"annotations": []}, "no objects to learn from"),
-        ("val", {"categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "zebra"}]}, "zebra"),
-    ],
-    ids=["nothing to learn", "another class to find"],
-)
-def test_what_train_would_refuse_is_a_problem(
-    split: str,
-    change: dict[str, list],
-    wanted: str,
-    trees: Path,
-    untrained: list[list[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    file = damaged(trees, "coco", tmp_path) / "annotations" / f"instances_{split}2017.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    assert main(command("coco", tmp_path, tmp_path / "out", "--seeds", "0")) == 2
-    printed = capsys.readouterr()
-    assert str(file) in printed.err and wanted in printed.err and "timing" not in printed.out
-    assert "nothing was trained" in printed.err and untrained == []
-
-
-def test_tiles_that_are_not_there_are_not_counted(
-    trees: Path, untrained: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.rmtree(damaged(trees, "sodad", tmp_path) / "tiles")
-    assert main(command("sodad", tmp_path, tmp_path / "out")) == 2
-    printed = capsys.readouterr()
-    assert "to train on" not in printed.out and "2 problems" in printed.err
-
-
-def test_what_cannot_be_counted_is_not_called_other_data(
-    trees: Path, untrained: list[list[str]], tmp_path: Path
-) -> None:
-    """SODA-D's val, which nothing is trained or tested on."""
-    (damaged(trees, "sodad", tmp_path) / "Annotations" / "val.json").unlink()
-    assert main(command("sodad", tmp_path, tmp_path / "out", "--seeds", "0", *FCOS)) == 0
-    text = (tmp_path / "out" / "table.md").read_text()
-    assert "not all there, so not counted" in text and "not the paper's data" not in text
-
-
-def test_many_problems_are_counted(
-    trees: Path, untrained: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = damaged(trees, "visdrone", tmp_path)
-    for stem in ("train0", "train1"):
-        file = root / "VisDrone2019-DET-train" / "annotations" / f"{stem}.txt"
-        file.write_text("x\ny\nz\n")
-    assert main(command("visdrone", tmp_path, tmp_path / "out")) == 2
-    error = capsys.readouterr().err
-    assert "train0.txt line 3" in error and "line 1: 'x'" in error
-    assert "train: 3 more problems; all are told by jol data check --dataset visdrone" in error
-    assert "jol reproduce: 4 problems; nothing was trained" in error
-
-
-def test_weights_and_data_are_told_together(
-    trees: Path, untrained: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = damaged(trees, "visdrone", tmp_path)
-    shutil.rmtree(root / "VisDrone2019-DET-val")
-    after = [*QUICK, "--backbone-weights", str(tmp_path / "no.pth")]
-    assert main(command("visdrone", tmp_path, tmp_path / "out", after=after)) == 2
-    error = capsys.readouterr().err
-    assert f"backbone_weights: no such file: {tmp_path / 'no.pth'}" in error
-    assert "no VisDrone2019-DET-val or val there" in error and "2 problems" in error
-
-
-def test_a_full_disk(
-    trees: Path,
-    untrained: list[list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    has_free(monkeypatch, 16 * 10**9)
-    words = ["--seeds", "0", *FCOS]  # two runs, 17 GB
-    assert main(command("visdrone", trees, tmp_path / "out", *words)) == 2
-    printed = capsys.readouterr()
-    assert "17.0 GB to write, 16 GB free" in printed.out and "not enough disk" in printed.err
-    assert untrained == []
-    run = tmp_path / "out" / "fcos-jol-seed0"
-    run.mkdir(parents=True)
-    with (run / "last.pt").open("wb") as file:  # of an interrupted run, which needs less then
-        file.truncate(3 * 10**9)
-    assert main([*command("visdrone", trees, tmp_path / "out", *words), "--max-steps", "2"]) == 0
-    assert "14.0 GB to write" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        (["--", "--anchor-scale", "4"], "--anchor-scale after --"),
-        (["--", "--loss=jol"], "--loss after --"),
-        (["--", "--seed", "4"], "--seed after --"),
-        (["--", "--colour", "red"], "unknown option --colour"),
-        (["--settings", "best"], "--settings: got 'best', wanted one of fair, paper, both"),
-        (["--detectors", "yolo"], "--detectors: got 'yolo'"),
-        (["--detectors", "faster_rcnn", "fcos"], "table 6 has no fcos"),
-        (["--seeds", "x"], "--seeds"),
-        (["--rates", "0"], "--rates: got '0', wanted a positive number"),
-        (["--rates", "0.5", "--settings", "paper"], "--rates: only of fair settings"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_unusable_arguments(
-    words: list[str],
-    wanted: str,
-    trees: Path,
-    untrained: list[list[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    root = ["--data-root", str(trees / "coco"), "--out", str(tmp_path / "out")]
-    assert main(["reproduce", "coco", *root, *words]) == 2
-    error = capsys.readouterr().err
-    assert wanted in error and "Traceback" not in error and not (tmp_path / "out").exists()
-
-
-def test_the_numbers_of_a_whole_data_set_are_no_difference(
-    trees: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts = ((("trainval", "test"), 5, 10),)
-    monkeypatch.setitem(reproduce_checks.COUNTS, "aitod", counts)
-    assert reproduce_checks.check_data("aitod", trees / "aitod").warnings == []
-    monkeypatch.setitem(reproduce_checks.COUNTS, "aitod", ((("trainval", "test"), 5, 11),))
-    (told,) = reproduce_checks.check_data("aitod", trees / "aitod").warnings
-    assert told.startswith("not the paper's data: trainval and test: 5 images, 10 objects; the pap")
-
-
 @pytest.mark.slow
 def test_what_the_timing_process_refuses_comes_back(trees: Path) -> None:
     words = ["--detector", "fcos", "--loss", "jol", "--dataset", "coco"]
@@ -561,8 +332,7 @@ def test_stopped_and_killed_it_goes_on(trees: Path, tmp_path: Path) -> None:
     child = run_jol(words, tmp_path)
     assert child.end() == 0
     assert "timing" not in child.said
-    with (out / "table.csv").open() as file:
-        row = next(csv.DictReader(file))
+    row = table_of(out)[0]
     assert row["steps"] == "30 of 36" and row["pairs"] == "1"
     steps = [json.loads(line)["step"] for line in (joint / "metrics.jsonl").open()]
     assert steps == [20, 30, 30]
