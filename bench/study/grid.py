@@ -81,7 +81,7 @@ def _cells(*detectors: str) -> tuple[Cell, ...]:
 
 FEW = (Cell("nuclei-half", "faster_rcnn"), Cell("scenes-8-16", "faster_rcnn"))
 """Where the parts of JOL are taken apart."""
-GAINING = (Cell("nuclei-half", "retinanet"), Cell("scenes-8-16", "retinanet"))
+GAINING = _cells("retinanet")
 """Where JOL had gained in MAIN, when these were added."""
 MATCHED = tuple(
     Cell(data, "retinanet", assigner)
