@@ -82,7 +82,8 @@ def document(
             yield ""
             yield "All, with a seed's mean as an observation, whatever it does to cells alike:"
             yield f"{in_words(a.by_seed())}. With a cell's mean as one, which has the chance of"
-            yield f"what was chosen in it: {in_words(a.by_cell())}."
+            own = (f"{name} {in_words(of.by_cell())}" for name, of in a.detectors.items())
+            yield f"what was chosen in it: {'; '.join((in_words(a.by_cell()), *own))}."
     yield from few_and_many(answers, size)
     yield from chosen(answers, rows, backbone)
     yield from looked_at(seen)
