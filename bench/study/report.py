@@ -82,8 +82,8 @@ def document(
             yield ""
             yield "All, with a seed's mean as an observation, whatever it does to cells alike:"
             yield f"{in_words(a.by_seed())}. With a cell's mean as one, which has the chance of"
-            own = (f"{name} {in_words(of.by_cell())}" for name, of in a.detectors.items())
-            yield f"what was chosen in it: {'; '.join((in_words(a.by_cell()), *own))}."
+            each = (f"{name} {in_words(part.by_cell())}" for name, part in a.detectors.items())
+            yield f"what was chosen in it: {'; '.join((in_words(a.by_cell()), *each))}."
     yield from few_and_many(answers, size)
     yield from chosen(answers, rows, backbone)
     yield from looked_at(seen)
